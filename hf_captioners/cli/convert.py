@@ -1,0 +1,119 @@
+"""`hf-captioners convert`: an original checkpoint becomes a folder for `from_pretrained`."""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_captioners.conversion import MODEL_TYPES, convert
+
+if TYPE_CHECKING:
+    from hf_captioners.conversion.writing import ConversionReport
+
+_DESCRIPTION = """\
+Convert an original checkpoint into a folder that from_pretrained reads: model, generation defaults and processor.
+Nothing in the checkpoint is executed. The folder appears complete or not at all; its path is printed as a JSON line."""
+
+_EPILOG = """\
+example:
+  hf-captioners convert expansionnet_v2 rf_model.pth --vocabulary demo_coco_tokens.pickle --out expansionnet-v2"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """
+    Adds the verb `convert` to the command line.
+
+    Args:
+        subparsers: what `ArgumentParser.add_subparsers` returned.
+
+    Returns:
+        `ArgumentParser`: of the verb; [`run`] is its default `run`.
+    """
+    parser = subparsers.add_parser(
+        "convert",
+        help="convert an original checkpoint",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model_type", choices=MODEL_TYPES, help="which model the checkpoint is of")
+    parser.add_argument("checkpoint", type=Path, help="the original checkpoint (.pth or .safetensors)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the original vocabulary pickle, or a .json list of words whose index is the id",
+    )
+    parser.add_argument(
+        "--original-config",
+        type=Path,
+        metavar="FILE.json",
+        help="the original's settings in its own names; needed where they are not the released ones and leave no trace "
+        "in the tensors (number of heads, expansion groups)",
+    )
+    parser.add_argument(
+        "--special",
+        nargs="+",
+        type=_name_and_id,
+        metavar="NAME=ID",
+        help="ids of PAD, SOS, EOS, UNK, when the vocabulary does not call them so (PAD=8 SOS=9 EOS=7 UNK=10)",
+    )
+    parser.add_argument("--backbone", type=Path, metavar="FILE", help="the backbone, for a features-only checkpoint")
+    parser.add_argument("--features-only", action="store_true", help="leave the backbone out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Converts, writes the report to stderr and the folder to stdout.
+
+    Args:
+        args (`Namespace`): as parsed by the parser of [`add_parser`].
+
+    Returns:
+        `int`: 0, or 2 after an error, which is one line on stderr.
+    """
+    try:
+        report = convert(
+            args.model_type,
+            args.checkpoint,
+            args.out,
+            original_config=args.original_config,
+            vocabulary=args.vocabulary,
+            special=dict(args.special) if args.special else None,
+            backbone=args.backbone,
+            features_only=args.features_only,
+            overwrite=args.overwrite,
+        )
+    except (OSError, ValueError) as error:
+        print(f"hf-captioners convert: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for line in _describe(report):
+        print(line, file=sys.stderr)
+    print(json.dumps({"out_dir": str(report.out_dir)}))
+    return 0
+
+
+def _name_and_id(text: str) -> tuple[str, int]:
+    name, separator, number = text.partition("=")
+    if not separator or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ID, such as PAD=78")
+    return name, int(number)
+
+
+def _describe(report: "ConversionReport") -> list[str]:
+    """The report in lines; dropped names that differ in numbers only are one line."""
+    groups = Counter(re.sub(r"\d+", "*", name) for name in report.dropped)
+    special = " ".join(f"{name}={index} ({word!r})" for name, (index, word) in report.special_tokens.items())
+    lines = [f"{len(report.used)} tensors converted, {len(report.dropped)} dropped"]
+    lines += [f"  dropped {count} x {name}" for name, count in groups.items()]
+    lines += [f"special tokens: {special}"]
+    lines += [f"assumed, as released: {name}={value}" for name, value in report.assumed.items()]
+    return lines

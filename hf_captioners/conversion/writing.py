@@ -1,0 +1,194 @@
+"""What every conversion ends with: a report or a list of problems, and a folder that appears whole or not at all."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+SHOWN_PROBLEMS = 10
+# What `save_pretrained` of a captioner and its processor write; a folder with anything else in it is never replaced.
+_WRITTEN_FILES = {
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+class ConversionError(ValueError):
+    """A checkpoint, configuration or vocabulary that cannot be converted. Nothing was written."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """
+    What a conversion did.
+
+    Attributes:
+        out_dir (`Path`): the folder that was written.
+        used (`list[str]`): names of the original tensors that went into the model.
+        dropped (`list[str]`): names of the original tensors that did not (buffers that are computed, a classification
+            head, the backbone of a model that was asked for without one). With `used` they are the whole input.
+        config (`PreTrainedConfig`): the configuration of the converted model.
+        special_tokens (`dict[str, tuple[int, str]]`): for PAD, SOS, EOS and UNK the id and the word of the vocabulary.
+        assumed (`dict[str, Any]`): settings in the original's names that no tensor shows and nobody gave, with the
+            released value that was taken. If one of them is wrong the model loads and captions badly.
+    """
+
+    out_dir: Path
+    used: list[str]
+    dropped: list[str]
+    config: "PreTrainedConfig"
+    special_tokens: dict[str, tuple[int, str]] = field(default_factory=dict)
+    assumed: dict[str, Any] = field(default_factory=dict)
+
+
+def raise_problems(title: str, problems: Sequence[str]) -> None:
+    """
+    Raises one error for all problems found, if there are any.
+
+    Args:
+        title (`str`): what was being checked, with the file's name.
+        problems (`Sequence[str]`): one line each; the first 10 are shown, and how many there are.
+
+    Raises:
+        ConversionError: `problems` is not empty.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.conversion.writing import raise_problems
+    >>> raise_problems("model.pth", [])
+    >>> raise_problems("model.pth", ["a: missing", "b: missing"])
+    Traceback (most recent call last):
+        ...
+    hf_captioners.conversion.writing.ConversionError: model.pth: 2 problems: a: missing; b: missing
+
+    ```
+    """
+    if not problems:
+        return
+    count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+    more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+    raise ConversionError(f"{title}: {count}: " + "; ".join([*problems[:SHOWN_PROBLEMS], *more]))
+
+
+def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path:
+    """
+    Checks that a folder may be written (again).
+
+    Args:
+        out_dir (`str` or `Path`): the folder; it need not exist.
+        model_type (`str`): the model type that will be written there.
+        overwrite (`bool`): whether a previous conversion to the same model type may be replaced.
+
+    Returns:
+        `Path`: the folder, absolute, links resolved.
+
+    Raises:
+        FileExistsError: it is a file, or a folder with content that may not be replaced.
+    """
+    path = Path(out_dir).resolve()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise FileExistsError(f"{out_dir}: is not a folder; give a new or an empty one")
+    entries = sorted(path.iterdir())
+    if not entries:
+        return path
+    if not overwrite:
+        raise FileExistsError(
+            f"{out_dir}: is not empty; give another folder, or overwrite=True to replace a conversion"
+        )
+    if _model_type(path) != model_type:
+        raise FileExistsError(
+            f"{out_dir}: is not empty and its config.json is not of a converted {model_type}; not replaced"
+        )
+    foreign = [entry.name for entry in entries if not _was_written(entry)]
+    if foreign:
+        raise FileExistsError(
+            f"{out_dir}: holds {foreign[0]!r}, which no conversion wrote; move it away before overwriting"
+        )
+    return path
+
+
+@contextmanager
+def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) -> Iterator[Path]:
+    """
+    Gives an empty temporary folder beside `out_dir` that takes its name when the block ends well.
+
+    Args:
+        out_dir, model_type, overwrite: as in [`check_out_dir`].
+
+    Yields:
+        `Path`: where to write. After an error it is gone and `out_dir` is as it was.
+
+    Raises:
+        FileExistsError: as in [`check_out_dir`].
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.conversion.writing import new_folder
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with new_folder(Path(parent, "model"), "expansionnet_v2") as folder:
+    ...         _ = (folder / "config.json").write_text("{}")
+    ...     [path.name for path in Path(parent).rglob("*")]
+    ['model', 'config.json']
+
+    ```
+    """
+    target = check_out_dir(out_dir, model_type, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # mkdir instead of tempfile.mkdtemp: the folder keeps the user's ordinary permissions
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Renames `temporary` to `target`; a folder in its place is set aside first and comes back if that fails."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    previous = temporary.with_suffix(".old")
+    target.rename(previous)
+    try:
+        temporary.rename(target)
+    except OSError:
+        previous.rename(target)
+        raise
+    shutil.rmtree(previous)
+
+
+def _model_type(path: Path) -> str | None:
+    try:
+        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def _was_written(entry: Path) -> bool:
+    shard = entry.name.startswith("model-") and entry.suffix == ".safetensors"
+    return entry.is_file() and not entry.is_symlink() and (entry.name in _WRITTEN_FILES or shard)

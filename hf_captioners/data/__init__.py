@@ -1,0 +1,1 @@
+"""Captioned pictures: loading, opening, caching their features, and batches to learn from."""

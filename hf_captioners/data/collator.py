@@ -1,0 +1,125 @@
+"""Rows of a data set to a batch that a captioner learns from."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..modeling.captioner_image_io import ImageError
+from ..modeling.image_processing_captioner import open_picture
+from ..modeling.processing_captioner import CaptionerProcessor
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionCollator:
+    """Choose captions, open pictures and pad.
+
+    Which captions of a picture are chosen is a function of the seed, the epoch and the picture alone: the same in any
+    batch size, under gradient accumulation, in any number of processes and after resuming.
+
+    Args:
+        processor ([`CaptionerProcessor`]): makes the tensors.
+        captions_per_image (`int`, defaults to 1): captions of each picture in a batch, drawn without repetition; a
+            picture that has fewer gives some of them again. The picture itself is encoded once.
+        eval_captions_per_image (`int`, defaults to 5): the same while `training` is `False`, where the first ones are
+            taken.
+        seed (`int`, defaults to 0): of the choice.
+        skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
+            warning, instead of raising. A batch in which nothing is left raises all the same.
+
+    Attributes:
+        epoch (`int`): set by the trainer; workers of a `DataLoader` see it change.
+        training (`bool`): set by the trainer; `False` during evaluation.
+
+    Raises:
+        ValueError: a row lacks `captions`, or `image` and `image_features` both.
+        ImageError: a picture cannot be opened.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_captioners import CaptionCollator
+    >>> collator = CaptionCollator(processor)  # doctest: +SKIP
+    >>> batch = collator([{"image_id": 1, "image": "cat.jpg", "captions": ["a cat", "a grey cat"]}])  # doctest: +SKIP
+    >>> sorted(batch)  # doctest: +SKIP
+    ['labels', 'pixel_values']
+
+    ```
+    """
+
+    def __init__(
+        self,
+        processor: CaptionerProcessor,
+        captions_per_image: int = 1,
+        eval_captions_per_image: int = 5,
+        seed: int = 0,
+        skip_broken: bool = False,
+    ) -> None:
+        for name, value in (
+            ("captions_per_image", captions_per_image),
+            ("eval_captions_per_image", eval_captions_per_image),
+        ):
+            if value < 1:
+                raise ValueError(f"CaptionCollator: {name} must be at least 1, not {value}.")
+        self.processor = processor
+        self.captions_per_image = captions_per_image
+        self.eval_captions_per_image = eval_captions_per_image
+        self.seed = seed
+        self.skip_broken = skip_broken
+        self.training = True
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers keep their first copy
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch.fill_(value)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch: `pixel_values` or `image_features` and `image_attention_mask`, a row per picture, and `labels`,
+        rows of one picture side by side."""
+        if "image_features" in rows[0]:
+            return self._batch(rows, image_features=[row["image_features"] for row in rows])
+        good: list[Mapping[str, Any]] = []
+        pictures = []
+        for row in rows:
+            try:
+                pictures.append(open_picture(self._image(row), self.processor.image_processor))
+                good.append(row)
+            except ImageError as error:
+                if not (self.skip_broken and self.training):  # scores of fewer pictures would not compare
+                    raise
+                logger.warning("left out: %s", error)
+        if not good:
+            raise ImageError(f"none of the {len(rows)} pictures of a batch can be opened; see the warnings.")
+        return self._batch(good, images=pictures)
+
+    @staticmethod
+    def _image(row: Mapping[str, Any]) -> Any:
+        if "image" not in row:
+            raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
+        return row["image"]
+
+    def _batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, torch.Tensor]:
+        captions = [caption for row in rows for caption in self._choose(row)]
+        return dict(self.processor(text_target=captions, **pictures))
+
+    def _choose(self, row: Mapping[str, Any]) -> list[str]:
+        captions = row.get("captions")
+        if not captions or isinstance(captions, str):
+            raise ValueError(
+                f"image_id {row.get('image_id')!r}: 'captions' must be a list of captions, not {captions!r}."
+            )
+        order = list(captions)
+        count = self.captions_per_image if self.training else self.eval_captions_per_image
+        if self.training:
+            random.Random(f"{self.seed} {self.epoch} {row.get('image_id')}").shuffle(order)
+        return [order[index % len(order)] for index in range(count)]

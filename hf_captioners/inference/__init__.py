@@ -1,0 +1,1 @@
+"""Captioning with trained models, beyond one call of `generate`."""

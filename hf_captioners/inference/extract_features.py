@@ -1,0 +1,224 @@
+"""Running a backbone over the pictures of a dataset once, into a feature store.
+
+Training a captioner on a frozen backbone looks at the same pictures in every epoch; their features never change, and
+computing them is by far the larger part of a step. [`write_features`] computes them once. Pictures that cannot be read
+are named and noted in the store, and the rest go on; an interrupted run continues where it was.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from ..data.feature_store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_layers import grid_tokens
+from ..modeling.image_processing_captioner import open_picture
+from .device import choose_device
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureExtractor:
+    """A vision backbone with its image processor: pictures in, tokens `[B, num_tokens, feature_size]` out.
+
+    Args:
+        model (`PreTrainedModel`):
+            A captioner with a backbone, or a vision model of transformers whose `last_hidden_state` is `[B, C, H, W]`
+            or `[B, L, C]` (with its class token, if it has one). It is put into evaluation mode.
+        image_processor (`BaseImageProcessor`): What prepares a picture for it.
+        name (`str`, *optional*): What to call the backbone in the metadata of a store; its model type by default.
+
+    Raises:
+        ValueError: The captioner has no backbone, or the model wants something else than pictures.
+    """
+
+    def __init__(self, model: PreTrainedModel, image_processor: Any, name: str | None = None) -> None:
+        backbone = model.backbone if isinstance(model, CaptionerPreTrainedModel) else model
+        model_type = model.config.model_type
+        if backbone is None:
+            raise ValueError(f"this {model_type} was made for cached features and has no backbone to compute them with")
+        if backbone.main_input_name != "pixel_values":
+            raise ValueError(
+                f"a {model_type} takes {backbone.main_input_name}, not pictures alone; expected a captioner or a "
+                "vision backbone (of CLIP, save the CLIPVisionModel)"
+            )
+        self.model = model.eval()
+        self.image_processor = image_processor
+        self._backbone: PreTrainedModel = backbone
+        self._name = name or backbone.config.model_type
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: str | torch.device = "auto") -> "FeatureExtractor":
+        """Load a saved captioner or vision backbone and its image processor.
+
+        Args:
+            folder (`str` or `os.PathLike`): Folder of `save_pretrained`, or a name on the Hub.
+            device (`str` or `torch.device`, defaults to `"auto"`): Where to run; `"auto"` takes a GPU if there is one.
+
+        Raises:
+            ValueError: There is no such model or device, or it has no image processor, or see [`FeatureExtractor`].
+        """
+        target = choose_device(device)
+        try:
+            image_processor = AutoImageProcessor.from_pretrained(folder)
+            model = AutoModel.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder}: no model with an image processor could be loaded: {error}") from error
+        return cls(
+            model.to(target), image_processor, Path(folder).resolve().name if Path(folder).is_dir() else str(folder)
+        )
+
+    @torch.inference_mode()
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Tokens `[B, num_tokens, feature_size]` of preprocessed pictures `[B, 3, height, width]`."""
+        pixel_values = pixel_values.to(self.model.device, self._backbone.dtype)
+        if isinstance(self.model, CaptionerPreTrainedModel):
+            return self.model.extract_image_features(pixel_values)
+        return grid_tokens(self.model(pixel_values=pixel_values).last_hidden_state)
+
+    def metadata(self) -> dict[str, str]:
+        """What the features depend on: the backbone's name, digests of its weights and of the preprocessing."""
+        weights = hashlib.sha256()
+        for name, tensor in sorted(self._backbone.state_dict().items()):
+            weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        settings = json.dumps(self.image_processor.to_dict(), sort_keys=True, default=str)
+        return {
+            "backbone": self._name,
+            "backbone_sha256": weights.hexdigest(),
+            "image_processor_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        }
+
+
+@dataclass(frozen=True)
+class FeatureSummary:
+    """What [`write_features`] has done.
+
+    Attributes:
+        folder (`str`): The store.
+        count (`int`): Images with features in it, those of earlier runs included.
+        added (`int`): Of these, images of this run.
+        num_bytes (`int`): Size of its shards.
+        errors (`dict[int | str, str]`): Images of this run without features, and why.
+    """
+
+    folder: str
+    count: int
+    added: int
+    num_bytes: int
+    errors: dict[ImageId, str]
+
+
+class _Pictures(Dataset[tuple[ImageId, "Tensor | str"]]):
+    """Preprocessed pictures `[3, height, width]` of the rows; the reason instead where one cannot be used."""
+
+    def __init__(self, rows: datasets.Dataset, image_processor: Any) -> None:
+        self.rows = rows
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[ImageId, Tensor | str]:
+        row = self.rows[index]
+        try:
+            image = open_picture(row["image"], self.image_processor)
+            return row["image_id"], self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        except (ValueError, OSError) as error:
+            return row["image_id"], str(error)
+
+
+def write_features(
+    extractor: FeatureExtractor,
+    dataset: datasets.Dataset,
+    out_dir: str | os.PathLike[str],
+    *,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float16,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    num_workers: int = 0,
+) -> FeatureSummary:
+    """Compute the features of all pictures of a dataset and store them, with a progress bar on a terminal's stderr.
+
+    Images that `out_dir` already has are skipped, so that the same call continues an interrupted run; images that
+    failed are tried again.
+
+    Args:
+        extractor ([`FeatureExtractor`]): The backbone.
+        dataset (`datasets.Dataset`): Rows with `image` and a unique `image_id`, such as those of `load_karpathy`.
+        out_dir (`str` or `os.PathLike`): Folder of the store.
+        batch_size (`int`, defaults to 16): Pictures at a time.
+        dtype (`torch.dtype`, defaults to `torch.float16`): Precision in the store, see [`FeatureWriter`].
+        shard_bytes (`int`, defaults to 500,000,000): Size of the files.
+        num_workers (`int`, defaults to 0): Processes that read and preprocess pictures beside the backbone.
+
+    Returns:
+        [`FeatureSummary`]: with the pictures that have no features; each is also a warning in the log and an entry of
+        `errors` in the store's index.
+
+    Raises:
+        FeatureError: `out_dir` has features of another backbone, preprocessing or dtype.
+        ValueError: The dataset lacks a column or has an image twice.
+
+    Example:
+
+    ```python
+    >>> extractor = FeatureExtractor.from_pretrained("swin-large-384")  # doctest: +SKIP
+    >>> dataset = load_karpathy("dataset_coco.json", "coco/images", split="all")  # doctest: +SKIP
+    >>> write_features(extractor, dataset, "coco-swin-features").count  # doctest: +SKIP
+    123287
+
+    ```
+    """
+    absent = {"image", "image_id"} - set(dataset.column_names)
+    if absent:
+        raise ValueError(f"the dataset has no column {' and no column '.join(sorted(absent))}; expected both")
+    # encoded pictures: `open_image` is stricter than the decoder of `datasets`
+    rows = dataset.select_columns(["image_id", "image"]).cast_column("image", datasets.Image(decode=False))
+    ids = list(rows["image_id"])
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"the dataset has {len(ids)} rows but {len(set(ids))} different values of image_id")
+    errors: dict[ImageId, str] = {}
+    with FeatureWriter(out_dir, dtype=dtype, shard_bytes=shard_bytes, metadata=extractor.metadata()) as writer:
+        todo = [index for index, image_id in enumerate(ids) if image_id not in writer]
+        pictures = _Pictures(rows.select(todo), extractor.image_processor)
+        loader = DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=list)
+        with tqdm(total=len(ids), initial=len(ids) - len(todo), desc="features", unit="image", disable=None) as bar:
+            for batch in loader:
+                errors |= _add_batch(writer, extractor, batch)
+                bar.update(len(batch))
+    store = FeatureStore(out_dir)
+    return FeatureSummary(str(store.folder), len(store), len(todo) - len(errors), store.num_bytes, errors)
+
+
+def _add_batch(
+    writer: FeatureWriter, extractor: FeatureExtractor, batch: list[tuple[ImageId, Tensor | str]]
+) -> dict[ImageId, str]:
+    """Store the features of a batch; returns the images that have none, and why."""
+    pictures = {image_id: picture for image_id, picture in batch if isinstance(picture, Tensor)}
+    errors = {image_id: picture for image_id, picture in batch if isinstance(picture, str)}
+    if len({picture.shape for picture in pictures.values()}) > 1:
+        raise ValueError("the image processor makes pictures of different sizes; expected batch_size=1 with it")
+    if pictures:
+        features = extractor(torch.stack(list(pictures.values())))
+        for image_id, rows in zip(pictures, features, strict=True):
+            try:
+                writer.add(image_id, rows)
+            except FeatureError as error:
+                errors[image_id] = str(error)
+    for image_id, reason in errors.items():
+        logger.warning("image %r has no features: %s", image_id, reason)
+        writer.record_error(image_id, reason)
+    return errors

@@ -1,0 +1,57 @@
+"""What the captioners return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class CaptionerEncoderOutput(ModelOutput):
+    """Encoded pictures, made by `encode_images` and accepted back by `forward`, `generate` and `sequence_log_probs`.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(images, tokens, d_model)`):
+            The memory that the decoder attends to.
+        image_attention_mask (`torch.Tensor` of shape `(images, tokens)`, *optional*):
+            1 for real tokens, 0 for padding. `None` when nothing is padded.
+        image_features (`torch.Tensor` of shape `(images, tokens, feature_size)`, *optional*):
+            What the encoder saw: the backbone's tokens or the given features.
+        hidden_states (`tuple[torch.Tensor]`, *optional*):
+            The encoder's input and the output of each of its layers, each `(images, tokens, d_model)`.
+    """
+
+    last_hidden_state: torch.Tensor = None  # type: ignore[assignment]  # as in transformers' outputs
+    image_attention_mask: torch.Tensor | None = None
+    image_features: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+
+
+@dataclass
+class CaptionerOutput(ModelOutput):
+    """Output of a captioner's `forward`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*):
+            Training loss; returned when `labels` are given.
+        logits (`torch.Tensor` of shape `(captions, length, vocab_size)`):
+            Scores of the next word at every position, before the softmax.
+        past_key_values (`Cache`, *optional*):
+            The decoder's state, for incremental decoding.
+        decoder_hidden_states (`tuple[torch.Tensor]`, *optional*):
+            The decoder's input and the output of each of its layers, each `(captions, length, d_model)`.
+        encoder_last_hidden_state (`torch.Tensor` of shape `(images, tokens, d_model)`, *optional*):
+            The memory.
+        encoder_hidden_states (`tuple[torch.Tensor]`, *optional*):
+            See [`CaptionerEncoderOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor = None  # type: ignore[assignment]  # as in transformers' outputs
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None

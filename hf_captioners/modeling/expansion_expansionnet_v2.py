@@ -1,0 +1,237 @@
+"""The two expansions of ExpansionNet v2 (arXiv 2208.06551, section 3), and the exact cache of the dynamic one.
+
+An expansion projects a sequence onto another number of slots (forward) and back (backward). Its weights are rectified
+scores divided by their sum, no softmax. Every score has two faces, its positive and its negative part, each with
+values of its own; a gate mixes the two results.
+
+Where this differs from the authors' code, with equal numbers:
+
+1. The scores of the dynamic expansion are computed as `Q k + c k` instead of with an expanded query for every pair of
+   position and slot: N times fewer operations.
+2. Without dropout the two directions are multiplied together first (`A` and `w` hold one number for a slot and a
+   position, not one vector), so that neither direction materialises the expanded sequence.
+3. The dynamic expansion is incremental: what a position contributed never changes afterwards, so the cache is exact.
+4. Scores, what they are projected from, both normalisations and eps are float32 in every precision and under autocast:
+   in float16 an eps of 1e-9 is 0, and a position without a single positive score would give 0/0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import CacheLayerMixin
+
+from .captioner_layers import at_least_float32
+
+
+def _normalize(scores: torch.Tensor, dim: int | tuple[int, ...], eps: float) -> torch.Tensor:
+    return scores / (scores.sum(dim=dim, keepdim=True) + eps)
+
+
+class ExpansionCacheLayer(CacheLayerMixin):
+    """State of one decoder layer: what the past positions contributed to the dynamic expansion, and the
+    cross-attention's projections of the memory.
+
+    The expansion's state has a row per caption (beam) and is reordered by beam search. The memory's keys and values
+    have a row per *picture* and are shared by its captions.
+
+    Shapes, with R captions, P past positions, N slots, d width, B pictures, H heads, L memory tokens: in `state`,
+    "keys", "conditions", "positive", "negative" (R, P, d), "slot_scores" (R, N, P), "positive_weights",
+    "negative_weights" (R, P, N, P); `memory_keys`, `memory_values` (B, H, L, d / H).
+    """
+
+    def __init__(self, memory_keys: torch.Tensor, memory_values: torch.Tensor) -> None:
+        super().__init__()
+        self.memory_keys = memory_keys
+        self.memory_values = memory_values
+        self.state: dict[str, torch.Tensor] = {}
+
+    def append(self, name: str, new: torch.Tensor, dim: int) -> torch.Tensor:
+        """Append `new` to the state called `name` along `dim` and return the whole."""
+        if name in self.state:
+            new = torch.cat((self.state[name], new), dim=dim)
+        self.state[name] = new
+        return new
+
+    def append_weights(self, name: str, new: torch.Tensor) -> torch.Tensor:
+        """Append rows `new` (R, T, N, P + T) to the weights called `name`; the older rows end in zeros."""
+        if name in self.state:
+            self.state[name] = nn.functional.pad(self.state[name], (0, new.shape[1]))
+        return self.append(name, new, dim=1)
+
+    def get_seq_length(self) -> int:
+        return self.state["keys"].shape[1] if self.state else 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Let caption `i` continue caption `beam_idx[i]`, which must be of the same picture."""
+        self.state = {name: rows.index_select(0, beam_idx.to(rows.device)) for name, rows in self.state.items()}
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        raise NotImplementedError("ExpansionCacheLayer is filled by DynamicExpansion, not by key and value states.")
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("ExpansionCacheLayer is filled by DynamicExpansion, not by key and value states.")
+
+    def reset(self) -> None:
+        """Forget the captions; the memory stays."""
+        self.state = {}
+
+
+class ScoreLinear(nn.Linear):
+    """A linear layer that computes in float32 even if its weights are shorter: scores near 0 decide by their sign."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, in) -> (…, out) in float32; call it outside of autocast."""
+        hidden, weight, bias = map(at_least_float32, (hidden, self.weight, self.bias))
+        return nn.functional.linear(hidden, weight, bias)
+
+
+class StaticExpansion(nn.Module):
+    """Expansion of the encoder: learned slots in groups, normalised over the tokens forward and over the slots of each
+    group backward."""
+
+    def __init__(self, d_model: int, groups: Sequence[int], dropout: float, eps: float) -> None:
+        super().__init__()
+        self.groups = list(groups)
+        self.eps = eps
+        self.scale = 1.0 / math.sqrt(d_model)
+        self.query_exp_vectors = nn.Embedding(sum(groups), d_model)
+        self.bias_exp_vectors = nn.Embedding(sum(groups), d_model)
+        self.key_embed = ScoreLinear(d_model, d_model)
+        self.class_a_embed = nn.Linear(d_model, d_model)
+        self.class_b_embed = nn.Linear(d_model, d_model)
+        self.selector_embed = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Expand `hidden` (B, L, d); `token_mask` (B, L) is 1 for real tokens. Returns (B, L, d)."""
+        gate = torch.sigmoid(self.selector_embed(hidden))
+        values = self.class_a_embed(hidden), self.class_b_embed(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            queries = at_least_float32(self.query_exp_vectors.weight) * self.scale
+            scores = torch.matmul(queries, self.key_embed(hidden).transpose(1, 2))
+            scores = self.dropout(scores)  # (B, S, L), one mask for both classes and both directions
+            positive = self._one_class(scores.relu(), values[0], token_mask)
+            negative = self._one_class((-scores).relu(), values[1], token_mask)
+        return (gate * positive + (1 - gate) * negative).to(hidden.dtype)
+
+    def _one_class(self, scores: torch.Tensor, values: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        # backward weights come from the unmasked scores: padded tokens get an output, which nobody reads
+        backward = torch.cat([_normalize(group, 1, self.eps) for group in scores.split(self.groups, dim=1)], dim=1)
+        if token_mask is not None:
+            scores = scores * token_mask[:, None, :].to(scores.dtype)
+            values = values * token_mask[..., None].to(values.dtype)  # 0 * inf of a padded row would be NaN
+        forward = _normalize(scores, 2, self.eps).to(values.dtype)
+        slots = self.dropout(torch.matmul(forward, values) + self.bias_exp_vectors.weight.to(values.dtype))  # (B, S, d)
+        tokens = torch.matmul(backward.to(values.dtype).transpose(1, 2), slots) / len(self.groups)
+        return self.dropout(tokens)
+
+
+class DynamicExpansion(nn.Module):
+    """Expansion of the decoder: each position adds `size` slots conditioned on itself; causal in both directions."""
+
+    def __init__(self, d_model: int, size: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.size = size
+        self.eps = eps
+        self.scale = 1.0 / math.sqrt(d_model)
+        self.query_exp_vectors = nn.Embedding(size, d_model)
+        self.bias_exp_vectors = nn.Embedding(size, d_model)
+        self.cond_embed = ScoreLinear(d_model, d_model)
+        self.key_linear = ScoreLinear(d_model, d_model)
+        self.class_a_embed = nn.Linear(d_model, d_model)
+        self.class_b_embed = nn.Linear(d_model, d_model)
+        self.selector_embed = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: torch.Tensor, cache: ExpansionCacheLayer | None = None) -> torch.Tensor:
+        """Expand `hidden` (R, T, d), the positions that follow those in `cache`. Returns (R, T, d)."""
+        gate = torch.sigmoid(self.selector_embed(hidden))
+        values = self.class_a_embed(hidden), self.class_b_embed(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            conditions, keys = self.cond_embed(hidden), self.key_linear(hidden)
+            if self.training and self.dropout.p > 0:
+                if cache is not None:
+                    raise ValueError("DynamicExpansion: a cache cannot be used with dropout; call model.eval() first.")
+                positive, negative = self._with_dropout(conditions, keys, *values)
+            else:
+                positive, negative = self._incremental(conditions, keys, *values, cache)
+        return (gate * positive + (1 - gate) * negative).to(hidden.dtype)
+
+    def _with_dropout(
+        self, conditions: torch.Tensor, keys: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All positions at once through the expanded sequence, which dropout acts on."""
+        length = keys.shape[1]
+        keys_t = keys.transpose(1, 2)
+        queries = at_least_float32(self.query_exp_vectors.weight) * self.scale
+        slot_scores = torch.matmul(queries, keys_t)  # (R, N, T)
+        own_scores = torch.matmul(conditions * self.scale, keys_t)  # (R, T, T)
+        # (R, T, N, T): position i, slot e, token j
+        scores = self.dropout(slot_scores[:, None] + own_scores[:, :, None])
+        seen = torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()[:, None, :]  # j <= i
+        later = torch.ones(length, length, dtype=torch.bool, device=keys.device).triu()[:, None, :]  # i <= t
+        # (R, T, N, d), outside the dropout of f
+        bias = (self.bias_exp_vectors.weight + conditions[:, :, None]).to(positive.dtype)
+
+        def one_class(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            forward = _normalize(part * seen, 3, self.eps).flatten(1, 2)  # (R, T*N, T)
+            slots = self.dropout(torch.matmul(forward.to(values.dtype), values)) + bias.flatten(1, 2)
+            backward = _normalize(part * later, (1, 2), self.eps).flatten(1, 2).transpose(1, 2)  # (R, T, T*N)
+            return self.dropout(torch.matmul(backward.to(values.dtype), slots))
+
+        return one_class(scores.relu(), positive), one_class((-scores).relu(), negative)
+
+    def _incremental(
+        self,
+        conditions: torch.Tensor,
+        keys: torch.Tensor,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        cache: ExpansionCacheLayer | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """T new positions after the P cached ones, S = P + T in all; only scalars carry the slot index."""
+        new_conditions, new_keys = conditions, keys
+        queries, bias = map(at_least_float32, (self.query_exp_vectors.weight, self.bias_exp_vectors.weight))
+        new_slot_scores = torch.matmul(queries, new_keys.transpose(1, 2))  # (R, N, T)
+        slot_scores = new_slot_scores
+        if cache is not None:
+            conditions = cache.append("conditions", new_conditions, 1)
+            keys = cache.append("keys", new_keys, 1)
+            slot_scores = cache.append("slot_scores", new_slot_scores, 2)
+            positive = cache.append("positive", positive, 1)
+            negative = cache.append("negative", negative, 1)
+        length, total = new_keys.shape[1], keys.shape[1]
+
+        # forward: the new positions' slots over all tokens up to their own; (R, T, N, S)
+        own = torch.matmul(new_conditions, keys.transpose(1, 2))  # (R, T, S)
+        forward_scores = (slot_scores[:, None] + own[:, :, None]) * self.scale
+        # backward: the new tokens over the slots of all positions up to their own; (R, T, S, N)
+        own = torch.matmul(new_keys, conditions.transpose(1, 2))  # (R, T, S)
+        backward_scores = (new_slot_scores.transpose(1, 2)[:, :, None] + own[..., None]) * self.scale
+        if length > 1:  # a single new position sees everything
+            past = torch.ones(length, total, dtype=torch.bool, device=keys.device).tril(total - length)
+            forward_scores = forward_scores.masked_fill(~past[:, None, :], 0.0)
+            backward_scores = backward_scores.masked_fill(~past[..., None], 0.0)
+
+        def one_class(sign: int, values: torch.Tensor, name: str) -> torch.Tensor:
+            forward = _normalize((sign * forward_scores).relu(), 3, self.eps)
+            if cache is not None:
+                forward = cache.append_weights(name, forward)  # (R, S, N, S)
+            backward = _normalize((sign * backward_scores).relu(), (2, 3), self.eps)  # (R, T, S, N)
+            tokens = torch.matmul(backward.flatten(2), forward.flatten(1, 2))  # (R, T, S)
+            mixed = torch.matmul(tokens, at_least_float32(values))
+            mixed = mixed + torch.matmul(backward.sum(2), bias)
+            return mixed + torch.matmul(backward.sum(3), conditions)
+
+        return one_class(1, positive, "positive_weights"), one_class(-1, negative, "negative_weights")

@@ -1,0 +1,179 @@
+"""The captioners' processor: pictures or features in, captions in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+
+def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One batch of features of different lengths.
+
+    Args:
+        features (`torch.Tensor` or `Sequence[torch.Tensor]`): one picture `(N, D)`, a batch `(B, N, D)`, or a list of
+            `(N_i, D)`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: features `(B, max N_i, D)`, zeros behind the shorter ones, and the mask
+        `(B, max N_i)` of int64, 1 for real rows.
+
+    Raises:
+        ValueError: features of another rank, of different widths, without rows, or with NaN or infinity.
+    """
+    if isinstance(features, torch.Tensor):
+        features = [features] if features.ndim == 2 else features
+    rows = [torch.as_tensor(one) for one in features]
+    if not rows:
+        raise ValueError("image_features is empty: give at least one picture's features (tokens, width).")
+    width = rows[0].shape[-1] if rows[0].ndim == 2 else "width"
+    for index, one in enumerate(rows):
+        if one.ndim != 2 or one.shape[-1] != width or one.shape[0] == 0:
+            raise ValueError(
+                f"image_features[{index}] must be (tokens, {width}) with tokens > 0, not {tuple(one.shape)}."
+            )
+        if not torch.isfinite(one).all():
+            raise ValueError(f"image_features[{index}] contains NaN or infinity.")
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(one) for one in rows])
+    return batch, (torch.arange(batch.shape[1]) < lengths[:, None]).long()
+
+
+def _as_list(name: str, texts: str | Sequence[str]) -> list[str]:
+    if not texts and not isinstance(texts, str):
+        raise ValueError(f"{name} is empty: give at least one text.")
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+class CaptionerProcessor(ProcessorMixin):
+    """Prepare pictures and captions for a captioner, and turn token ids into text.
+
+    Args:
+        image_processor (`BaseImageProcessor`): for pictures.
+        tokenizer (`PreTrainedTokenizerBase`): for captions; `tokenizer(caption).input_ids` starts with the start token
+            and ends with the end token.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
+        super().__init__(image_processor, tokenizer)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | None = None,
+        image_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Make a model's inputs.
+
+        Args:
+            images (picture or list, *optional*): PIL pictures of any mode, arrays, paths or URLs.
+            text (`str` or `Sequence[str]`, *optional*): beginnings of the captions, all of the same length in tokens.
+            text_target (`str` or `Sequence[str]`, *optional*): the captions to learn.
+            image_features (`torch.Tensor` or `Sequence[torch.Tensor]`, *optional*): cached features; see
+                `pad_features`.
+            return_tensors (`str`, defaults to `"pt"`): only torch tensors are made.
+            kwargs: options of the image processor.
+
+        Returns:
+            `BatchFeature`: of what was given, `pixel_values` `(B, 3, height, width)`; `image_features` `(B, N, D)` and
+            `image_attention_mask` `(B, N)`; `decoder_input_ids` `(B, T)`; `labels` `(B, T)`, words and end token, then
+            -100.
+
+        Raises:
+            ValueError: nothing or an empty list was given; pictures and features together; beginnings of different
+                lengths.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors must be 'pt', not {return_tensors!r}: the captioners are torch models.")
+        if images is None and image_features is None and text is None and text_target is None:
+            raise ValueError("give images, image_features, text or text_target.")
+        if images is not None and image_features is not None:
+            raise ValueError("give images or image_features, not both.")
+        batch: dict[str, torch.Tensor] = {}
+        if images is not None:
+            batch["pixel_values"] = self.image_processor(images, return_tensors="pt", **kwargs)["pixel_values"]
+        if image_features is not None:
+            batch["image_features"], batch["image_attention_mask"] = pad_features(image_features)
+        if text is not None:
+            batch["decoder_input_ids"] = self._prompts(_as_list("text", text))
+        if text_target is not None:
+            batch["labels"] = self._labels(_as_list("text_target", text_target))
+        return BatchFeature(batch)
+
+    def _prompts(self, texts: list[str]) -> torch.Tensor:
+        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        lengths = sorted({len(one) for one in ids})
+        if len(lengths) > 1:
+            raise ValueError(f"the beginnings in text must have the same number of tokens in a batch, not {lengths}.")
+        return torch.tensor([[self.tokenizer.bos_token_id, *one] for one in ids])
+
+    def _labels(self, captions: list[str]) -> torch.Tensor:
+        encoded = self.tokenizer(captions, truncation=True)
+        targets = [torch.tensor(ids[1:]) for ids in encoded.input_ids]  # without the start token
+        return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
+
+    def batch_decode(self, token_ids: Any, sentences: bool = False, **kwargs: Any) -> list[str]:
+        """Captions as text: the words up to the end token, without start token and padding. Unknown words stay visible.
+
+        Args:
+            token_ids (`torch.LongTensor` of shape `(N, T)` or nested lists): what `generate` returned.
+            sentences (`bool`, defaults to `False`): with a capital letter and a full stop, for display.
+            kwargs: not used; accepted because transformers' pipelines pass `skip_special_tokens`.
+
+        Returns:
+            `list[str]`: an empty string for a caption without words.
+        """
+        rows = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
+        captions = [self.tokenizer.decode(self._words(row)).strip() for row in rows]
+        return [caption.capitalize() + "." if caption else "" for caption in captions] if sentences else captions
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """One caption as text; see `batch_decode`."""
+        return self.batch_decode([token_ids], **kwargs)[0]
+
+    def _words(self, ids: Any) -> list[int]:
+        ids = [int(one) for one in ids]
+        tokenizer: PreTrainedTokenizerBase = self.tokenizer
+        if tokenizer.eos_token_id in ids[1:]:  # some models start with their end token
+            ids = ids[: ids.index(tokenizer.eos_token_id, 1)]
+        silent = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
+        return [one for one in ids if one not in silent]
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
+        """Captions of `generate`'s output, for transformers' `image-text-to-text` pipeline."""
+        return self.batch_decode(generated_outputs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "image_features", "image_attention_mask", "decoder_input_ids", "labels"]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, ship_code: bool = False, **kwargs: Any) -> Any:
+        """Save as in transformers; with `ship_code=True` beside a model that ships its code too.
+
+        Args:
+            save_directory (`str` or `Path`): the folder.
+            ship_code (`bool`, defaults to `False`): also save the processor's code, for `trust_remote_code=True`.
+        """
+        if self._auto_class is None:  # forget the code that an earlier save or the folder it came from had
+            for settings in (vars(self), vars(self.image_processor), self.tokenizer.init_kwargs):
+                settings.pop("auto_map", None)
+        if not ship_code:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        classes: dict[Any, str] = {type(self): "AutoProcessor"}
+        if type(self.image_processor).__module__.split(".")[0] != "transformers":  # theirs is everywhere already
+            classes[type(self.image_processor)] = "AutoImageProcessor"
+        before = {cls: cls._auto_class for cls in classes}
+        try:
+            for cls, auto_class in classes.items():
+                cls.register_for_auto_class(auto_class)
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            for cls, auto_class in before.items():
+                cls._auto_class = auto_class

@@ -1,0 +1,61 @@
+"""Packaging; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hf_captioners/__init__.py").read_text("utf-8"), re.M)[1]
+
+CORE = [
+    "torch>=2.10",
+    "transformers>=5.23,<6",
+    "huggingface_hub>=2.4",
+    "safetensors>=0.8",
+    "tokenizers>=0.23",
+    "numpy>=1.26",
+    "pillow>=12",
+    "tqdm>=4.66",
+]
+EXTRAS = {
+    "train": ["accelerate>=1.15", "datasets>=5.2", "trl>=1.16", "peft>=0.21", "pyyaml>=6"],
+    "eval": ["evaluate>=0.4.6"],
+    "features": ["datasets>=5.2"],
+    "plot": ["matplotlib>=3.9"],
+    "onnx": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"],
+    "demo": ["gradio>=6"],
+}
+EXTRAS["test"] = [
+    *sorted({requirement for name in ("train", "eval", "features", "plot") for requirement in EXTRAS[name]}),
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.15",
+    "mypy>=1.18",
+    "setuptools>=77",
+    "types-PyYAML",
+    "types-tqdm",
+]
+
+setup(
+    name="hf_captioners",
+    version=VERSION,
+    description="Research image captioners in the Hugging Face ecosystem",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["hf_captioners", "hf_captioners.*"]),
+    package_data={"hf_captioners": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hf-captioners = hf_captioners.cli.main:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,218 @@
+"""`hf-captioners caption`, with the tiny captioner."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_captioners.cli import main
+from hf_captioners.modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
+
+COMMAND = [sys.executable, "-m", "hf_captioners.cli.main", "caption"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def save_noise(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two good pictures, and one more in a sub-folder."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for seed, name in enumerate(("a.png", "b.jpg", "sub/c.png")):
+        save_noise(folder / name, seed)
+    return folder
+
+
+@pytest.fixture
+def run(tiny_captioner_dir: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Any:
+    """Runs the verb in this process; returns the exit status, the records on stdout and the text on stderr."""
+
+    def run_here(*arguments: Any, model: Any = tiny_captioner_dir) -> tuple[int, list[dict[str, str]], str]:
+        capfdbinary.readouterr()
+        status = main.main(["caption", *map(str, arguments), "--model", str(model)])
+        out, err = capfdbinary.readouterr()
+        return status, [json.loads(line) for line in out.decode().splitlines()], err.decode()
+
+    return run_here
+
+
+def test_folder(run: Any, folder: Path) -> None:
+    status, records, err = run(folder)
+    assert status == 0
+    assert [record["image"] for record in records] == [str(folder / name) for name in ("a.png", "b.jpg", "sub/c.png")]
+    assert all(set(record) == {"image", "caption"} for record in records)
+    assert err == ""
+
+
+def test_files_and_no_recursive(run: Any, folder: Path) -> None:
+    status, records, _ = run(folder / "sub" / "c.png", folder, "--no-recursive", "--batch-size", 1)
+    assert status == 0
+    assert [Path(record["image"]).name for record in records] == ["c.png", "a.png", "b.jpg"]
+
+
+def test_broken_and_missing_pictures(run: Any, folder: Path) -> None:
+    data = (folder / "b.jpg").read_bytes()
+    (folder / "b.jpg").write_bytes(data[: len(data) // 2])
+    status, records, err = run(folder, "missing.jpg")
+    assert status == 1
+    assert ["error" in record for record in records] == [False, True, False, True]
+    assert records[3] == {"image": "missing.jpg", "error": "missing.jpg: no such file"}
+    assert err.splitlines() == [f"hf-captioners caption: {record['error']}" for record in records if "error" in record]
+    assert str(folder / "b.jpg") in err
+
+
+def test_generation_options_reach_the_model(run: Any, folder: Path) -> None:
+    _, default, _ = run(folder)
+    _, short, _ = run(folder, "--num-beams", 2, "--max-new-tokens", 1)
+    assert all(len(record["caption"].split()) <= 1 for record in short)
+    assert default != short
+
+
+def test_dtype(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    generate = ExpansionNetV2ForImageCaptioning.generate
+
+    def watch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((self.dtype, kwargs["pixel_values"].dtype))
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(ExpansionNetV2ForImageCaptioning, "generate", watch)
+    for dtype in ("auto", "bfloat16"):
+        assert run(folder, "--dtype", dtype, "--device", "cpu")[0] == 0
+    assert seen == [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "reason"),
+    [
+        (["{folder}"], "nowhere", "--model nowhere: no such folder"),
+        (["{folder}"], "{folder}", "cannot be loaded"),
+        (["{empty}"], None, "no pictures in"),
+        (["{folder}", "--device", "quantum"], None, "device 'quantum' cannot be used"),
+        (["{folder}", "--device", "cuda:77"], None, "device 'cuda:77' cannot be used"),
+        (["{folder}", "--max-new-tokens", "5000"], None, "max_position_embeddings"),
+    ],
+)
+def test_mistakes(run: Any, folder: Path, tiny_captioner_dir: Path, arguments: Any, model: Any, reason: str) -> None:
+    empty = folder / "empty"
+    empty.mkdir()
+    places = {"folder": folder, "empty": empty}
+    arguments = [argument.format(**places) for argument in arguments]
+    status, records, err = run(*arguments, model=model.format(**places) if model else tiny_captioner_dir)
+    assert status == 2
+    assert records == []
+    assert reason in err
+    assert err.splitlines()[-1].startswith("hf-captioners caption: error: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--num-beams", "--max-new-tokens"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_numbers(option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["caption", "photos", "--model", "captioner", option, value])
+    assert caught.value.code == 2
+
+
+def test_model_with_weights_missing_from_its_folder(
+    run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_captioner_dir / name).read_bytes()[:900])
+    assert run(folder, model=tmp_path)[0] == 2
+
+
+def test_names_beyond_ascii(run: Any, folder: Path) -> None:
+    odd = ['猫 "1".png', "line\nbreak.png", "caf\udce9.png"]
+    try:
+        for name in odd:
+            save_noise(folder / "sub" / name, 1)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system does not take such names")
+    status, records, _ = run(folder / "sub")
+    assert status == 0
+    assert {Path(record["image"]).name for record in records} == {*odd, "c.png"}
+
+
+def test_stdout_is_utf8_whatever_the_locale(tiny_captioner_dir: Path, folder: Path) -> None:
+    """And nothing but records is on it, and nothing at all on stderr, in a process of its own."""
+    (folder / "a.png").rename(folder / "猫.png")
+    done = subprocess.run(
+        [*COMMAND, str(folder), "--model", str(tiny_captioner_dir)],
+        capture_output=True,
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "latin-1"},
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert "猫.png" in done.stdout.decode()
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 3
+    assert done.stderr == b""
+
+
+@pytest.fixture
+def many(folder: Path) -> Path:
+    for index in range(400):
+        os.link(folder / "a.png", folder / f"copy_{index}.png")
+    return folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals and terminals of POSIX")
+class TestProcess:
+    def start(self, model: Path, folder: Path, stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
+        arguments = [*COMMAND, str(folder), "--model", str(model), "--batch-size", "1"]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, env=ENVIRONMENT)
+
+    def test_reader_that_goes_away(self, tiny_captioner_dir: Path, many: Path) -> None:
+        with self.start(tiny_captioner_dir, many) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            json.loads(process.stdout.readline())
+            process.stdout.close()
+            assert process.wait(60) == 141
+            assert process.stderr.read() == b""
+
+    def test_ctrl_c(self, tiny_captioner_dir: Path, many: Path) -> None:
+        with self.start(tiny_captioner_dir, many) as process:
+            assert process.stdout is not None
+            json.loads(process.stdout.readline())
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert err == b""
+            assert all(json.loads(line) for line in out.splitlines())
+
+    def test_progress_on_a_terminal(self, tiny_captioner_dir: Path, folder: Path) -> None:
+        (folder / "broken.png").write_text("text")
+        fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+        terminal, stderr = os.openpty()
+        fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # else 0 x 0: no room for a bar
+        with self.start(tiny_captioner_dir, folder, stderr) as process:
+            os.close(stderr)
+            out, _ = process.communicate(timeout=60)
+            shown = b""
+            while chunk := self.read(terminal):
+                shown += chunk
+        os.close(terminal)
+        assert process.returncode == 1
+        assert len([json.loads(line) for line in out.splitlines()]) == 4
+        assert b"4/4" in shown
+        assert b"broken.png: not a readable picture" in shown
+
+    def read(self, terminal: int) -> bytes:
+        try:
+            return os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            return b""

@@ -1,0 +1,118 @@
+"""`hf-captioners convert`: the parser, the report, exit codes, and what is printed where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_captioners.cli.convert import add_parser, run
+
+SPECIAL = ["--special", "PAD=8", "SOS=9", "EOS=7", "UNK=10"]
+
+
+def call(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser(prog="hf-captioners")
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["convert", *map(str, arguments)])
+    assert args.run is run
+    return args.run(args)
+
+
+@pytest.fixture()
+def sources(parity_case: Path, tmp_path: Path) -> list[Path | str]:
+    """Arguments for the end-to-end checkpoint of a case; the output goes to `tmp_path / "out"`."""
+    settings = json.loads((parity_case / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings["e2e"]["args"]))
+    (tmp_path / "words.json").write_text(json.dumps(settings["vocab"]))
+    arguments = ["expansionnet_v2", parity_case / "checkpoint.pth", "--out", tmp_path / "out"]
+    return [*arguments, "--vocabulary", tmp_path / "words.json", "--original-config", tmp_path / "config.json"]
+
+
+def test_converts_and_reports(sources: list[Path | str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*sources, *SPECIAL) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"out_dir": str(tmp_path / "out")}
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "tensors converted" in captured.err
+    assert "x swin_transf.layers.*.blocks.*.attn.relative_position_index" in captured.err
+    assert "special tokens: PAD=8 ('PAD') SOS=9 ('SOS') EOS=7 ('EOS') UNK=10 ('UNK')" in captured.err
+    assert "assumed" not in captured.err
+
+
+def test_options(sources: list[Path | str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*sources) == 0
+    assert call(*sources) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert call(*sources, "--overwrite", "--features-only") == 0
+    assert "x swin_transf.norm.weight" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["features_only"]
+    assert call(*sources, "--overwrite", "--backbone", sources[1]) == 2
+    assert "has a backbone" in capsys.readouterr().err
+
+
+def test_assumptions_are_shown(sources: list[Path | str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json.loads((tmp_path / "config.json").read_text())
+    if settings["d_model"] % 8:
+        pytest.skip("8 heads do not fit this case")
+    (tmp_path / "config.json").write_text(json.dumps({"num_exp_enc_list": settings["num_exp_enc_list"]}))
+    assert call(*sources) == 0
+    assert "assumed, as released: num_heads=8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((1, "nothing.pth"), "checkpoint not found: nothing.pth"),
+        ((5, "nothing.json"), "JSON file not found: nothing.json"),
+        ((7, __file__), "not valid JSON"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(
+    sources: list[Path | str], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[int, str], message: str
+) -> None:
+    index, value = change
+    assert call(*sources[:index], value, *sources[index + 1 :]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("hf-captioners convert: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("special", ["PAD", "PAD=x", "PAD=-1", "PAD="])
+def test_special_must_be_name_and_id(
+    sources: list[Path | str], capsys: pytest.CaptureFixture[str], special: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(*sources, "--special", special)
+    assert stop.value.code == 2
+    assert "is not NAME=ID, such as PAD=78" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["--vocabulary", "--out"])
+def test_required_options(sources: list[Path | str], capsys: pytest.CaptureFixture[str], missing: str) -> None:
+    index = sources.index(missing)
+    with pytest.raises(SystemExit):
+        call(*sources[:index], *sources[index + 2 :])
+    assert missing in capsys.readouterr().err
+
+
+def test_help_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call("--help")
+    assert stop.value.code == 0
+    assert "--original-config" in capsys.readouterr().out
+
+
+def test_the_converter_is_imported_only_when_it_runs() -> None:
+    code = (
+        "import sys, hf_captioners.cli.convert as c; print([m for m in sys.modules if 'captioners.conversion.' in m])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

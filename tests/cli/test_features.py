@@ -1,0 +1,175 @@
+"""`hf-captioners features`: the exit status, the summary on stdout, and mistakes in the arguments."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hf_captioners.cli import features
+from hf_captioners.cli.main import build_parser, main
+from hf_captioners.data.feature_store import DTYPES, FeatureStore
+from hf_captioners.data.karpathy import SPLITS
+
+
+@pytest.fixture
+def arguments(tmp_path, tiny_captioner_dir, monkeypatch):
+    """Arguments for three pictures, one in each of train, val and test; the cache of `datasets` is the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "images").mkdir()
+    images = []
+    for number, split in enumerate(("train", "val", "test")):
+        Image.effect_noise((40, 30), 90).save(tmp_path / "images" / f"{number}.png")
+        sentences = [{"raw": "a red circle", "sentid": number}]
+        images.append({"filename": f"{number}.png", "imgid": number, "split": split, "sentences": sentences})
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    return {
+        "--model": str(tiny_captioner_dir),
+        "--annotations": str(tmp_path / "dataset.json"),
+        "--image-root": str(tmp_path / "images"),
+        "--out": str(tmp_path / "out"),
+        "--device": "cpu",
+    }
+
+
+def run(arguments, *more):
+    return main(["features", *(part for pair in arguments.items() for part in pair), *more])
+
+
+def test_summary(arguments, tmp_path, capfd):
+    assert run(arguments) == 0
+    store = FeatureStore(tmp_path / "out")
+    assert store.ids == [0, 1, 2]
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "folder": str(tmp_path / "out"),
+        "count": 3,
+        "added": 3,
+        "errors": 0,
+        "bytes": store.num_bytes,
+    }
+
+
+def test_options(arguments, tmp_path):
+    assert run(arguments, "--splits", "val", "test", "--dtype", "float32", "--batch-size", "1") == 0
+    store = FeatureStore(tmp_path / "out")
+    assert (store.ids, str(store.dtype)) == ([1, 2], "torch.float32")
+    assert run(arguments, "--dtype", "float32", "--shard-size-mb", "1") == 0
+    assert sorted(FeatureStore(tmp_path / "out").ids) == [0, 1, 2]
+
+
+def test_broken_picture(arguments, tmp_path, capfd, caplog):
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    assert run(arguments) == 1
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["count"], summary["errors"]) == (2, 1)
+    assert str(tmp_path / "images" / "1.png") in caplog.text
+
+
+def test_missing_picture(arguments, tmp_path, capfd):
+    (tmp_path / "images" / "1.png").unlink()
+    assert run(arguments) == 2
+    assert "1 of 3 image files are missing" in capfd.readouterr().err
+    assert run(arguments, "--missing", "drop") == 0
+    assert json.loads(capfd.readouterr().out)["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model", "{tmp}/none", "no model with an image processor could be loaded"),
+        ("--annotations", "{tmp}/none.json", "none.json: no such annotation file"),
+        ("--annotations", "{tmp}/images/0.png", "not JSON"),
+        ("--image-root", "{tmp}/none", "no such folder"),
+        ("--out", "{tmp}/dataset.json", "File exists"),
+        ("--device", "gpu", "device 'gpu' cannot be used"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, tmp_path, capfd, option, value, message):
+    assert run({**arguments, option: value.format(tmp=tmp_path)}) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("hf-captioners features: error: ")
+    assert message in line
+
+
+def test_folder_with_features_made_otherwise(arguments, capfd):
+    assert run(arguments) == 0
+    assert run(arguments, "--dtype", "float32") == 2
+    assert "dtype: 'float16' there, 'float32' now" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [["--batch-size", "0"], ["--num-workers", "-1"], ["--dtype", "int8"], ["--splits", "dev"]]
+)
+def test_wrong_values(arguments, option, capfd):
+    with pytest.raises(SystemExit) as status:
+        run(arguments, *option)
+    assert status.value.code == 2
+    assert f"argument {option[0]}" in capfd.readouterr().err
+
+
+def test_choices_are_those_of_the_modules_that_own_them():
+    assert features.SPLITS == SPLITS
+    assert set(features.DTYPES) == set(DTYPES)
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import argparse, importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('features', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "module.add_parser(argparse.ArgumentParser().add_subparsers())\n"
+        "print({'torch', 'datasets', 'transformers'} & set(sys.modules))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script, features.__file__], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
+
+
+class TestConfig:
+    def test_gives_what_the_command_line_does_not(self, arguments, tmp_path):
+        path = tmp_path / "features.yaml"
+        options = {name.removeprefix("--").replace("-", "_"): value for name, value in arguments.items()}
+        path.write_text(json.dumps({**options, "dtype": "float32", "splits": ["train", "val"]}))  # JSON is YAML
+        assert main(["features", "--config", str(path)]) == 0
+        store = FeatureStore(tmp_path / "out")
+        assert (store.ids, store.dtype) == ([0, 1], DTYPES["float32"])
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_the_command_line_wins_even_with_a_default(self, arguments, tmp_path, first):
+        path = tmp_path / "features.yaml"
+        path.write_text("dtype: float32\n")
+        config, given = ["--config", str(path)], ["--dtype", "float16"]
+        assert run(arguments, *(config + given if first else given + config)) == 0
+        assert FeatureStore(tmp_path / "out").dtype == DTYPES["float16"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("dtype: float12\n", "argument --dtype: invalid choice: 'float12'"),
+            ("batch_size: none\n", "argument --batch-size: 'none' is not a whole number"),
+            ("batchsize: 4\n", "unrecognized arguments: --batchsize 4"),
+            ("just words\n", "must be lines of `option: value`"),
+            ("dtype: [\n", "features.yaml: while parsing"),
+            (None, "No such file"),
+        ],
+    )
+    def test_mistakes(self, arguments, tmp_path, capsys, content, message):
+        path = tmp_path / "features.yaml"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            run(arguments, "--config", str(path))
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("phase", ["1_features", "4_features"])
+    def test_the_recipes_are_understood(self, phase):
+        recipe = f"examples/recipes/expansionnet_v2/{phase}.yaml"
+        root = Path(features.__file__).parents[2]
+        args = build_parser().parse_args(features.with_config(["features", "--config", str(root / recipe)]))
+        assert (args.dtype, args.batch_size, args.num_workers) == ("float16", 16, 4)

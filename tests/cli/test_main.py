@@ -1,0 +1,81 @@
+"""The command line as a whole: verbs, help, versions, and how it ends."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from hf_captioners.cli import env, main
+
+PACKAGE = Path(main.__file__).parents[1]
+
+# Runs the command line without the package's own __init__, which loads transformers to register the models.
+ALONE = f"""
+import sys, types
+package = types.ModuleType("hf_captioners")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["hf_captioners"] = package
+from hf_captioners.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {{"torch", "transformers", "datasets", "numpy", "PIL"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for verb in ("caption", "features", "convert", "env"):
+        assert f"\n    {verb} " in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["caption", "--help"], ["features", "--help"], ["convert", "--help"]]
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("arguments", [[], ["no-such-verb"], ["caption"], ["env", "--no-such-option"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(arguments)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "usage: hf-captioners" in output.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("hf-captioners ")
+
+
+def test_env(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["env"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == ["python", "platform", *env.PACKAGES, "accelerator"]
+    assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert lines["transformers"] == version("transformers")
+
+
+def test_env_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "PACKAGES", ("no-such-package-at-all",))
+    assert main.main(["env"]) == 0
+    assert "no-such-package-at-all: not installed\n" in capsys.readouterr().out
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(env, "run", interrupt)
+    assert main.main(["env"]) == 130

@@ -1,0 +1,110 @@
+"""Fixtures of all tests: a tiny captioner, the parity cases, and the real data where it is present."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach the network
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: give --run-slow"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real test data (Flickr8k mini, COCO mini, MobileNetV2)."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs shared/data beside the repository")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_parity() -> Path:
+    """Folder of the original code's checkpoints and numbers."""
+    if not (SHARED / "parity").is_dir():
+        pytest.skip("needs shared/parity beside the repository")
+    return SHARED / "parity"
+
+
+@pytest.fixture(scope="session", params=["case_a", "case_b"])
+def parity_case(request: pytest.FixtureRequest) -> Path:
+    """One parity case of ExpansionNet v2: config.json, checkpoints, io.safetensors, text.json."""
+    return FIXTURES / "parity" / "expansionnet_v2" / request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_captioner_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved ExpansionNet v2 of a few thousand parameters with random weights, and its processor."""
+    import torch
+
+    from hf_captioners import (
+        CaptionerImageProcessor,
+        ExpansionNetV2Config,
+        ExpansionNetV2ForImageCaptioning,
+        ExpansionNetV2Processor,
+        build_vocabulary,
+        build_word_tokenizer,
+        special_token_ids,
+    )
+
+    captions = ["a red circle above a blue square", "two small green stars", "the large star left of a circle"]
+    tokenizer = build_word_tokenizer(build_vocabulary(captions, min_count=1), model_max_length=20)
+    config = ExpansionNetV2Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        encoder_expansion_groups=[4, 8],
+        decoder_expansion_size=4,
+        max_position_embeddings=20,
+        vision_config={
+            "model_type": "swin",
+            "image_size": 32,
+            "patch_size": 4,
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [2, 2],
+            "window_size": 4,
+        },
+        **special_token_ids(tokenizer),
+    )
+    torch.manual_seed(0)
+    model = ExpansionNetV2ForImageCaptioning(config).eval()
+    with torch.no_grad():  # peaked distributions, so that captions depend on the picture
+        model.vocab_linear.weight.mul_(4.0)
+        model.vocab_linear.bias[tokenizer.unk_token_id] = -5.0
+    folder = tmp_path_factory.mktemp("tiny_captioner")
+    model.save_pretrained(folder)
+    image_processor = CaptionerImageProcessor(size={"height": 32, "width": 32})
+    ExpansionNetV2Processor(image_processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder that `make quickstart` leaves, and the finished command, in the environment that runs the tests."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    ready = Path(sys.prefix) / ".ready"  # taken for made: make must not set up the environment once more
+    command = ["make", "quickstart", f"VENV={sys.prefix}", f"OUT={folder}", "-o", str(ready)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder, run

@@ -1,0 +1,316 @@
+"""What every captioner must do. A model's test module subclasses `CaptionerContract` with a tiny model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForImageTextToText
+
+from hf_captioners.modeling.captioner_base import CaptionerPreTrainedModel
+
+REMOTE_SCRIPT = """
+import json, sys
+sys.modules["hf_captioners"] = None  # importing it raises ImportError
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+folder, picture = sys.argv[1:]
+captioner = pipeline("image-to-text", model=folder, trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+ids = model.generate(**processor(images=picture))
+model.save_pretrained(folder + "_again")
+print(json.dumps([captioner(picture)[0]["generated_text"], processor.batch_decode(ids)[0]]))
+"""
+
+
+class CaptionerContract:
+    """Subclass with the two fixtures below and, where a model differs, the class attributes."""
+
+    dtype_tolerance = {torch.bfloat16: 0.25, torch.float16: 0.1}  # on log-probabilities, tiny random models
+
+    @pytest.fixture()
+    def model(self) -> CaptionerPreTrainedModel:
+        """A tiny model in evaluation mode, the same one every time, without dropout."""
+        raise NotImplementedError
+
+    @pytest.fixture()
+    def processor(self) -> Any:
+        """Its processor."""
+        raise NotImplementedError
+
+    # -- inputs ------------------------------------------------------------------------------------------------------
+
+    @pytest.fixture()
+    def pixels(self, model: CaptionerPreTrainedModel) -> torch.Tensor:
+        side = model.config.vision_config.image_size
+        return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+    @pytest.fixture()
+    def features(self, model: CaptionerPreTrainedModel) -> torch.Tensor:
+        return torch.randn(3, 7, model.config.feature_size, generator=torch.Generator().manual_seed(2))
+
+    @pytest.fixture()
+    def labels(self, model: CaptionerPreTrainedModel) -> torch.Tensor:
+        words = torch.randint(0, model.config.vocab_size, (3, 6), generator=torch.Generator().manual_seed(3))
+        special = [model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id]
+        words[torch.isin(words, torch.tensor(special))] = model.config.unk_token_id
+        words[0, -1] = words[1, 3] = words[2, 4] = model.config.eos_token_id
+        words[1, 4:] = words[2, 5:] = -100
+        return words
+
+    # -- entrances ---------------------------------------------------------------------------------------------------
+
+    def test_takes_pixels_or_features_never_both(self, model, pixels, features, labels):
+        with pytest.raises(ValueError, match="both was given"):
+            model(pixel_values=pixels, image_features=features, labels=labels)
+        with pytest.raises(ValueError, match="neither was given"):
+            model(labels=labels)
+        with pytest.raises(ValueError, match="neither was given"):
+            model.generate()
+
+    def test_refuses_features_of_a_wrong_shape_by_name(self, model, features):
+        with pytest.raises(ValueError, match=r"image_features must be \(pictures, tokens, "):
+            model.generate(image_features=features[..., :-1])
+        with pytest.raises(ValueError, match="image_attention_mask must be"):
+            model.generate(image_features=features, image_attention_mask=torch.ones(3, 2))
+        with pytest.raises(ValueError, match=r"pictures \[1\] of the batch have no token"):
+            model.generate(image_features=features, image_attention_mask=torch.tensor([[1] * 7, [0] * 7, [1] * 7]))
+
+    def test_cached_features_equal_the_backbone(self, model, pixels, labels):
+        cached = model.extract_image_features(pixels)
+        assert cached.shape[-1] == model.config.feature_size
+        direct = model(pixel_values=pixels, labels=labels)
+        through = model(image_features=cached, labels=labels)
+        torch.testing.assert_close(through.logits, direct.logits)
+
+    def test_encoded_pictures_are_accepted_back_and_left_alone(self, model, features, labels):
+        encoded = model.encode_images(image_features=features)
+        memory = encoded.last_hidden_state.clone()
+        expected = model(image_features=features, labels=labels)
+        torch.testing.assert_close(model(encoder_outputs=encoded, labels=labels).logits, expected.logits)
+        ids = model.generate(encoder_outputs=encoded, num_beams=3, max_length=8)
+        assert torch.equal(ids, model.generate(image_features=features, num_beams=3, max_length=8))
+        assert torch.equal(encoded.last_hidden_state, memory)
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def test_loss_ignores_padding_and_honours_num_items(self, model, features, labels):
+        whole = model(image_features=features, labels=labels).loss
+        items = int((labels != -100).sum())
+        wider = torch.nn.functional.pad(labels, (0, 3), value=-100)
+        torch.testing.assert_close(model(image_features=features, labels=wider).loss, whole)
+        parts = [
+            model(image_features=features[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=items).loss
+            for i in range(3)
+        ]
+        torch.testing.assert_close(sum(parts), whole)
+
+    def test_several_captions_of_a_picture_share_it(self, model, features, labels):
+        twice = labels.repeat_interleave(2, dim=0)
+        shared = model(image_features=features, labels=twice)
+        copied = model(image_features=features.repeat_interleave(2, dim=0), labels=twice)
+        torch.testing.assert_close(shared.logits, copied.logits)
+        with pytest.raises(ValueError, match="cannot be shared out"):
+            model(image_features=features, labels=labels[:2])
+
+    def test_every_parameter_learns(self, model, pixels, labels):
+        model.train()
+        model(pixel_values=pixels, labels=labels).loss.backward()
+        idle = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.abs().sum()]
+        assert idle == []
+
+    def test_activation_checkpointing_gives_the_same_gradients(self, model, features, labels):
+        def gradients(captioner):
+            captioner.zero_grad()
+            captioner(image_features=features, labels=labels).loss.backward()
+            return torch.cat([one.grad.flatten() for one in captioner.parameters() if one.grad is not None])
+
+        model.train()
+        plain = gradients(model)
+        model.activation_checkpointing_enable()
+        torch.testing.assert_close(gradients(model), plain)
+
+    # -- decoding ----------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"num_beams": 1},
+            {"num_beams": 3, "num_return_sequences": 2},
+            {"num_beams": 3, "beam_rule": "standard"},
+            {"num_beams": 1, "do_sample": True, "num_return_sequences": 3},
+            {"num_beams": 1, "do_sample": True, "top_p": 0.7},
+            {"num_beams": 2, "no_repeat_ngram_size": 1, "min_length": 5},
+        ],
+    )
+    def test_decoding_with_cache_equals_decoding_without(self, model, features, options):
+        captions = []
+        for use_cache in (True, False):
+            torch.manual_seed(0)
+            captions.append(model.generate(image_features=features, max_length=10, use_cache=use_cache, **options))
+        assert torch.equal(*captions)
+        assert captions[0].shape[0] == 3 * options.get("num_return_sequences", 1)
+        assert (captions[0][:, 0] == model.config.decoder_start_token_id).all()
+
+    def test_cached_logits_equal_the_parallel_ones(self, model, features, labels):
+        ids = model.shift_labels(labels)
+        whole = model(image_features=features, decoder_input_ids=ids).logits
+        first = model(image_features=features, decoder_input_ids=ids[:, :2], use_cache=True)
+        encoded = model.encode_images(image_features=features)
+        cache, steps = first.past_key_values, [first.logits]
+        for t in range(2, ids.shape[1]):
+            step = model(encoder_outputs=encoded, decoder_input_ids=ids[:, t : t + 1], past_key_values=cache)
+            steps.append(step.logits)
+        torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+    def test_scores_are_the_log_probabilities_of_the_captions(self, model, features):
+        out = model.generate(
+            image_features=features,
+            num_beams=3,
+            num_return_sequences=3,
+            max_length=9,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        log_probs = model.sequence_log_probs(out.sequences, image_features=features)
+        steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=False)
+        torch.testing.assert_close(steps, log_probs, atol=1e-4, rtol=1e-4)
+
+    def test_sequence_log_probs_carry_gradient_and_stop_at_the_end(self, model, features, labels):
+        start = torch.full((3, 1), model.config.decoder_start_token_id)
+        sequences = torch.cat((start, labels.masked_fill(labels == -100, model.config.pad_token_id)), dim=1)
+        log_probs = model.sequence_log_probs(sequences, image_features=features)
+        expected = model(image_features=features, labels=labels).logits.log_softmax(-1)
+        gold = expected.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0.0)
+        torch.testing.assert_close(log_probs, gold)
+        log_probs.sum().backward()
+        assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in model.parameters())
+
+    def test_batch_size_does_not_change_a_caption(self, model, pixels):
+        together = model.generate(pixel_values=pixels, num_beams=3, max_length=10)
+        alone = [model.generate(pixel_values=pixels[i : i + 1], num_beams=3, max_length=10)[0] for i in range(3)]
+        for batched, single in zip(together, alone, strict=True):
+            assert batched[: len(single)].tolist() == single.tolist()
+            assert (batched[len(single) :] == model.config.pad_token_id).all()
+
+    def test_padded_features_do_not_change_a_caption(self, model, features):
+        mask = torch.ones(3, 12, dtype=torch.long)
+        mask[:, 7:] = 0
+        garbage = torch.full((3, 5, features.shape[-1]), 7.0)
+        padded = torch.cat((features, garbage), dim=1)
+        plain = model.generate(image_features=features, num_beams=3, max_length=10)
+        assert torch.equal(
+            plain, model.generate(image_features=padded, image_attention_mask=mask, num_beams=3, max_length=10)
+        )
+
+    def test_refuses_unknown_options_and_lengths(self, model, features):
+        with pytest.raises(ValueError, match="beam_rule must be one of"):
+            model.generate(image_features=features, beam_rule="mine")
+        with pytest.raises(ValueError, match="beyond this model's max_position_embeddings"):
+            model.generate(image_features=features, max_length=model.config.max_position_embeddings + 1)
+        with pytest.raises(ValueError, match="not used by the model"):
+            model.generate(image_features=features, num_beems=3)
+
+    # -- precision and attention -------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_finite_and_near(self, model, pixels, labels, dtype):
+        expected = model(pixel_values=pixels, labels=labels).logits.log_softmax(-1)
+        half = copy.deepcopy(model).to(dtype)
+        output = half(pixel_values=pixels.to(dtype), labels=labels)
+        assert torch.isfinite(output.loss)
+        got = output.logits.float().log_softmax(-1)
+        assert (got - expected).abs().max() < self.dtype_tolerance[dtype]
+        ids = half.generate(pixel_values=pixels.to(dtype), num_beams=3, max_length=8)
+        assert ids.shape[0] == 3
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_is_finite(self, model, pixels, labels, dtype):
+        model.train()
+        with torch.autocast("cpu", dtype=dtype):
+            loss = model(pixel_values=pixels, labels=labels).loss
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(one.grad).all() for one in model.parameters() if one.grad is not None)
+
+    def test_sdpa_and_eager_agree(self, model, pixels, labels):
+        outputs = []
+        for attention in ("sdpa", "eager"):
+            model.set_attn_implementation(attention)
+            outputs.append(model(pixel_values=pixels, labels=labels).logits)
+        torch.testing.assert_close(outputs[0], outputs[1], atol=5e-5, rtol=1e-4)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageTextToText])
+    def test_save_and_load_keep_weights_buffers_and_decoding(self, model, features, tmp_path, auto_class):
+        model.save_pretrained(tmp_path)
+        loaded = auto_class.from_pretrained(tmp_path)
+        assert type(loaded) is type(model)
+        assert not loaded.training
+        for kind in ("named_parameters", "named_buffers"):
+            ours, theirs = dict(getattr(model, kind)()), dict(getattr(loaded, kind)())
+            assert ours.keys() == theirs.keys()
+            for name, value in ours.items():
+                assert torch.equal(value, theirs[name]), name
+        assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
+        assert torch.equal(loaded.generate(image_features=features), model.generate(image_features=features))
+        assert not list(tmp_path.glob("*.py"))
+
+    def test_can_be_copied(self, model, features):
+        assert torch.equal(
+            copy.deepcopy(model).generate(image_features=features), model.generate(image_features=features)
+        )
+
+    def test_new_words_can_be_added(self, model, features):
+        size = model.config.vocab_size
+        model.resize_token_embeddings(size + 4)
+        assert model.config.vocab_size == size + 4
+        assert model(image_features=features, labels=torch.full((3, 2), size + 3)).logits.shape[-1] == size + 4
+
+    def test_adapters(self, model, features, labels):
+        from peft import LoraConfig, get_peft_model
+
+        before = model.generate(image_features=features, max_length=8)
+        adapted = get_peft_model(model, LoraConfig(target_modules=model.LORA_TARGET_MODULES, r=2))
+        assert torch.equal(adapted.generate(image_features=features, max_length=8), before)
+        optimizer = torch.optim.SGD([one for one in adapted.parameters() if one.requires_grad], lr=0.5)
+        for _ in range(2):  # the first step moves only the second factor, which starts at zero
+            optimizer.zero_grad()
+            adapted(image_features=features, labels=labels).loss.backward()
+            optimizer.step()
+        trained = adapted(image_features=features, labels=labels).logits
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(image_features=features, labels=labels).logits, trained)
+
+    def test_shipped_code_runs_where_the_package_is_missing(self, model, processor, tmp_path):
+        from PIL import Image
+
+        import hf_captioners
+
+        folder, picture = tmp_path / "shipped", tmp_path / "picture.png"
+        Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(picture)
+        model.save_pretrained(folder, ship_code=True)
+        processor.save_pretrained(folder, ship_code=True)
+        expected = hf_captioners.pipeline(model=str(folder))(str(picture))[0]["generated_text"]
+        run = subprocess.run(
+            [sys.executable, "-c", REMOTE_SCRIPT, str(folder), str(picture)],
+            capture_output=True,
+            text=True,
+            env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert json.loads(run.stdout.splitlines()[-1]) == [expected, expected]
+        shipped = {path.name for path in folder.glob("*.py")}
+        assert shipped == {path.name for path in Path(f"{folder}_again").glob("*.py")}
+        model.save_pretrained(tmp_path / "clean")
+        assert not list((tmp_path / "clean").glob("*.py"))
+        assert "auto_map" not in (tmp_path / "clean" / "config.json").read_text()

@@ -1,0 +1,138 @@
+"""The output folder: all or nothing, and never at the cost of what was there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_captioners.conversion.writing import ConversionError, check_out_dir, new_folder, raise_problems
+
+TYPE = "expansionnet_v2"
+
+
+def previous_conversion(folder: Path, model_type: str = TYPE) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "model.safetensors").write_bytes(b"old")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestNewFolder:
+    def test_appears_at_the_end(self, tmp_path: Path) -> None:
+        out = tmp_path / "parent" / "model"
+        with new_folder(out, TYPE) as folder:
+            assert folder.parent == out.parent
+            assert not out.exists()
+            (folder / "config.json").write_text("{}")
+        assert names(out) == ["config.json"]
+        assert names(out.parent) == ["model"]
+
+    def test_has_ordinary_permissions(self, tmp_path: Path) -> None:
+        (tmp_path / "ordinary").mkdir()
+        with new_folder(tmp_path / "model", TYPE):
+            pass
+        assert (tmp_path / "model").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+    def test_an_empty_folder_is_used(self, tmp_path: Path) -> None:
+        (tmp_path / "model").mkdir()
+        with new_folder(tmp_path / "model", TYPE) as folder:
+            (folder / "config.json").write_text("{}")
+        assert names(tmp_path / "model") == ["config.json"]
+        assert names(tmp_path) == ["model"]
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_nothing_is_left_after_an_error(self, tmp_path: Path, overwrite: bool) -> None:
+        if overwrite:
+            previous_conversion(tmp_path / "model")
+        before = names(tmp_path)
+        with pytest.raises(RuntimeError), new_folder(tmp_path / "model", TYPE, overwrite) as folder:
+            (folder / "config.json").write_text("{}")
+            raise RuntimeError
+        assert names(tmp_path) == before
+        if overwrite:
+            assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"old"
+
+    def test_replaces_a_previous_conversion_whole(self, tmp_path: Path) -> None:
+        out = previous_conversion(tmp_path / "model")
+        with new_folder(out, TYPE, overwrite=True) as folder:
+            (folder / "config.json").write_text("{}")
+        assert names(out) == ["config.json"]
+        assert names(tmp_path) == ["model"]
+
+    def test_what_came_in_the_meantime_is_not_overwritten(self, tmp_path: Path) -> None:
+        with pytest.raises(FileExistsError), new_folder(tmp_path / "model", TYPE):
+            (tmp_path / "model").mkdir()
+            (tmp_path / "model" / "thesis.txt").write_text("mine")
+        assert names(tmp_path) == ["model"]
+        assert names(tmp_path / "model") == ["thesis.txt"]
+
+    def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = previous_conversion(tmp_path / "model")
+        rename = Path.rename
+
+        def failing(self: Path, target: Path) -> Path:
+            if self.suffix == ".new":
+                raise OSError("no space")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="no space"), new_folder(out, TYPE, overwrite=True):
+            pass
+        assert names(tmp_path) == ["model"]
+        assert (out / "model.safetensors").read_bytes() == b"old"
+
+
+class TestCheckOutDir:
+    def test_refuses_a_folder_with_content(self, tmp_path: Path) -> None:
+        with pytest.raises(FileExistsError, match="model: is not empty; give another folder, or overwrite=True"):
+            check_out_dir(previous_conversion(tmp_path / "model"), TYPE, overwrite=False)
+
+    def test_refuses_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "model").write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="is not a folder"):
+                check_out_dir(tmp_path / "model", TYPE, overwrite)
+
+    @pytest.mark.parametrize("config", [None, "{", "[]", '{"model_type": "bert"}'])
+    def test_overwrite_replaces_nothing_but_a_conversion(self, tmp_path: Path, config: str | None) -> None:
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        if config is not None:
+            (tmp_path / "config.json").write_text(config)
+        with pytest.raises(FileExistsError, match=r"config\.json is not of a converted expansionnet_v2; not replaced"):
+            check_out_dir(tmp_path, TYPE, overwrite=True)
+
+    def test_overwrite_spares_foreign_files_and_folders(self, tmp_path: Path) -> None:
+        out = previous_conversion(tmp_path / "model")
+        assert check_out_dir(out, TYPE, overwrite=True) == out.resolve()
+        (out / "tokenizer.json").mkdir()
+        with pytest.raises(FileExistsError, match=r"holds 'tokenizer\.json', which no conversion wrote"):
+            check_out_dir(out, TYPE, overwrite=True)
+        (out / "tokenizer.json").rmdir()
+        (out / "notes.md").write_text("mine")
+        with pytest.raises(FileExistsError, match=r"holds 'notes\.md'"):
+            check_out_dir(out, TYPE, overwrite=True)
+
+    def test_a_link_is_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        with new_folder(tmp_path / "link", TYPE) as folder:
+            (folder / "config.json").write_text("{}")
+        assert (tmp_path / "link").is_symlink()
+        assert names(tmp_path / "real") == ["config.json"]
+
+
+def test_raise_problems_shows_ten_and_the_number() -> None:
+    raise_problems("x.pth", [])
+    with pytest.raises(ConversionError) as error:
+        raise_problems("x.pth", [f"p{index}" for index in range(12)])
+    assert (
+        str(error.value) == "x.pth: 12 problems: " + "; ".join(f"p{index}" for index in range(10)) + "; ... and 2 more"
+    )

@@ -1,0 +1,327 @@
+"""Folders of pictures: which files, in which order, and what a broken one does to the others.
+
+Order and faults are tested with a stand-in whose caption says which picture it saw; what depends on a real model (batch
+sizes, generation options) with the tiny captioner.
+"""
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.feature_extraction_utils import BatchFeature
+
+from hf_captioners import CaptionerImageProcessor
+from hf_captioners.inference.caption_files import CaptionRecord, caption_files, find_images
+from hf_captioners.modeling.captioner_image_io import open_image
+
+REFUSED, FAILING, EXHAUSTING, LOST = 201, 202, 203, 204
+
+
+class ShadeProcessor:
+    """Sees of a picture its shade, and refuses one of them, as processors do: with a ValueError for the whole batch."""
+
+    image_processor = CaptionerImageProcessor()
+
+    def __call__(self, images: list[Image.Image], return_tensors: str) -> BatchFeature:
+        shades = [int(np.asarray(image)[0, 0, 0]) for image in images]
+        if REFUSED in shades:
+            raise ValueError("Unable to infer channel\ndimension format")
+        return BatchFeature({"pixel_values": torch.tensor(shades).float()})
+
+    def batch_decode(self, ids: torch.Tensor) -> list[str]:
+        return [f"shade {shade}" for shade in ids[:, 0].tolist()]
+
+
+class ShadeModel:
+    """Writes the shade down, and fails in several ways."""
+
+    device, dtype, training = torch.device("cpu"), torch.float32, False
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.options: dict[str, Any] = {}
+
+    def generate(self, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.batches.append(len(pixel_values))
+        self.options = options
+        if FAILING in pixel_values:
+            raise RuntimeError("probability tensor contains either inf, nan or element < 0")
+        if EXHAUSTING in pixel_values:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if LOST in pixel_values:
+            raise NotImplementedError("no kernel")
+        return pixel_values.long()[:, None]
+
+
+def caption(model: Any, paths: Any, **options: Any) -> Iterator[CaptionRecord]:
+    processor: Any = ShadeProcessor()
+    return caption_files(model, processor, paths, **options)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    """Saves pictures of the given shades; a string is the content of a file that is none. Returns their paths."""
+
+    def save(*shades: int | str) -> list[Path]:
+        paths = [tmp_path / f"{index:03d}.png" for index in range(len(shades))]
+        for path, shade in zip(paths, shades, strict=True):
+            if isinstance(shade, str):
+                path.write_text(shade)
+            else:
+                Image.new("L", (4, 4), shade).save(path)
+        return paths
+
+    return save
+
+
+class TestFindImages:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        names = (
+            "b.jpg a.JPEG c.txt .hidden.jpg z.png sub/b.webp sub/a.tiff sub/deep/x.gif .git/y.jpg 10.bmp 9.png _.avif"
+        )
+        for name in names.split():
+            path = tmp_path / "root" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path / "root"
+
+    def names(self, folder: Path, *args: Any, **options: Any) -> list[str]:
+        return [Path(path).relative_to(folder).as_posix() for path in find_images(*args, **options)]
+
+    def test_sorted_and_recursive(self, folder: Path) -> None:
+        here = ["10.bmp", "9.png", "_.avif", "a.JPEG", "b.jpg", "z.png"]
+        assert self.names(folder, folder) == [*here, "sub/a.tiff", "sub/b.webp", "sub/deep/x.gif"]
+        assert self.names(folder, [str(folder)], recursive=False) == here
+
+    def test_named_files_are_always_taken(self, folder: Path) -> None:
+        named = [folder / "c.txt", folder / "missing.jpg", folder / ".hidden.jpg", folder / "sub", folder / "c.txt"]
+        expected = ["c.txt", "missing.jpg", ".hidden.jpg", "sub/a.tiff", "sub/b.webp", "sub/deep/x.gif", "c.txt"]
+        assert self.names(folder, named) == expected
+        assert self.names(folder, folder / ".git") == [".git/y.jpg"]
+
+    def test_paths_begin_as_given(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        assert [str(path) for path in find_images(["sub", "b.jpg"], recursive=False)] == [
+            str(Path("sub/a.tiff")),
+            str(Path("sub/b.webp")),
+            "b.jpg",
+        ]
+
+    def test_urls_stay_as_they_are(self) -> None:
+        assert list(find_images(["https://host/a//b.jpg?x=1", "HTTP://host"])) == [
+            "https://host/a//b.jpg?x=1",
+            "HTTP://host",
+        ]
+
+    def test_lazy(self, folder: Path) -> None:
+        endless = itertools.cycle([folder / "c.txt"])
+        assert len(list(itertools.islice(find_images(endless), 5))) == 5
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+    def test_links(self, folder: Path, tmp_path: Path) -> None:
+        (folder / "sub" / "up").symlink_to(folder)  # a loop
+        (folder / "sub" / "self.jpg").symlink_to("self.jpg")
+        (folder / "sub" / "dangling.jpg").symlink_to("nowhere")
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "linked.jpg").touch()
+        (folder / "to_outside").symlink_to(outside)
+        found = self.names(folder, folder)
+        assert len(found) == len(set(found)) == 12
+        assert {"sub/self.jpg", "sub/dangling.jpg", "to_outside/linked.jpg"} <= set(found)
+
+    def test_folder_that_cannot_be_listed_is_returned(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        scandir = os.scandir
+
+        def refuse(path: Any) -> Any:
+            if Path(path).name == "sub":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        assert self.names(folder, folder)[-2:] == ["z.png", "sub"]
+
+    def test_names_that_are_not_utf8(self, folder: Path) -> None:
+        try:
+            (folder / "caf\udce9.jpg").touch()
+        except OSError:
+            pytest.skip("this file system wants UTF-8")
+        assert "caf\udce9.jpg" in self.names(folder, folder)
+
+
+class TestOrderAndFaults:
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+    @pytest.mark.parametrize("num_workers", [1, 4])
+    def test_one_record_per_path_in_order(self, make: Any, batch_size: int, num_workers: int) -> None:
+        shades = [10, "text", 20, "", 30, 30, "x", "y", "z", 40]
+        paths = [*make(*shades), Path("missing.jpg")]
+        records = list(caption(ShadeModel(), paths, batch_size=batch_size, num_workers=num_workers))
+        assert [record["image"] for record in records] == [str(path) for path in paths]
+        assert [record.get("caption") for record in records] == [
+            f"shade {shade}" if isinstance(shade, int) else None for shade in [*shades, None]
+        ]
+        for record in records:
+            assert set(record) in ({"image", "caption"}, {"image", "error"})
+            assert record.get("error", f"{record['image']}: ").startswith(f"{record['image']}: ")
+        assert records[-1]["error"] == "missing.jpg: no such file"
+
+    def test_batches_are_full(self, make: Any) -> None:
+        model = ShadeModel()
+        list(caption(model, make(*range(10)), batch_size=4))
+        assert model.batches == [4, 4, 2]
+
+    @pytest.mark.parametrize("shade", [REFUSED, FAILING])
+    @pytest.mark.parametrize("batch_size", [1, 2, 4, 10])
+    def test_only_the_guilty_picture_fails(self, make: Any, shade: int, batch_size: int) -> None:
+        paths = make(1, 2, shade, 3, shade, "text", 4)
+        records = list(caption(ShadeModel(), paths, batch_size=batch_size))
+        assert [record.get("caption") for record in records] == [
+            "shade 1",
+            "shade 2",
+            None,
+            "shade 3",
+            None,
+            None,
+            "shade 4",
+        ]
+        reason = "Unable to infer channel dimension format" if shade == REFUSED else "probability tensor contains"
+        assert records[2]["error"].startswith(f"{paths[2]}: {reason}")
+        assert "\n" not in records[2]["error"]
+
+    def test_a_folder_of_refused_pictures(self, make: Any) -> None:
+        records = list(caption(ShadeModel(), make(*[REFUSED] * 5), batch_size=2))
+        assert ["error" in record for record in records] == [True] * 5
+
+    @pytest.mark.parametrize(("shade", "error"), [(EXHAUSTING, torch.OutOfMemoryError), (LOST, NotImplementedError)])
+    def test_faults_that_are_not_a_pictures(self, make: Any, shade: int, error: type[Exception]) -> None:
+        records = caption(ShadeModel(), make(1, 2, shade, 3), batch_size=2)
+        assert [next(records)["caption"], next(records)["caption"]] == ["shade 1", "shade 2"]
+        with pytest.raises(error):
+            next(records)
+
+    def test_a_model_that_never_works_is_not_the_pictures_fault(self, make: Any) -> None:
+        with pytest.raises(RuntimeError, match="probability tensor"):
+            list(caption(ShadeModel(), make("text", *[FAILING] * 3), batch_size=2))
+
+    def test_the_first_picture_may_be_the_guilty_one(self, make: Any) -> None:
+        records = list(caption(ShadeModel(), make(FAILING, 1), batch_size=2))
+        assert ["error" in record for record in records] == [True, False]
+
+    def test_programming_errors_come_through(self, make: Any) -> None:
+        broken = SimpleNamespace(training=False, device=torch.device("cpu"), dtype=torch.float32)
+        with pytest.raises(AttributeError, match="generate"):
+            list(caption(broken, make(1, 2)))
+
+    def test_arguments(self, make: Any) -> None:
+        for options in ({"batch_size": 0}, {"num_workers": 0}):
+            with pytest.raises(ValueError, match="1 or more"):
+                caption(ShadeModel(), [], **options)
+        training = ShadeModel()
+        training.training = True
+        with pytest.raises(ValueError, match="eval"):
+            caption(training, [])
+        model = ShadeModel()
+        assert [record["caption"] for record in caption(model, str(make(7)[0]), num_beams=3, max_new_tokens=4)] == [
+            "shade 7"
+        ]
+        assert model.options == {"num_beams": 3, "max_new_tokens": 4, "num_return_sequences": 1}
+        list(caption(model, make(7)))
+        assert model.options == {"num_return_sequences": 1}
+
+
+class TestStreaming:
+    def test_nothing_to_do(self) -> None:
+        assert list(caption(ShadeModel(), [])) == []
+
+    def test_endless_paths(self, make: Any) -> None:
+        good, bad = make(5, "text")
+        records = caption(ShadeModel(), itertools.cycle([good, bad]), batch_size=3)
+        assert [record.get("caption") for record in itertools.islice(records, 40)] == ["shade 5", None] * 20
+
+    @pytest.mark.parametrize("shade", [50, REFUSED, FAILING])
+    def test_two_batches_in_memory(self, make: Any, monkeypatch: pytest.MonkeyPatch, shade: int) -> None:
+        alive = most = 0
+        lock = threading.Lock()
+
+        def forget() -> None:
+            nonlocal alive
+            with lock:
+                alive -= 1
+
+        def count(source: Path, **_: Any) -> Image.Image:
+            nonlocal alive, most
+            image = open_image(source)
+            weakref.finalize(image, forget)
+            with lock:
+                alive += 1
+                most = max(most, alive)
+            return image
+
+        monkeypatch.setattr("hf_captioners.inference.caption_files.open_picture", count)
+        for _ in caption(ShadeModel(), make(1, *[shade, 7] * 30), batch_size=4):
+            assert alive <= 8
+        assert 4 < most <= 8
+        assert alive == 0
+
+    def test_leaving_early_stops_the_threads(self, make: Any) -> None:
+        before = threading.active_count()
+        records = caption(ShadeModel(), make(*range(50)), batch_size=4)
+        next(records)
+        assert threading.active_count() > before
+        records.close()  # type: ignore[attr-defined]
+        assert threading.active_count() == before
+
+
+class TestTinyCaptioner:
+    @pytest.fixture(scope="class")
+    def captioner(self, tiny_captioner_dir: Path) -> tuple[Any, Any]:
+        model = AutoModelForImageTextToText.from_pretrained(tiny_captioner_dir).eval()
+        return model, AutoProcessor.from_pretrained(tiny_captioner_dir)
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """13 pictures of noise, of all shapes and several modes, and a broken one."""
+        folder = tmp_path_factory.mktemp("pictures")
+        rng = np.random.default_rng(0)
+        for index in range(13):
+            height, width = rng.integers(8, 80, 2)
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
+            image.convert(("RGB", "L", "RGBA", "P")[index % 4]).save(folder / f"{index:02d}.png")
+        data = (folder / "04.png").read_bytes()
+        (folder / "04.png").write_bytes(data[: len(data) // 2])
+        return folder
+
+    @pytest.mark.parametrize("options", [{}, {"num_beams": 1}, {"num_beams": 3, "max_new_tokens": 6}])
+    def test_batch_size_does_not_change_a_caption(self, captioner: Any, folder: Path, options: dict[str, int]) -> None:
+        model, processor = captioner
+        runs = [
+            list(caption_files(model, processor, find_images(folder), batch_size=batch_size, **options))
+            for batch_size in (1, 3, 8, 50)
+        ]
+        assert runs[0] == runs[1] == runs[2] == runs[3]
+        assert len(runs[0]) == 13
+        assert [index for index, record in enumerate(runs[0]) if "error" in record] == [4]
+        assert len({record["caption"] for record in runs[0] if "caption" in record}) > 1
+
+    def test_equals_one_call_of_generate(self, captioner: Any, folder: Path) -> None:
+        model, processor = captioner
+        records = [record for record in caption_files(model, processor, find_images(folder)) if "caption" in record]
+        pixel_values = torch.cat([processor(images=open_image(record["image"])).pixel_values for record in records])
+        assert [record["caption"] for record in records] == processor.batch_decode(model.generate(pixel_values))
+
+    def test_options_that_the_model_refuses(self, captioner: Any, folder: Path) -> None:
+        model, processor = captioner
+        with pytest.raises(ValueError, match="max_position_embeddings"):
+            list(caption_files(model, processor, find_images(folder), max_new_tokens=1000))

@@ -1,0 +1,122 @@
+"""Every code block of the README runs, in the README's order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import SwinConfig, SwinModel, ViTImageProcessor
+
+from hf_captioners import ExpansionNetV2Config, ExpansionNetV2ForImageCaptioning
+from hf_captioners.conversion.expansionnet_v2 import original_name
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, quickstart_run) -> Path:
+    """A folder in which the README's file names mean something small."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "quickstart").symlink_to(quickstart_run[0])
+    (folder / "examples").symlink_to(ROOT / "examples")
+    world = quickstart_run[0] / "world"
+    rows = json.loads((world / "dataset_karpathy.json").read_text("utf-8"))["images"][:8]
+    for name, some in (("train", rows[:6]), ("validation", rows[6:])):
+        (folder / "my_pictures" / name).mkdir(parents=True)
+        lines = [
+            json.dumps({"file_name": row["filename"], "captions": [s["raw"] for s in row["sentences"]]}) for row in some
+        ]
+        (folder / "my_pictures" / name / "metadata.jsonl").write_text("\n".join(lines))
+        for row in some:
+            shutil.copy(world / "images" / row["filename"], folder / "my_pictures" / name)
+    (folder / "pictures").symlink_to(folder / "my_pictures/train")
+    (folder / "images").symlink_to(world / "images")
+    (folder / "dataset.json").write_text(json.dumps({"images": rows, "dataset": "sample"}))
+    backbone = folder / "microsoft/swin-tiny-patch4-window7-224"
+    SwinModel(SwinConfig(**SWIN)).save_pretrained(backbone)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
+    write_original_checkpoint(folder)
+    return folder
+
+
+def write_original_checkpoint(folder: Path) -> None:
+    """A small stand-in for the authors' files, with the head count and groups that a checkpoint does not show."""
+    import pickle
+
+    words = sorted({"EOS", "PAD", "SOS", "UNK", "a", "dog", "red"})
+    config = ExpansionNetV2Config(
+        vocab_size=len(words), d_model=16, ffn_dim=16, encoder_layers=1, vision_config={"model_type": "swin", **SWIN}
+    )
+    state: dict[str, torch.Tensor] = {}
+    for name, value in ExpansionNetV2ForImageCaptioning(config).state_dict().items():
+        theirs = original_name(name)
+        state[theirs] = torch.cat((state[theirs], value)) if theirs in state else value
+    windows = (SWIN["image_size"] // SWIN["patch_size"] // SWIN["window_size"] // 2) ** 2
+    state["swin_transf.layers.1.blocks.1.attn_mask"] = torch.zeros(windows, 16, 16)
+    torch.save({"model_state_dict": state}, folder / "rf_model.pth")
+    vocabulary = {
+        "word2idx_dict": {word: index for index, word in enumerate(words)},
+        "idx2word_list": words,
+        "sos_str": "SOS",
+        "eos_str": "EOS",
+    }
+    (folder / "demo_coco_tokens.pickle").write_bytes(pickle.dumps(vocabulary))
+
+
+def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HOME": str(folder / ".hf"),
+        **environment,
+    }
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, f"{command}\n{run.stdout[-2000:]}\n{run.stderr[-3000:]}"
+    return run
+
+
+@pytest.mark.xdist_group("quickstart")
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_block_runs(number, place, monkeypatch, capsys):
+    language, code = BLOCKS[number]
+    if code.startswith("make quickstart"):  # quickstart_run has run it: the other blocks stand on its result
+        assert (place / "quickstart/captioner/model.safetensors").exists()
+    elif code.startswith("make "):
+        shell(f"make --dry-run {code.split()[1]}", ROOT)
+    elif code.startswith("pip install"):  # checked against what is installed; nothing is fetched or changed
+        shell(
+            code, ROOT, PIP_DRY_RUN="1", PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1"
+        )
+    elif language == "bash":
+        shell(code, place)
+    elif language == "python":
+        monkeypatch.chdir(place)
+        exec(compile(code, f"README block {number}", "exec"), {})
+        if "print(" in code:
+            assert capsys.readouterr().out.strip()
+    elif language == "json":
+        assert set(json.loads(code)) == {"file_name", "captions"}
+    else:  # what the block before prints: the same form; a caption depends on the machine
+        assert language == "text"
+        assert re.fullmatch(r"\[\{'generated_text': '[a-z ]+'\}\]", code.strip())
+
+
+@pytest.mark.xdist_group("quickstart")
+def test_the_folder_was_captioned(place):
+    lines = shell(
+        "hf-captioners caption pictures --model quickstart/captioner --num-beams 3", place
+    ).stdout.splitlines()
+    assert [sorted(json.loads(line)) for line in lines] == [["caption", "image"]] * 6

@@ -1,0 +1,71 @@
+"""The options of cross-entropy training: defaults, files, the command line, and what is refused."""
+
+import dataclasses
+
+import pytest
+from transformers import TrainingArguments
+from trl import TrlParser
+
+from hf_captioners import XEConfig
+
+
+def config(tmp_path, **options):
+    return XEConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def own_fields():
+    inherited = {one.name: one.default for one in dataclasses.fields(TrainingArguments)}
+    return [one for one in dataclasses.fields(XEConfig) if inherited.get(one.name, object()) != one.default]
+
+
+def test_defaults(tmp_path):
+    args = config(tmp_path)
+    assert args.remove_unused_columns is False  # the collator reads them
+    assert (args.captions_per_image, args.eval_captions_per_image) == (1, 5)
+    assert args.train_backbone == "none"
+    assert args.label_smoothing_factor is None
+    assert (args.optimizer, args.schedule) == (None, None)
+
+
+def test_every_option_is_explained():
+    for one in own_fields():
+        assert one.metadata.get("help"), one.name
+        if one.name not in ("remove_unused_columns", "logging_steps"):
+            assert f"{one.name} (" in XEConfig.__doc__, one.name
+
+
+def test_json_round_trip(tmp_path):
+    args = config(tmp_path, schedule="annealing", optimizer="radam", label_smoothing_factor=0.0)
+    again = XEConfig(
+        **{name: value for name, value in args.to_dict().items() if name in {f.name for f in own_fields()}}
+    )
+    assert (again.schedule, again.optimizer, again.label_smoothing_factor) == ("annealing", "radam", 0.0)
+
+
+def test_a_file_and_the_command_line(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text(
+        f"output_dir: {tmp_path}\nschedule: annealing\nlabel_smoothing_factor: 0.2\ncaptions_per_image: 5\n"
+    )
+    arguments = ["--config", str(path), "--captions_per_image", "2", "--train_backbone", r"layers\.3", "--use_cpu"]
+    (args,) = TrlParser((XEConfig,)).parse_args_and_config(arguments)
+    assert (args.schedule, args.label_smoothing_factor) == ("annealing", 0.2)
+    assert (args.captions_per_image, args.train_backbone) == (2, r"layers\.3")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be 'radam' or not given, not 'adam'"),
+        ({"schedule": "cosine"}, r"schedule must be one of \['annealing', 'custom_warmup_anneal'\].*not 'cosine'"),
+        ({"captions_per_image": 0}, "captions_per_image must be at least 1, not 0"),
+        ({"eval_captions_per_image": 0}, "eval_captions_per_image must be at least 1, not 0"),
+        ({"warmup_iters": 0}, "warmup_iters must be at least 1, not 0"),
+        ({"generation_num_beams": 0}, "generation_num_beams must be at least 1, not 0"),
+        ({"label_smoothing_factor": 1.0}, r"label_smoothing_factor must be in \[0, 1\), not 1\.0"),
+        ({"label_smoothing_factor": -0.1}, "label_smoothing_factor must be in"),
+    ],
+)
+def test_errors(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)
