@@ -1,0 +1,48 @@
+"""Caption metrics on lists of strings, equal to the COCO reference tools and without Java.
+
+Every metric is a function `metric(predictions, references)` that gives [`Scores`]; [`CaptionMetrics`] runs several.
+Captions are tokenised as the reference tools do, or taken as tokens with `tokenized=True`.
+"""
+
+from pathlib import Path
+
+from .bleu import bleu
+from .cider import cider, cider_d
+from .clip_score import ClipScorer, clip_score
+from .diversity import diversity
+from .document_frequency import DocumentFrequencies
+from .inputs import MetricInputError, Scores
+from .meteor import meteor
+from .pac_score import PacScorer, pac_score
+from .ptb_tokenizer import ptb_tokenize
+from .rouge_l import rouge_l
+from .spice import spice
+from .spice_cache import SpiceError
+from .suite import DEFAULT_METRICS, METRICS, CaptionMetrics, Evaluation
+
+EVALUATE_MODULE = str(Path(__file__).with_name("evaluate_module.py"))
+"""What to give to `evaluate.load`: `evaluate.load(EVALUATE_MODULE, "cider_d")`."""
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "EVALUATE_MODULE",
+    "METRICS",
+    "CaptionMetrics",
+    "ClipScorer",
+    "DocumentFrequencies",
+    "Evaluation",
+    "MetricInputError",
+    "PacScorer",
+    "Scores",
+    "SpiceError",
+    "bleu",
+    "cider",
+    "cider_d",
+    "clip_score",
+    "diversity",
+    "meteor",
+    "pac_score",
+    "ptb_tokenize",
+    "rouge_l",
+    "spice",
+]

@@ -1,0 +1,162 @@
+"""BLEU of captions, as the COCO evaluation computes it.
+
+Papineni et al., 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation". The numbers are those of
+pycocoevalcap's `Bleu`, which departs from the paper in one thing: 1e-15 is added to every number of matches and to the
+length of the caption, 1e-9 to every number of n-grams and to the length of the references. A single caption thus has a
+score, a small one, where it has no match:
+
+- an empty caption, or captions that are all empty, score 0, also where a reference is empty too: the brevity penalty
+  is 0;
+- a caption of fewer than n tokens has a precision of 1e-15 / 1e-9 = 1e-6 at the order n;
+- a caption whose references are all empty has no brevity penalty and no match;
+- of two references as close in length, the shorter one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from .inputs import Scores, prepare_pairs
+from .ngrams import NgramCounts, ngram_counts, row_groups
+
+EffectiveLength = Literal["closest", "shortest", "average"]
+
+TINY, SMALL = 1e-15, 1e-9
+
+
+@dataclass(frozen=True)
+class BleuCounts:
+    """What BLEU is computed from, for a number of captions or summed over them.
+
+    Attributes:
+        matches (`np.ndarray`): float64 of shape (captions, max_n), n-grams found in the references, clipped.
+        totals (`np.ndarray`): float64 of shape (captions, max_n), n-grams.
+        length (`np.ndarray`): float64 of shape (captions,), tokens.
+        reference_length (`np.ndarray`): float64 of shape (captions,), effective length of the references.
+    """
+
+    matches: np.ndarray
+    totals: np.ndarray
+    length: np.ndarray
+    reference_length: np.ndarray
+
+
+def bleu(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    max_n: int = 4,
+    effective_length: EffectiveLength = "closest",
+    tokenized: bool = False,
+    image_ids: Sequence[Any] | None = None,
+) -> Scores:
+    """BLEU-1 to BLEU-`max_n`.
+
+    Args:
+        predictions (`Sequence[str]`): a caption per image.
+        references (`Sequence[Sequence[str]]`): the references of each image, at least one.
+        max_n (`int`, defaults to 4): highest order of n-grams.
+        effective_length (`str`, defaults to `"closest"`): the length of the references that a caption should reach, in
+            tokens: that of the reference `"closest"` in length, of the `"shortest"`, or their `"average"`.
+        tokenized (`bool`, defaults to `False`): the captions are tokens joined by spaces; otherwise they are tokenised.
+        image_ids (`Sequence`, *optional*): names of the images for messages.
+
+    Returns:
+        [`Scores`]: `bleu_1`, `bleu_2`, … between 0 and 1. The corpus has the BLEU of the summed counts, which isn't the
+        mean over the images.
+
+    Raises:
+        MetricInputError: captions that cannot be scored, see [`check_pairs`].
+        ValueError: an unknown `effective_length`, or `max_n` below 1.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.metrics.bleu import bleu
+    >>> scores = bleu(["a dog runs"], [["a dog runs fast", "the dog runs"]], max_n=2, tokenized=True)
+    >>> {name: round(score, 6) for name, score in scores.corpus.items()}
+    {'bleu_1': 1.0, 'bleu_2': 1.0}
+
+    ```
+    """
+    predictions, references = prepare_pairs(predictions, references, tokenized, image_ids)
+    counts = count_matches([[prediction] for prediction in predictions], references, max_n, effective_length)
+    summed = BleuCounts(*(values.sum(axis=0, keepdims=True) for values in vars(counts).values()))
+    names = [f"bleu_{order}" for order in range(1, max_n + 1)]
+    corpus, per_image = bleu_from_counts(summed)[0].tolist(), bleu_from_counts(counts).T.copy()
+    return Scores(dict(zip(names, corpus, strict=True)), dict(zip(names, per_image, strict=True)))
+
+
+def bleu_from_counts(counts: BleuCounts) -> np.ndarray:
+    """BLEU of each row of counts.
+
+    Args:
+        counts ([`BleuCounts`]): of captions.
+
+    Returns:
+        `np.ndarray`: float64 of shape (captions, max_n), BLEU-1, BLEU-2, …
+    """
+    precisions = (counts.matches + TINY) / (counts.totals + SMALL)
+    roots = 1.0 / np.arange(1, precisions.shape[1] + 1)
+    ratio = (counts.length + TINY) / (counts.reference_length + SMALL)
+    penalty = np.exp(np.minimum(1.0 - 1.0 / ratio, 0.0))  # (captions,): 1 for captions that are long enough
+    return np.cumprod(precisions, axis=1) ** roots * penalty[:, None]
+
+
+def count_matches(
+    predictions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    max_n: int = 4,
+    effective_length: EffectiveLength = "closest",
+) -> BleuCounts:
+    """Count what several captions of each image share with the references of the image.
+
+    Args:
+        predictions (`Sequence[Sequence[str]]`): tokenised captions of each image.
+        references (`Sequence[Sequence[str]]`): tokenised references of each image, at least one.
+        max_n (`int`, defaults to 4), effective_length (`str`, defaults to `"closest"`): see [`bleu`].
+
+    Returns:
+        [`BleuCounts`]: a row per caption, image by image.
+
+    Raises:
+        ValueError: see [`bleu`].
+    """
+    if effective_length not in get_args(EffectiveLength):
+        raise ValueError(f"effective_length is {effective_length!r}, expected one of {get_args(EffectiveLength)}")
+    pairs = list(zip(predictions, references, strict=True))
+    table = ngram_counts([caption for pair in pairs for captions in pair for caption in captions], max_n)
+    sizes = [len(captions) for pair in pairs for captions in pair]  # predictions, references, predictions, …
+    image = np.repeat(np.arange(len(sizes)) // 2, sizes)  # (captions,)
+    predicted = np.repeat(np.arange(len(sizes)) % 2 == 0, sizes)  # (captions,): True for predictions
+
+    length = table.lengths[predicted].astype(np.float64)
+    matches = np.stack([_clipped(counts, image, predicted) for counts in table.orders], axis=1)
+    totals = np.maximum(length[:, None] - np.arange(max_n), 0.0)
+    lengths = iter(table.lengths.tolist())
+    reference_length: list[float] = []
+    for captions, several in pairs:
+        own, theirs = list(islice(lengths, len(captions))), list(islice(lengths, len(several)))
+        reference_length += [_effective_length(number, theirs, effective_length) for number in own]
+    return BleuCounts(matches, totals, length, np.array(reference_length, dtype=np.float64))
+
+
+def _clipped(counts: NgramCounts, image: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Matches of one order, (predictions,): an n-gram counts as often as one of the references has it, at most."""
+    starts = row_groups(counts, image)
+    of_prediction = predicted[counts.caption]  # (rows,)
+    limit = np.maximum.reduceat(np.where(of_prediction, 0, counts.count), starts)  # (groups,)
+    limit = np.repeat(limit, np.diff(starts, append=len(counts.count)))  # (rows,)
+    clipped = np.minimum(counts.count, limit)[of_prediction]
+    return np.bincount(counts.caption[of_prediction], weights=clipped, minlength=len(image))[predicted]
+
+
+def _effective_length(length: int, references: list[int], which: EffectiveLength) -> float:
+    if which == "closest":
+        return min(references, key=lambda reference: (abs(reference - length), reference))
+    return min(references) if which == "shortest" else sum(references) / len(references)

@@ -1,0 +1,176 @@
+"""N-grams as a tree in one sorted array: what CIDEr looks n-grams up in.
+
+A node is an n-gram; its parent is the same n-gram without its last word; above the 1-grams stand roots. A node's key is
+its parent's number and its last word in one integer, and numbers are positions in the sorted array of keys. So looking
+up an n-gram is a binary search per word, for many n-grams at once, and nothing is hashed. [`ngram_counts`] serves where
+n-grams are only counted: its ids mean nothing outside the captions that were counted together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WORD_BITS = 32
+WORD_MASK = (1 << WORD_BITS) - 1
+CAPTIONS_AT_ONCE = 16_384  # words are split and looked up in pieces, so that millions of captions fit in memory
+
+
+@dataclass(frozen=True)
+class Words:
+    """Captions as numbers.
+
+    Attributes:
+        word (`np.ndarray`): int64 of shape (words,), of all captions, one after another.
+        length (`np.ndarray`): int64 of shape (captions,), the number of words.
+        new (`dict[str, int]`): word -> number of those that were not known; they follow the known ones.
+    """
+
+    word: np.ndarray
+    length: np.ndarray
+    new: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The n-grams of one order in groups of captions. A node is an n-gram of a group, an entry one of its captions.
+
+    Attributes:
+        parent (`np.ndarray`): int64 of shape (nodes,), the node of the order below, or the group.
+        word (`np.ndarray`): int64 of shape (nodes,), the last word. Nodes are sorted by parent, then by word.
+        group (`np.ndarray`): int64 of shape (nodes,), ascending.
+        node (`np.ndarray`): int64 of shape (entries,), ascending.
+        caption (`np.ndarray`): int64 of shape (entries,), ascending within a node.
+        count (`np.ndarray`): int64 of shape (entries,), how often the caption has the n-gram, at least 1.
+    """
+
+    parent: np.ndarray
+    word: np.ndarray
+    group: np.ndarray
+    node: np.ndarray
+    caption: np.ndarray
+    count: np.ndarray
+
+
+def read_words(captions: Sequence[str], known: Mapping[str, int]) -> Words:
+    """Give every word its number.
+
+    Args:
+        captions (`Sequence[str]`): tokens separated by white space.
+        known (`Mapping[str, int]`): word -> number, from 0 without gaps.
+
+    Returns:
+        [`Words`]
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.metrics.ngram_tree import read_words
+    >>> read_words(["a dog", "the dog"], {"a": 0, "cat": 1})
+    Words(word=array([0, 2, 3, 2]), length=array([2, 2]), new={'dog': 2, 'the': 3})
+
+    ```
+    """
+    new: dict[str, int] = {}
+    pieces, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for first in range(0, len(captions), CAPTIONS_AT_ONCE):
+        split = [caption.split() for caption in captions[first : first + CAPTIONS_AT_ONCE]]
+        tokens = list(itertools.chain.from_iterable(split))
+        numbers = {}
+        for token in dict.fromkeys(tokens):
+            number = known.get(token)
+            numbers[token] = new.setdefault(token, len(known) + len(new)) if number is None else number
+        pieces.append(np.fromiter(map(numbers.__getitem__, tokens), np.int64, len(tokens)))
+        lengths.append(np.fromiter(map(len, split), np.int64, len(split)))
+    return Words(np.concatenate(pieces), np.concatenate(lengths), new)
+
+
+def count_ngrams(words: Words, group: np.ndarray, groups: int, n: int) -> Iterator[Level]:
+    """Count the n-grams of groups of captions, such as the references of an image.
+
+    Args:
+        words ([`Words`]): of the captions.
+        group (`np.ndarray`): int64 of shape (captions,), the group of each caption, ascending.
+        groups (`int`): their number.
+        n (`int`): the highest order.
+
+    Yields:
+        [`Level`] of the 1-grams, the 2-grams, …
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_captioners.metrics.ngram_tree import count_ngrams, read_words
+    >>> one, two = count_ngrams(read_words(["a dog a dog", "a cat"], {}), np.array([0, 0]), 1, n=2)
+    >>> two.parent, two.word  # 0 = a, 1 = dog, 2 = cat
+    (array([0, 0, 1]), array([1, 2, 0]))
+    >>> two.node, two.caption, two.count
+    (array([0, 1, 2]), array([0, 1, 0]), array([2, 1, 1]))
+
+    ```
+    """
+    owner = np.repeat(np.arange(len(words.length)), words.length)  # (words,): the caption
+    remaining = np.repeat(np.cumsum(words.length), words.length) - np.arange(len(owner))  # words up to its end
+    node = group[owner]  # (words,): of the n-gram of the order below that starts here
+    group_of_node = np.arange(groups)
+    for order in range(n):
+        start = np.flatnonzero(remaining > order)
+        key = pack(node[start], words.word[start + order])
+        by_key = np.argsort(key, kind="stable")  # equal n-grams stay in the order of the captions
+        start, key = start[by_key], key[by_key]
+        is_new = changes(key)
+        number = np.cumsum(is_new) - 1
+        node[start] = number
+        entry = np.flatnonzero(is_new | changes(owner[start]))
+        parent, word = unpack(key[is_new])
+        group_of_node = group_of_node[parent]
+        count = np.diff(entry, append=len(start))
+        yield Level(parent, word, group_of_node, number[entry], owner[start[entry]], count)
+
+
+def find(keys: np.ndarray, parent: np.ndarray, word: np.ndarray) -> np.ndarray:
+    """Look up nodes by parent and word.
+
+    Args:
+        keys (`np.ndarray`): int64 of shape (nodes,), ascending, at least one. A root's key is no n-gram's.
+        parent (`np.ndarray`): int64 of shape (wanted,), -1 where the parent itself was not found.
+        word (`np.ndarray`): int64 of shape (wanted,).
+
+    Returns:
+        `np.ndarray`: int64 of shape (wanted,), the node, or -1 where there is none.
+    """
+    node = np.full(len(parent), -1)
+    asked = np.flatnonzero(parent >= 0)
+    wanted = pack(parent[asked], word[asked])
+    by_key = np.argsort(wanted, kind="stable")  # neighbours in a large tree are found together: ten times as fast
+    asked, wanted = asked[by_key], wanted[by_key]
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    found = keys[at] == wanted
+    node[asked[found]] = at[found]
+    return node
+
+
+def pack(parent: np.ndarray, word: np.ndarray) -> np.ndarray:
+    """The keys of nodes."""
+    return (parent << WORD_BITS) | word
+
+
+def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parents and words of keys."""
+    return keys >> WORD_BITS, keys & WORD_MASK
+
+
+def changes(values: np.ndarray) -> np.ndarray:
+    """True where a value differs from the one before, and at the first."""
+    changed = np.ones(len(values), dtype=bool)
+    changed[1:] = values[1:] != values[:-1]
+    return changed
+
+
+def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The positions start, start + 1, …, of each span, one span after another."""
+    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())

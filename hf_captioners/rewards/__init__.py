@@ -1,0 +1,1 @@
+"""Rewards: callables that give a number per completion, with TRL's signature."""
