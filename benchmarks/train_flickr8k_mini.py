@@ -5,8 +5,7 @@
 Three steps, each skipped when its result is there: the features of a frozen MobileNetV2 (`hf-captioners features`), the
 training (`examples/train_expansionnet_v2.py` with its recipe, about 15 minutes on 2 CPU cores), and the captions of the
 500 test pictures, written from the JPEG files by the complete captioner. `results.md`, `loss.png` and
-`contact_sheet.png` in the output folder say how it went. With `pip install pycocoevalcap` and Java, the captions are
-also scored by the reference tools.
+`contact_sheet.png` in the output folder say how it went.
 """
 
 from __future__ import annotations
@@ -29,10 +28,12 @@ from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.data.karpathy import load_karpathy
 from hf_captioners.inference.caption_files import caption_files
 from hf_captioners.inference.contact_sheet import SheetItem, contact_sheet
+from hf_captioners.metrics import CaptionMetrics, Evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "examples/recipes/expansionnet_v2/flickr8k_mini.yaml"
 NUM_SHOWN = 20
+METRICS = ("bleu", "meteor", "rouge_l", "cider_d", "diversity")
 
 
 def train(args: argparse.Namespace, annotations: Path, features: Path) -> dict[str, Any]:
@@ -68,22 +69,12 @@ def caption_test_pictures(args: argparse.Namespace, annotations: Path) -> list[d
     return results
 
 
-def score(captions: list[str], references: list[list[str]]) -> dict[str, float]:
-    """Corpus scores of the reference tools, or nothing where they are not installed."""
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError:
-        return {}
-    numbered = {i: [{"caption": one} for one in several] for i, several in enumerate(references)}
-    tokenizer = PTBTokenizer()
-    gold = tokenizer.tokenize(numbered)
-    ours = tokenizer.tokenize({i: [{"caption": caption}] for i, caption in enumerate(captions)})
-    bleu = Bleu(4).compute_score(gold, ours, verbose=0)[0]
-    rouge, cider = Rouge().compute_score(gold, ours)[0], Cider().compute_score(gold, ours)[0]
-    return {"BLEU-1": bleu[0], "BLEU-4": bleu[3], "ROUGE-L": float(rouge), "CIDEr-D": float(cider)}
+def score(results: list[dict[str, Any]], decodings: list[str]) -> dict[str, Evaluation]:
+    """The scores of each way of decoding."""
+    metrics = CaptionMetrics(METRICS)
+    references = [row["references"] for row in results]
+    names = [row["picture"] for row in results]
+    return {name: metrics([row[name] for row in results], references, names) for name in decodings}
 
 
 def plot(history: list[dict[str, float]], path: Path) -> None:
@@ -103,7 +94,9 @@ def plot(history: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def report(args: argparse.Namespace, state: dict[str, Any], results: list[dict[str, Any]], scores: dict) -> str:
+def report(
+    args: argparse.Namespace, state: dict[str, Any], results: list[dict[str, Any]], scores: dict[str, Evaluation]
+) -> str:
     """The outcome as Markdown."""
     history = state["log_history"]
     runtime = next(row["train_runtime"] for row in history if "train_runtime" in row)
@@ -116,12 +109,12 @@ def report(args: argparse.Namespace, state: dict[str, Any], results: list[dict[s
         *(f"| {row['epoch']:.0f} | {row['eval_loss']:.3f} |" for row in history if "eval_loss" in row),
         "",
     ]
-    if any(scores.values()):
-        names = list(next(iter(scores.values())))
-        lines += [f"| {' | '.join(['decoding', *names])} |", "|---" * (len(names) + 1) + "|"]
-        for decoding, values in scores.items():
-            lines.append(f"| {decoding} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |")
-        lines.append("")
+    tables = {decoding: dict(evaluation.table()) for decoding, evaluation in scores.items()}
+    lines += [f"| score | {' | '.join(tables)} |", "|---" * (len(tables) + 1) + "|"]
+    for name in next(iter(tables.values())):
+        lines.append(f"| {name} | " + " | ".join(table[name] for table in tables.values()) + " |")
+    signature = next(iter(scores.values())).signature_text
+    lines += ["", f"Signature: `{signature}`", ""]
     beam = f"beam {args.num_beams}"
     lines += [f"| picture | {beam} | a reference |", "|---|---|---|"]
     lines += [f"| {row['picture']} | {row[beam]} | {row['references'][0].strip()} |" for row in results[:NUM_SHOWN]]
@@ -146,8 +139,7 @@ def main() -> None:
     state = train(args, annotations, features)
     results = caption_test_pictures(args, annotations)
     decodings = [name for name in results[0] if name not in ("picture", "references")]
-    references = [row["references"] for row in results]
-    scores = {name: score([row[name] for row in results], references) for name in decodings}
+    scores = score(results, decodings)
     (args.out / "captions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results))
     plot(state["log_history"], args.out / "loss.png")
     images = args.data / "flickr8k_mini/images"

@@ -1,7 +1,9 @@
 """`hf-captioners caption`: captions for picture files and folders of them.
 
 stdout has one JSON object per picture and line, in UTF-8, in the order of the arguments and of the names in a folder:
-`{"image": path, "caption": text}` or `{"image": path, "error": reason}`. Progress and failed pictures go to stderr.
+`{"image": path, "caption": text}` or `{"image": path, "error": reason}`.
+With `--num-return-sequences` there is a list, `captions`.
+Records of a data set (`--annotations`) have an `image_id`. Progress and failed pictures go to stderr.
 Exit status 0 if every picture has a caption, 1 if some failed, 2 if what was asked for cannot be done.
 """
 
@@ -10,96 +12,172 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    from ..inference.caption_files import CaptionRecord
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class _UsageError(Exception):
-    """What was asked for cannot be done; the message is for the user."""
+from .common import UsageError, add_model_options, load_captioner, positive
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Add the verb and its options to the parser of `hf-captioners`."""
     parser = subparsers.add_parser(
         "caption",
-        help="caption picture files and folders",
+        help="caption picture files, folders and data sets",
         description="Write one JSON object per picture to stdout. A broken picture is reported; the rest go on.",
         epilog="example: hf-captioners caption photos/ cat.png --model expansionnet-v2 > captions.jsonl",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder of pictures or an http(s) URL")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a picture, a folder of pictures or an http(s) URL")
     parser.add_argument("--model", required=True, help="folder or Hub name of a captioner")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="pictures at a time (%(default)s)")
-    parser.add_argument("--num-beams", type=_positive, metavar="N", help="width of the beam search (the model's)")
-    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest caption (the model's)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="precision (auto: as the model was saved)")
+    add_model_options(parser)
+    parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
     parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
+    dataset = parser.add_argument_group("a data set in the place of paths; its records have `image_id`")
+    dataset.add_argument("--annotations", metavar="FILE", help="JSON file in Karpathy's layout")
+    dataset.add_argument("--labels", metavar="FILE", help="label file of the SATIC code, for its cocotalk.json")
+    dataset.add_argument("--split", default="train+restval", help="such as val or train+restval (%(default)s)")
+    source = dataset.add_mutually_exclusive_group()
+    source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
+    source.add_argument("--features", metavar="DIR", help="folder of their features, as `features` writes it")
+    parser.add_argument(
+        "--coco-results", metavar="FILE", type=Path, help="also write the JSON of COCO's test server: image_id, caption"
+    )
     parser.set_defaults(run=run)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Caption the pictures; returns the exit status."""
     try:
-        failed = _write(*_caption(args))
-    except _UsageError as error:
+        results = None if args.coco_results is None else _CocoResults(args.coco_results, args.num_return_sequences)
+        failed = _write(*_caption(args, results), results)
+        if results is not None:
+            results.write()
+    except UsageError as error:
         print(f"hf-captioners caption: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 1 if failed else 0
 
 
-def _caption(args: argparse.Namespace) -> tuple[Iterator["CaptionRecord"], int]:
+class _CocoResults:
+    """The captions by image id, for COCO's test server.
+
+    Pictures without an `image_id` must end in it, as COCO's own do: `COCO_test2014_000000000042.jpg` is image 42.
+    """
+
+    def __init__(self, path: Path, several: int | None) -> None:
+        if several not in (None, 1):
+            raise UsageError("--coco-results takes one caption per picture, without --num-return-sequences")
+        if not path.parent.is_dir():
+            raise UsageError(f"--coco-results {path}: no such folder")
+        self.path = path
+        self.names: dict[int, str] = {}
+        self.captions: dict[int, str] = {}
+
+    def check(self, names: Iterable[Any]) -> None:
+        """Refuse, before any work, names without an id and ids that occur twice."""
+        for name in map(str, names):
+            image_id = self.image_id(name)
+            if self.names.setdefault(image_id, name) != name:
+                raise UsageError(f"--coco-results: {self.names[image_id]} and {name} are both image {image_id}")
+
+    @staticmethod
+    def image_id(name: str) -> int:
+        """The number that a file name ends in."""
+        digits = re.search(r"(\d+)$", PurePath(name).stem)
+        if digits is None:
+            raise UsageError(f"--coco-results: {name} has no image id at its end, as in COCO_val2014_000000000042.jpg")
+        return int(digits[1])
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record that has a caption."""
+        image_id = record["image_id"] if "image_id" in record else self.image_id(record["image"])
+        captions = record.get("captions")
+        self.captions[image_id] = captions[0] if captions else record["caption"]
+
+    def write(self) -> None:
+        """Write the file, whole."""
+        from ..data.files import write_whole
+
+        rows = [{"image_id": image_id, "caption": caption} for image_id, caption in self.captions.items()]
+        try:
+            write_whole(self.path, lambda path: path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"--coco-results: {error}") from error
+
+
+def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Iterator[Mapping[str, Any]], int]:
     """The records to come and their number."""
     from ..inference.caption_files import IMAGE_SUFFIXES, caption_files, find_images
 
+    if args.annotations is not None:
+        return _caption_dataset(args)
+    if args.features or args.image_root or not args.paths:
+        raise UsageError("give paths, or --annotations with --image-root or --features")
     # Listed twice, to know the number without keeping a million paths.
     count = sum(1 for _ in find_images(args.paths, args.recursive))
     if not count:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise _UsageError(f"no pictures in {', '.join(args.paths)} (looked for {suffixes})")
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
-        model, processor = _load(args.model, args.device, args.dtype)
+        raise UsageError(f"no pictures in {', '.join(args.paths)} (looked for {suffixes})")
+    if results is not None:
+        results.check(find_images(args.paths, args.recursive))
+    model, processor = _load(args)
     paths = find_images(args.paths, args.recursive)
-    return caption_files(model, processor, paths, args.batch_size, args.num_beams, args.max_new_tokens), count
+    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    records = caption_files(
+        model, processor, paths, args.batch_size, **options, num_return_sequences=args.num_return_sequences
+    )
+    return (cast(Mapping[str, Any], record) for record in records), count
 
 
-def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    """The model, ready to caption, and its processor."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
+        return load_captioner(args.model, args.device, args.dtype)
 
-    from ..inference.device import choose_device
 
-    logging.disable_progress_bar()
+def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, Any]], int]:
+    """The records of a data set's rows, from its picture files or from cached features."""
+    if args.paths or not (args.image_root or args.features):
+        raise UsageError("--annotations goes with --image-root or --features, without paths")
+    from ..data.feature_store import FeatureStore, attach_features
+    from ..inference.caption_files import caption_files
+    from ..inference.caption_rows import caption_rows
+
+    names = ("num_beams", "max_new_tokens", "num_return_sequences")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
-        target = choose_device(device)
-    except ValueError as error:
-        raise _UsageError(f"--device: {error}") from error
-    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
-        raise _UsageError(f"--model {name}: no such folder")
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _UsageError(f"--model {name} cannot be loaded: {error}") from error
-    return model.to(target).eval(), processor
+        rows = _rows(args)
+        if args.features:
+            with_features = attach_features(rows, FeatureStore(args.features))
+            model, processor = _load(args)
+            each = (with_features[index] for index in range(len(with_features)))
+            return caption_rows(model, processor, each, args.batch_size, **options), len(with_features)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    model, processor = _load(args)
+    paths = [picture["path"] for picture in rows.cast_column("image", _undecoded())["image"]]
+    records = caption_files(model, processor, paths, args.batch_size, **options)
+    return ({"image_id": name, **record} for name, record in zip(rows["image_id"], records, strict=True)), len(rows)
 
 
-def _write(records: Iterator["CaptionRecord"], count: int) -> int:
+def _rows(args: argparse.Namespace) -> Any:
+    from ..data.cocotalk import load_cocotalk
+    from ..data.karpathy import load_karpathy
+
+    if args.labels is None:
+        return load_karpathy(args.annotations, args.image_root, args.split)
+    if args.image_root:
+        raise ValueError("--labels goes with --features: the rows of cocotalk.json have no pictures")
+    return load_cocotalk(args.annotations, args.labels, args.split.replace("train+restval", "train"))
+
+
+def _undecoded() -> Any:
+    from datasets import Image
+
+    return Image(decode=False)
+
+
+def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResults | None) -> int:
     """Writes the records; returns how many pictures failed."""
     import torch
     from tqdm import tqdm
@@ -114,10 +192,12 @@ def _write(records: Iterator["CaptionRecord"], count: int) -> int:
             if "error" in record:
                 failed += 1
                 tqdm.write(f"hf-captioners caption: {record['error']}", file=sys.stderr)
+            elif results is not None:
+                results.add(record)
     except torch.OutOfMemoryError as error:
-        raise _UsageError("out of memory; use a smaller --batch-size or --num-beams") from error
+        raise UsageError("out of memory; use a smaller --batch-size or --num-beams") from error
     except ValueError as error:  # generation options that the model refuses
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     return failed
 
 

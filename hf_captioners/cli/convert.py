@@ -19,7 +19,10 @@ Nothing in the checkpoint is executed. The folder appears complete or not at all
 
 _EPILOG = """\
 example:
-  hf-captioners convert expansionnet_v2 rf_model.pth --vocabulary demo_coco_tokens.pickle --out expansionnet-v2"""
+  hf-captioners convert expansionnet_v2 rf_model.pth --vocabulary demo_coco_tokens.pickle --out expansionnet-v2
+  hf-captioners convert satic model.pth --infos infos.pkl --out satic
+  hf-captioners convert clip_gpt2 coco_weights.pt --clip openai/clip-vit-base-patch32 --out clipcap
+  hf-captioners convert pac_score clip_ViT-B-32.pth --vocabulary openai/clip-vit-base-patch32 --out pac-s"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -44,10 +47,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument(
         "--vocabulary",
-        type=Path,
-        required=True,
         metavar="FILE",
-        help="the original vocabulary pickle, or a .json list of words whose index is the id",
+        help="the original vocabulary pickle, or a .json list of words whose index is the id; required by "
+        "expansionnet_v2. For pac_score the folder or Hub name of a CLIP tokenizer, which is written beside the model",
     )
     parser.add_argument(
         "--original-config",
@@ -62,6 +64,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=_name_and_id,
         metavar="NAME=ID",
         help="ids of PAD, SOS, EOS, UNK, when the vocabulary does not call them so (PAD=8 SOS=9 EOS=7 UNK=10)",
+    )
+    parser.add_argument("--infos", type=Path, metavar="FILE.pkl", help="options and words beside a checkpoint of satic")
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        metavar="N",
+        help="attention heads of satic (default: 8, as released), or of a clip_gpt2's GPT-2 (default: width / 64)",
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="GPT-2's tokenizer for clip_gpt2 (default: from the Hub)")
+    parser.add_argument("--clip", metavar="DIR", help="the CLIP of a clip_gpt2, to read pictures, not only embeddings")
+    parser.add_argument(
+        "--normalize-prefix",
+        action=argparse.BooleanOptionalAction,
+        help="whether a clip_gpt2 was trained on embeddings of length 1 (default: it was not)",
     )
     parser.add_argument("--backbone", type=Path, metavar="FILE", help="the backbone, for a features-only checkpoint")
     parser.add_argument("--features-only", action="store_true", help="leave the backbone out")
@@ -90,6 +106,11 @@ def run(args: argparse.Namespace) -> int:
             special=dict(args.special) if args.special else None,
             backbone=args.backbone,
             features_only=args.features_only,
+            infos=args.infos,
+            num_heads=args.num_heads,
+            tokenizer=args.tokenizer,
+            clip=args.clip,
+            normalize_prefix=args.normalize_prefix,
             overwrite=args.overwrite,
         )
     except (OSError, ValueError) as error:
@@ -114,6 +135,6 @@ def _describe(report: "ConversionReport") -> list[str]:
     special = " ".join(f"{name}={index} ({word!r})" for name, (index, word) in report.special_tokens.items())
     lines = [f"{len(report.used)} tensors converted, {len(report.dropped)} dropped"]
     lines += [f"  dropped {count} x {name}" for name, count in groups.items()]
-    lines += [f"special tokens: {special}"]
+    lines += [f"special tokens: {special}"] if special else []
     lines += [f"assumed, as released: {name}={value}" for name, value in report.assumed.items()]
     return lines

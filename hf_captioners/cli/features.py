@@ -1,5 +1,7 @@
 """`hf-captioners features`: image features of a captioned dataset, computed once for training.
 
+They come from a backbone (`--model`) or from the files of a detector (`--regions`).
+
 stdout has one JSON line at the end: `{"folder", "count", "added", "errors", "bytes"}`; progress and warnings go to
 stderr. Exit status 0 if every picture has features, 1 if some could not be read (named on stderr and in `index.json`),
 2 if nothing could be done because of what was asked for.
@@ -13,9 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .common import count, positive
+
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
 SPLITS = ("train", "restval", "val", "test")
 DTYPES = ("float16", "bfloat16", "float32")
+
+NORMS = ("none", "l2")
+
+OF_PICTURES = ("model", "annotations", "image_root", "splits", "missing", "batch_size", "num_workers", "device")
+OF_REGIONS = ("boxes", "image_sizes", "norm")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -24,22 +33,38 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "features",
         help="compute the image features of a dataset once, for training",
         description="Run the backbone of a captioner, or any vision backbone of transformers, over all pictures of a "
-        "dataset and store their features. An interrupted run continues where it was.",
+        "dataset and store their features; or store the region features of a detector, which other projects keep in "
+        "folders of .npz files or in HDF5. An interrupted run continues where it was.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these options; the command line wins")
-    parser.add_argument("--model", required=True, help="folder or Hub name of a captioner or a vision backbone")
-    parser.add_argument("--annotations", required=True, help="JSON file in Karpathy's layout, plain or gzipped")
-    parser.add_argument("--image-root", required=True, help="folder of the pictures: ROOT/[filepath/]filename")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")
-    parser.add_argument("--missing", choices=("error", "drop"), default="error", help="if image files are missing")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision in the store (%(default)s)")
-    parser.add_argument("--batch-size", type=_positive, default=16, help="pictures at a time (%(default)s)")
-    parser.add_argument("--num-workers", type=_count, default=0, help="processes that read pictures (%(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument("--shard-size-mb", type=_positive, default=500, help="size of a file (%(default)s)")
-    parser.set_defaults(run=run)
+    parser.add_argument("--shard-size-mb", type=positive, default=500, help="size of a file (%(default)s)")
+    _add_picture_options(parser.add_argument_group("features that a backbone computes"))
+    _add_region_options(parser.add_argument_group("region features in their place"))
+    defaults = {name: parser.get_default(name) for name in (*OF_PICTURES, *OF_REGIONS)}
+    parser.set_defaults(run=run, defaults=defaults)
     return parser
+
+
+def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--model", help="folder or Hub name of a captioner or a vision backbone")
+    group.add_argument("--annotations", help="JSON file in Karpathy's layout, plain or gzipped")
+    group.add_argument("--image-root", help="folder of the pictures: ROOT/[filepath/]filename")
+    group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")
+    group.add_argument("--missing", choices=("error", "drop"), default="error", help="if image files are missing")
+    group.add_argument("--batch-size", type=positive, default=16, help="pictures at a time (%(default)s)")
+    group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+
+
+def _add_region_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--regions", metavar="PATH", help="folder of <id>.npz or <id>.npy, or HDF5 file of <id> or <id>_features"
+    )
+    group.add_argument("--boxes", metavar="PATH", help="their boxes, to append and to sort by: <id>.npy or <id>_boxes")
+    group.add_argument("--image-sizes", metavar="FILE", help="JSON of the pictures' sizes (cocotalk.json, COCO's)")
+    group.add_argument("--norm", choices=NORMS, default="none", help="l2: divide each region's vector by its length")
 
 
 def with_config(argv: Sequence[str]) -> list[str]:
@@ -76,18 +101,6 @@ def with_config(argv: Sequence[str]) -> list[str]:
     return [*words, *given]
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if _count(text) == 0:
-        raise argparse.ArgumentTypeError("expected 1 or more")
-    return _count(text)
-
-
 def run(args: argparse.Namespace) -> int:
     """Compute the features; returns the exit status."""
     try:
@@ -102,12 +115,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> dict[str, Any]:
+    _check(args)
+    summary = _from_pictures(args) if args.regions is None else _from_regions(args)
+    return {
+        "folder": summary.folder,
+        "count": summary.count,
+        "added": summary.added,
+        "errors": len(summary.errors),
+        "bytes": summary.num_bytes,
+    }
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, rather than to leave one of them unheard."""
+    others = OF_REGIONS if args.regions is None else OF_PICTURES
+    given = [name for name in others if getattr(args, name) != args.defaults[name]]
+    if given:
+        alone = "needs --regions" if args.regions is None else "does not go with --regions"
+        raise ValueError(f"--{given[0].replace('_', '-')} {alone}")
+    if args.regions is None and None in (args.model, args.annotations, args.image_root):
+        raise ValueError("give --model, --annotations and --image-root, or --regions")
+    if (args.boxes is None) != (args.image_sizes is None):
+        raise ValueError("--boxes are in pixels and go with --image-sizes")
+
+
+def _from_pictures(args: argparse.Namespace) -> Any:
     from ..data.feature_store import DTYPES as TORCH_DTYPES
     from ..data.karpathy import load_karpathy
     from ..inference.extract_features import FeatureExtractor, write_features
 
     dataset = load_karpathy(args.annotations, args.image_root, "+".join(args.splits), missing=args.missing)
-    summary = write_features(
+    return write_features(
         FeatureExtractor.from_pretrained(args.model, args.device),
         dataset,
         args.out,
@@ -116,10 +154,14 @@ def _extract(args: argparse.Namespace) -> dict[str, Any]:
         shard_bytes=args.shard_size_mb * 1_000_000,
         num_workers=args.num_workers,
     )
-    return {
-        "folder": summary.folder,
-        "count": summary.count,
-        "added": summary.added,
-        "errors": len(summary.errors),
-        "bytes": summary.num_bytes,
-    }
+
+
+def _from_regions(args: argparse.Namespace) -> Any:
+    from ..data.feature_store import DTYPES as TORCH_DTYPES
+    from ..data.region_features import RegionFeatures, read_image_sizes, write_region_features
+
+    sizes = None if args.image_sizes is None else read_image_sizes(args.image_sizes)
+    with RegionFeatures(args.regions, boxes=args.boxes, image_sizes=sizes, l2_norm=args.norm == "l2") as regions:
+        return write_region_features(
+            regions, args.out, dtype=TORCH_DTYPES[args.dtype], shard_bytes=args.shard_size_mb * 1_000_000
+        )

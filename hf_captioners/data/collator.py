@@ -23,7 +23,8 @@ class CaptionCollator:
     batch size, under gradient accumulation, in any number of processes and after resuming.
 
     Args:
-        processor ([`CaptionerProcessor`]): makes the tensors.
+        processor ([`CaptionerProcessor`]): makes the tensors. While `training` its `training_extras` say what else a
+            model learns from, such as anchors; chance for that is also a function of seed, epoch and picture.
         captions_per_image (`int`, defaults to 1): captions of each picture in a batch, drawn without repetition; a
             picture that has fewer gives some of them again. The picture itself is encoded once.
         eval_captions_per_image (`int`, defaults to 5): the same while `training` is `False`, where the first ones are
@@ -109,8 +110,17 @@ class CaptionCollator:
         return row["image"]
 
     def _batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, torch.Tensor]:
-        captions = [caption for row in rows for caption in self._choose(row)]
-        return dict(self.processor(text_target=captions, **pictures))
+        shown = [self._choose(row) for row in rows]
+        extras: dict[str, Any] = {}
+        if self.training:
+            draws = [self._random(row, "extras") for row in rows]
+            extras = self.processor.training_extras(shown, [row["captions"] for row in rows], draws)
+        captions = [caption for one in shown for caption in one]
+        return dict(self.processor(text_target=captions, **extras, **pictures))
+
+    def _random(self, row: Mapping[str, Any], *what: str) -> random.Random:
+        """Chance that depends on the seed, the epoch and the picture alone."""
+        return random.Random(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
 
     def _choose(self, row: Mapping[str, Any]) -> list[str]:
         captions = row.get("captions")
@@ -121,5 +131,5 @@ class CaptionCollator:
         order = list(captions)
         count = self.captions_per_image if self.training else self.eval_captions_per_image
         if self.training:
-            random.Random(f"{self.seed} {self.epoch} {row.get('image_id')}").shuffle(order)
+            self._random(row).shuffle(order)
         return [order[index % len(order)] for index in range(count)]

@@ -34,9 +34,10 @@ class _ImageRecord(TypedDict):
 
 
 class CaptionRecord(_ImageRecord, total=False):
-    """What became of one picture: `image`, its path as it was given, and either `caption` or `error`."""
+    """What became of one picture: `image`, its path as it was given, and `caption`, or `captions`, or `error`."""
 
     caption: str
+    captions: list[str]
     error: str
 
 
@@ -127,6 +128,7 @@ def caption_files(
     num_beams: int | None = None,
     max_new_tokens: int | None = None,
     num_workers: int = 4,
+    num_return_sequences: int | None = None,
 ) -> Iterator[CaptionRecord]:
     """
     Captions picture files.
@@ -152,10 +154,12 @@ def caption_files(
             Longest caption, in tokens; by default that of the model's generation config.
         num_workers (`int`, *optional*, defaults to 4):
             Threads that open pictures.
+        num_return_sequences (`int`, *optional*):
+            Captions per picture, best first, as `captions` instead of `caption`.
 
     Returns:
-        `Iterator[CaptionRecord]`: one record per path, in the order of `paths`: `{"image": path, "caption": text}` or
-        `{"image": path, "error": reason}`.
+        `Iterator[CaptionRecord]`: one record per path, in the order of `paths`: `{"image": path, "caption": text}`,
+        `{"image": path, "captions": [text, …]}` or `{"image": path, "error": reason}`.
 
     Raises:
         `ValueError`: `batch_size` or `num_workers` below 1, or a model in training mode.
@@ -180,7 +184,11 @@ def caption_files(
         raise ValueError(f"batch_size={batch_size} and num_workers={num_workers} must be 1 or more")
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes captions; call model.eval() first")
-    given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    given = {
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+        "num_return_sequences": num_return_sequences,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     return _records(_Captioner(model, processor, options), _as_iterable(paths), batch_size, num_workers)
 
@@ -201,17 +209,19 @@ class _Captioner:
         self.has_worked = False
         self.fault: Exception | None = None
 
-    def __call__(self, images: list[Image.Image]) -> list[str]:
-        """One caption per picture. Raises `ImageError` if the processor refuses a picture."""
+    def __call__(self, images: list[Image.Image]) -> list[list[str]]:
+        """The captions of each picture. Raises `ImageError` if the processor refuses a picture."""
         try:
             inputs = self.processor(images=images, return_tensors="pt")
         except ValueError as error:
             raise ImageError(str(error)) from error
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, **self.options, num_return_sequences=1)
+            ids = self.model.generate(**inputs, **{"num_return_sequences": 1, **self.options})
         self.has_worked = True
-        return self.processor.batch_decode(ids)
+        captions = self.processor.batch_decode(ids)
+        each = len(captions) // len(images)
+        return [captions[start : start + each] for start in range(0, len(captions), each)]
 
 
 def _records(
@@ -226,14 +236,15 @@ def _records(
             if captioner.fault is not None and not captioner.has_worked:
                 raise captioner.fault
             captioner.fault = None
-            yield from map(_record, names, outcomes)
+            several = "num_return_sequences" in captioner.options
+            yield from (_record(name, outcome, several) for name, outcome in zip(names, outcomes, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _record(name: str, outcome: str | ImageError) -> CaptionRecord:
-    if isinstance(outcome, str):
-        return {"image": name, "caption": outcome}
+def _record(name: str, outcome: list[str] | ImageError, several: bool) -> CaptionRecord:
+    if isinstance(outcome, list):
+        return {"image": name, "captions": outcome} if several else {"image": name, "caption": outcome[0]}
     message = " ".join(str(outcome).split())
     return {"image": name, "error": message if message.startswith(f"{name}: ") else f"{name}: {message}"}
 
@@ -252,8 +263,10 @@ def _open_ahead(
         yield ahead
 
 
-def _caption_chunk(captioner: _Captioner, chunk: list[tuple[str, "Future[Image.Image]"]]) -> list[str | ImageError]:
-    """The caption of each picture of a chunk, or why it has none. Empties the chunk, to free the pictures."""
+def _caption_chunk(
+    captioner: _Captioner, chunk: list[tuple[str, "Future[Image.Image]"]]
+) -> list[list[str] | ImageError]:
+    """The captions of each picture of a chunk, or why it has none. Empties the chunk, to free the pictures."""
     opened: list[Image.Image | ImageError] = []
     for _, future in chunk:
         try:
@@ -265,7 +278,7 @@ def _caption_chunk(captioner: _Captioner, chunk: list[tuple[str, "Future[Image.I
     return [next(captions) if isinstance(image, Image.Image) else image for image in opened]
 
 
-def _caption_images(captioner: _Captioner, images: list[Image.Image]) -> list[str | ImageError]:
+def _caption_images(captioner: _Captioner, images: list[Image.Image]) -> list[list[str] | ImageError]:
     """Captions a batch; if it fails, its pictures one by one, so that only the guilty ones have an error."""
     if not images:
         return []

@@ -74,6 +74,16 @@ class CaptionerEnsemble(CaptionerPreTrainedModel, GenerationMixin):
         pairs = zip(self.models, encoder_outputs.hidden_states or (), strict=True)
         return EnsembleCache([model.start_cache(memory) for model, memory in pairs])
 
+    # How a captioner decodes is its own; these are the steps of `generate` that a captioner may define.
+    def _choose_beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        return self.models[0]._choose_beam_search(*args, **kwargs)
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
+        return self.models[0]._prepare_generation_config(*args, **kwargs)
+
+    def _prepare_special_tokens(self, generation_config: Any, *args: Any, **kwargs: Any) -> None:
+        self.models[0]._prepare_special_tokens(generation_config, *args, **kwargs)
+
     def forward(
         self,
         decoder_input_ids: torch.Tensor,
@@ -112,6 +122,9 @@ def _check_members(models: Sequence[CaptionerPreTrainedModel]) -> None:
         if type(model) is not type(first):
             raise ValueError(f"model {index} is a {type(model).__name__}, the first one a {type(first).__name__}.")
         for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
-            ours, theirs = first.config.to_dict()[name], model.config.to_dict()[name]
+            ours, theirs = getattr(first.config, name), getattr(model.config, name)
             if ours != theirs:
                 raise ValueError(f"model {index} has {name}={theirs}, the first one {ours}: not one vocabulary.")
+        groups = [one.config.to_dict().get("group_size") for one in (first, model)]  # of SATIC
+        if groups[0] != groups[1]:
+            raise ValueError(f"model {index} has group_size={groups[1]}, the first one {groups[0]}: not one step.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.collator import CaptionCollator
@@ -19,3 +20,19 @@ class EpochCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.collator.epoch = int(state.epoch or 0)
+
+
+class GradientClampCallback(TrainerCallback):
+    """Clamp every element of the gradients, after any clipping of their norm and before the optimizer's step.
+
+    Args:
+        limit (`float`): largest absolute value.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        torch.nn.utils.clip_grad_value_(kwargs["model"].parameters(), self.limit)

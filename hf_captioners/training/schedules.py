@@ -1,4 +1,4 @@
-"""Learning-rate schedules and the optimizer of ExpansionNet v2 (specification of the original, section 15)."""
+"""Learning-rate schedules, and the optimizer of ExpansionNet v2 (specification of the original, section 15)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,40 @@ def annealing(
     )
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {"custom_warmup_anneal": custom_warmup_anneal, "annealing": annealing}
+def noam(step: int, *, lr: float, warmup_iters: int, **unused: Any) -> float:
+    """Linear warm-up, and a fall with the inverse square root of the steps (arXiv 1706.03762, section 5.3).
+
+    The published formula, `factor * d_model**-0.5 * min(t**-0.5, t * warmup_iters**-1.5)` with t counted from 1, has
+    the highest rate `factor * (d_model * warmup_iters)**-0.5`, which is what is given here. SATIC trains with factor 1,
+    width 512 and 20,000 steps of warm-up, so with `lr=3.125e-4`.
+
+    Args:
+        step (`int`): batches before this one.
+        lr (`float`): highest rate, reached at the end of the warm-up.
+        warmup_iters (`int`): batches of the warm-up.
+        unused: options of the other schedules.
+
+    Returns:
+        `float`: the rate.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.training.schedules import noam
+    >>> [round(noam(step, lr=3.125e-4, warmup_iters=20000), 9) for step in (0, 9999, 19999, 79999)]
+    [1.6e-08, 0.00015625, 0.0003125, 0.00015625]
+
+    ```
+    """
+    progress = (step + 1) / warmup_iters
+    return lr * min(progress**-0.5, progress)
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "custom_warmup_anneal": custom_warmup_anneal,
+    "annealing": annealing,
+    "noam": noam,
+}
 
 
 class RectifiedAdam(torch.optim.Optimizer):

@@ -38,8 +38,11 @@ class XEConfig(TrainingArguments):
         optimizer (`str`, *optional*):
             `"radam"` for the paper's rectified Adam, betas (0.9, 0.98), eps 1e-9, without weight decay. By default
             `optim` says.
+        max_grad_value (`float`, *optional*):
+            Clamp every element of the gradients to +- this, as SATIC does (0.1), besides `max_grad_norm`.
         schedule (`str`, *optional*):
-            `"custom_warmup_anneal"` or `"annealing"`, the paper's schedules. By default `lr_scheduler_type` says.
+            `"custom_warmup_anneal"` or `"annealing"`, ExpansionNet v2's schedules, or `"noam"`, SATIC's. By default
+            `lr_scheduler_type` says.
         warmup_iters (`int`, defaults to 10000), anneal_coeff (`float`, defaults to 0.8), anneal_every_epoch (`float`,
             defaults to 2.0), min_learning_rate (`float`, defaults to 5e-7): of `schedule`, counted in batches, not in
             optimizer steps.
@@ -47,7 +50,10 @@ class XEConfig(TrainingArguments):
         > Parameters that control evaluation by generation
 
         eval_with_generation (`bool`, defaults to `False`):
-            Also caption the evaluation pictures, for `compute_caption_metrics` and to look at.
+            Also caption the evaluation pictures, and score the captions.
+        caption_metrics (`list[str]`, defaults to `["bleu", "rouge_l", "cider_d"]`):
+            Metrics of [`CaptionMetrics`] for that. Keep the best checkpoint by one with
+            `metric_for_best_model="cider_d"`, `greater_is_better=True` and `load_best_model_at_end=True`.
         generation_num_beams (`int`, defaults to 3):
             Beams of that (the paper's number in these phases).
         generation_max_length (`int`, defaults to 20):
@@ -72,14 +78,21 @@ class XEConfig(TrainingArguments):
         default="none", metadata={"help": "'none', 'all' or a regular expression over the backbone's parameter names."}
     )
     optimizer: str | None = field(default=None, metadata={"help": "'radam': the paper's. By default --optim says."})
+    max_grad_value: float | None = field(
+        default=None, metadata={"help": "Clamp every element of the gradients to +- this (SATIC: 0.1)."}
+    )
     schedule: str | None = field(
-        default=None, metadata={"help": "'custom_warmup_anneal' or 'annealing'. By default --lr_scheduler_type says."}
+        default=None,
+        metadata={"help": "'custom_warmup_anneal', 'annealing' or 'noam'. By default --lr_scheduler_type says."},
     )
     warmup_iters: int = field(default=10000, metadata={"help": "Batches of the schedule's warm-up; 1 for none."})
     anneal_coeff: float = field(default=0.8, metadata={"help": "Factor by which the schedule falls."})
     anneal_every_epoch: float = field(default=2.0, metadata={"help": "Epochs between two falls."})
     min_learning_rate: float = field(default=5e-7, metadata={"help": "Lowest rate after the warm-up."})
     eval_with_generation: bool = field(default=False, metadata={"help": "Also caption the evaluation pictures."})
+    caption_metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "rouge_l", "cider_d"], metadata={"help": "Metrics of the generated captions."}
+    )
     generation_num_beams: int = field(default=3, metadata={"help": "Beams of evaluation by generation."})
     generation_max_length: int = field(
         default=20, metadata={"help": "Longest caption in tokens, with the start token."}
@@ -95,5 +108,7 @@ class XEConfig(TrainingArguments):
         for name in ("captions_per_image", "eval_captions_per_image", "warmup_iters", "generation_num_beams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.max_grad_value is not None and self.max_grad_value <= 0:
+            raise ValueError(f"max_grad_value must be positive or not given, not {self.max_grad_value}.")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor must be in [0, 1), not {self.label_smoothing_factor}.")

@@ -12,14 +12,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from ..data.collator import CaptionCollator
+from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
-from .callbacks import EpochCallback
+from .callbacks import EpochCallback, GradientClampCallback
 from .schedules import SCHEDULES, RectifiedAdam
 from .xe_config import XEConfig
 
 logger = logging.getLogger(__name__)
 
-CaptionMetrics = Callable[[list[str], list[list[str]]], dict[str, float]]
+CaptionScorer = Callable[[list[str], list[list[str]]], dict[str, float]]
 
 
 class XETrainer(Trainer):
@@ -35,7 +36,8 @@ class XETrainer(Trainer):
         processing_class ([`CaptionerProcessor`]): the captioner's processor.
         data_collator (`Callable`, *optional*): by default a [`CaptionCollator`].
         compute_caption_metrics (`Callable`, *optional*): with `eval_with_generation`, called with the captions and the
-            references of the evaluation pictures; returns numbers by name.
+            references of the evaluation pictures; returns numbers by name. By default the metrics of
+            `args.caption_metrics`.
         peft_config (`PeftConfig`, *optional*): train adapters only; `target_modules` defaults to the model's
             `LORA_TARGET_MODULES`.
         kwargs: further arguments of `Trainer`.
@@ -67,7 +69,7 @@ class XETrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         data_collator: Callable | None = None,
-        compute_caption_metrics: CaptionMetrics | None = None,
+        compute_caption_metrics: CaptionScorer | None = None,
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -93,9 +95,11 @@ class XETrainer(Trainer):
             **kwargs,
         )
         self.label_smoother = None  # the model's own loss smooths
-        self.compute_caption_metrics = compute_caption_metrics
+        self.compute_caption_metrics = compute_caption_metrics or _default_metrics(args.caption_metrics)
         if isinstance(data_collator, CaptionCollator):
             self.add_callback(EpochCallback(data_collator))
+        if args.max_grad_value is not None:
+            self.add_callback(GradientClampCallback(args.max_grad_value))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss, with `label_smoothing_factor`."""
@@ -159,23 +163,35 @@ class XETrainer(Trainer):
             metric_key_prefix (`str`, defaults to `"eval"`): in front of the names.
 
         Returns:
-            `dict[str, float]`
+            `dict[str, float]`: such as `eval_loss`, and `eval_cider_d` on its own scale of 0 to 10.
         """
         dataset = self.eval_dataset if eval_dataset is None else _undecoded(eval_dataset)
         with self._evaluating():
-            metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
-        if self.args.eval_with_generation and not isinstance(dataset, dict):
-            captions = self.generate_captions(dataset)
-            references = [list(dataset[index]["captions"]) for index in range(len(captions))]
-            for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
-                logger.info("generated: %s | reference: %s", caption, reference[0])
-            words = {f"{metric_key_prefix}_caption_words": sum(len(one.split()) for one in captions) / len(captions)}
-            if self.compute_caption_metrics is not None:
-                scores = self.compute_caption_metrics(captions, references)
-                words.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
-            self.log(words)
-            metrics.update(words)
-        return metrics
+            return super().evaluate(dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The loss, and the scores of generated captions in time for callbacks such as early stopping to see them."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.args.eval_with_generation:
+            scores = self._score_captions(dataloader.dataset)
+            named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **named})
+        return output
+
+    def _score_captions(self, dataset: Any) -> dict[str, float]:
+        captions = self.generate_captions(dataset)
+        references = [list(dataset[index]["captions"]) for index in range(len(captions))]
+        for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
+            logger.info("generated: %s | reference: %s", caption, reference[0])
+        scores = {"caption_words": sum(len(one.split()) for one in captions) / len(captions)}
+        return scores | self.compute_caption_metrics(captions, references)
 
     @torch.inference_mode()
     def generate_captions(self, dataset: Any) -> list[str]:
@@ -204,6 +220,11 @@ class XETrainer(Trainer):
                 captions.extend(self.processing_class.batch_decode(self.accelerator.gather_for_metrics(ids)))
         model.train(was_training)
         return captions
+
+
+def _default_metrics(names: list[str]) -> CaptionScorer:
+    metrics = CaptionMetrics(names)
+    return lambda captions, references: metrics(captions, references).corpus
 
 
 def _undecoded(dataset: Any) -> Any:

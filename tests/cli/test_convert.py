@@ -95,12 +95,23 @@ def test_special_must_be_name_and_id(
     assert "is not NAME=ID, such as PAD=78" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["--vocabulary", "--out"])
-def test_required_options(sources: list[Path | str], capsys: pytest.CaptureFixture[str], missing: str) -> None:
-    index = sources.index(missing)
+def test_required_options(sources: list[Path | str], capsys: pytest.CaptureFixture[str]) -> None:
+    index = sources.index("--out")
     with pytest.raises(SystemExit):
         call(*sources[:index], *sources[index + 2 :])
-    assert missing in capsys.readouterr().err
+    assert "--out" in capsys.readouterr().err
+    index = sources.index("--vocabulary")
+    assert call(*sources[:index], *sources[index + 2 :]) == 2
+    assert "vocabulary is required" in capsys.readouterr().err
+
+
+def test_pac_score(shared_parity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = shared_parity / "dico" / "case_a" / "pacs.pth"
+    assert call("pac_score", checkpoint, "--out", tmp_path / "out") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"out_dir": str(tmp_path / "out")}
+    assert "assumed, as released: quick_gelu=True" in captured.err
+    assert "special tokens" not in captured.err
 
 
 def test_help_answers(capsys: pytest.CaptureFixture[str]) -> None:

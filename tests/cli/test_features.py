@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -119,13 +120,14 @@ def test_choices_are_those_of_the_modules_that_own_them():
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import argparse, importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('features', sys.argv[1])\n"
-        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "import argparse, importlib, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"  # the room alone: importing the package registers with transformers
+        "module = importlib.import_module('cli.features')\n"
         "module.add_parser(argparse.ArgumentParser().add_subparsers())\n"
         "print({'torch', 'datasets', 'transformers'} & set(sys.modules))\n"
     )
-    result = subprocess.run([sys.executable, "-c", script, features.__file__], capture_output=True, text=True)
+    package = str(Path(features.__file__).parent.parent)
+    result = subprocess.run([sys.executable, "-c", script, package], capture_output=True, text=True)
     assert result.stdout == "set()\n", result.stderr
 
 
@@ -173,3 +175,87 @@ class TestConfig:
         root = Path(features.__file__).parents[2]
         args = build_parser().parse_args(features.with_config(["features", "--config", str(root / recipe)]))
         assert (args.dtype, args.batch_size, args.num_workers) == ("float16", 16, 4)
+
+
+class TestRegions:
+    @pytest.fixture
+    def regions(self, tmp_path):
+        """Region features and boxes of two images of 40 x 30 pixels, and options to store them."""
+        for name in ("att", "box"):
+            (tmp_path / name).mkdir()
+        for image_id, number in ((7, 3), (9, 2)):
+            np.savez(tmp_path / "att" / f"{image_id}.npz", feat=np.full((number, 4), image_id, dtype=np.float32))
+            np.save(tmp_path / "box" / f"{image_id}.npy", np.array([[0, 0, 10 * (i + 1), 30] for i in range(number)]))
+        images = [{"id": image_id, "split": "train", "width": 40, "height": 30} for image_id in (7, 9)]
+        (tmp_path / "cocotalk.json").write_text(json.dumps({"images": images}))
+        return {"--regions": str(tmp_path / "att"), "--out": str(tmp_path / "out")}
+
+    @pytest.fixture
+    def boxes(self, tmp_path):
+        return {"--boxes": str(tmp_path / "box"), "--image-sizes": str(tmp_path / "cocotalk.json")}
+
+    def test_summary(self, regions, tmp_path, capfd):
+        assert run(regions) == 0
+        store = FeatureStore(tmp_path / "out")
+        assert {image_id: tuple(store[image_id].shape) for image_id in store.ids} == {7: (3, 4), 9: (2, 4)}
+        (line,) = capfd.readouterr().out.splitlines()
+        assert json.loads(line) == {
+            "folder": str(tmp_path / "out"),
+            "count": 2,
+            "added": 2,
+            "errors": 0,
+            "bytes": store.num_bytes,
+        }
+
+    def test_options(self, regions, boxes, tmp_path):
+        config = tmp_path / "regions.yaml"
+        config.write_text("norm: l2\ndtype: float32\n")
+        assert run({**regions, **boxes}, "--config", str(config)) == 0
+        # every feature of a region is 1 of 4 equal ones, and the largest box comes first
+        assert FeatureStore(tmp_path / "out")[9].tolist() == [
+            [0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.5, 1.0, 0.5],
+            [0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.25, 1.0, 0.25],
+        ]
+
+    def test_broken_file(self, regions, tmp_path, capfd, caplog):
+        (tmp_path / "att" / "7.npz").write_bytes(b"")
+        assert run(regions) == 1
+        summary = json.loads(capfd.readouterr().out)
+        assert (summary["count"], summary["errors"]) == (1, 1)
+        assert str(tmp_path / "att" / "7.npz") in caplog.text
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"--regions": "{tmp}/none"}, "none: no such file"),
+            ({"--regions": "{tmp}/cocotalk.json"}, "cocotalk.json: not a readable HDF5 file"),
+            ({"--image-sizes": "{tmp}/none.json"}, "--boxes are in pixels and go with --image-sizes"),
+            ({"--boxes": "{tmp}/box"}, "--boxes are in pixels and go with --image-sizes"),
+            ({"--boxes": "{tmp}/box", "--image-sizes": "{tmp}/none.json"}, "none.json"),
+            ({"--model": "{tmp}"}, "--model does not go with --regions"),
+            ({"--image-root": "{tmp}"}, "--image-root does not go with --regions"),
+            ({"--splits": "val"}, "--splits does not go with --regions"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, regions, tmp_path, capfd, more, message):
+        options = {name: value.format(tmp=tmp_path) for name, value in more.items()}
+        assert run({**regions, **options}) == 2
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("hf-captioners features: error: ")
+        assert message in line
+        assert not (tmp_path / "out").exists()
+
+    def test_options_of_regions_need_them(self, arguments, capfd):
+        assert run(arguments, "--norm", "l2") == 2
+        assert "--norm needs --regions" in capfd.readouterr().err
+        for name in ("--model", "--annotations", "--image-root"):
+            assert run({option: value for option, value in arguments.items() if option != name}) == 2
+            assert "give --model, --annotations and --image-root, or --regions" in capfd.readouterr().err
+
+    def test_hdf5_without_h5py(self, regions, tmp_path, capfd, monkeypatch):
+        monkeypatch.setitem(sys.modules, "h5py", None)
+        (tmp_path / "regions.hdf5").touch()
+        assert run({**regions, "--regions": str(tmp_path / "regions.hdf5")}) == 2
+        assert 'pip install "hf_captioners[h5]"' in capfd.readouterr().err

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hf_captioners.training.schedules import SCHEDULES, RectifiedAdam, annealing, custom_warmup_anneal
+from hf_captioners.training.schedules import SCHEDULES, RectifiedAdam, annealing, custom_warmup_anneal, noam
 
 PAPER = {
     "lr": 2e-4,
@@ -57,8 +57,16 @@ class TestAnnealing:
         assert annealing(23614, **{**PAPER, "anneal_coeff": 0.1}) == annealing(23614, **PAPER)
 
 
-def test_both_take_the_same_options():
-    assert sorted(SCHEDULES) == ["annealing", "custom_warmup_anneal"]
+@pytest.mark.parametrize(("width", "warmup", "factor"), [(512, 20000, 1.0), (64, 400, 2.0), (48, 1, 0.5)])
+def test_noam_is_the_published_formula(width, warmup, factor):  # arXiv 1706.03762, section 5.3
+    for step in (0, 1, 9, 399, 400, 19999, 20000, 100000):
+        t = step + 1
+        rate = factor * width**-0.5 * min(t**-0.5, t * warmup**-1.5)
+        assert noam(step, lr=factor * (width * warmup) ** -0.5, warmup_iters=warmup) == pytest.approx(rate, rel=1e-12)
+
+
+def test_all_take_the_same_options():
+    assert sorted(SCHEDULES) == ["annealing", "custom_warmup_anneal", "noam"]
     for schedule in SCHEDULES.values():
         assert schedule(0, **PAPER) >= 0
 

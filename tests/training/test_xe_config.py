@@ -57,7 +57,8 @@ def test_a_file_and_the_command_line(tmp_path):
     ("options", "message"),
     [
         ({"optimizer": "adam"}, "optimizer must be 'radam' or not given, not 'adam'"),
-        ({"schedule": "cosine"}, r"schedule must be one of \['annealing', 'custom_warmup_anneal'\].*not 'cosine'"),
+        ({"schedule": "cosine"}, r"schedule must be one of \['annealing', 'custom_warm.*', 'noam'\].*not 'cosine'"),
+        ({"max_grad_value": 0.0}, r"max_grad_value must be positive or not given, not 0\.0"),
         ({"captions_per_image": 0}, "captions_per_image must be at least 1, not 0"),
         ({"eval_captions_per_image": 0}, "eval_captions_per_image must be at least 1, not 0"),
         ({"warmup_iters": 0}, "warmup_iters must be at least 1, not 0"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_captioners import (
@@ -24,6 +24,7 @@ from hf_captioners import (
     XETrainer,
 )
 from hf_captioners.data.feature_store import FeatureWriter, attach_features
+from hf_captioners.metrics import CaptionMetrics
 from hf_captioners.training.schedules import SCHEDULES, RectifiedAdam
 
 DROPOUTS = [f"{name}_dropout" for name in ("encoder", "decoder", "encoder_input", "decoder_input", "other")]
@@ -375,6 +376,16 @@ class TestRows:
         assert_close(*[weights(run.model) for run in runs], weights(model))
         assert runs[0].generate_captions(cached) == runs[1].generate_captions(rows)
 
+    def test_gradient_elements_are_clamped(self, trainer, new_model):
+        """With plain gradient descent a step moves no weight by more than rate times limit."""
+        model = new_model()
+        before = weights(model)
+        options = {"max_steps": 1, "per_device_train_batch_size": 4, "optim": "sgd", "lr_scheduler_type": "constant"}
+        trainer(model, learning_rate=1.0, max_grad_value=1e-4, max_grad_norm=0.0, **options).train()
+        moved = torch.cat([(value - before[name]).abs().flatten() for name, value in weights(model).items()])
+        assert moved.max() == pytest.approx(1e-4, rel=1e-2)
+        assert (moved > 0.99e-4).sum() > 10
+
     def test_broken_pictures(self, trainer, rows, tmp_path, caplog):
         (tmp_path / "broken.jpg").write_bytes(b"no picture")
         train = [*rows[:7], {**rows[7], "image": str(tmp_path / "broken.jpg")}]
@@ -434,6 +445,27 @@ class TestEvaluation:
         best, last = (AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / f"checkpoint-{n}") for n in (2, 4))
         assert_same(weights(run.model), weights(best))
         assert any(name.startswith("backbone.") for name in changed(weights(best), last))
+
+    def test_captions_are_scored_by_default(self, trainer, rows):
+        run = trainer(evaluation=rows[:5], eval_with_generation=True, generation_max_length=9)
+        scores = run.evaluate()
+        expected = CaptionMetrics(["bleu", "rouge_l", "cider_d"])(
+            run.generate_captions(rows[:5]), [row["captions"] for row in rows[:5]]
+        ).corpus
+        assert {name: scores[f"eval_{name}"] for name in expected} == expected
+        assert {"bleu_4", "cider_d"} <= expected.keys()
+
+    def test_early_stopping_by_cider_d(self, trainer, rows):
+        run = trainer(
+            evaluation=rows[:4], max_steps=9, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=1,
+            save_strategy="steps", save_steps=1, eval_with_generation=True, generation_max_length=9, learning_rate=0.0,
+            caption_metrics=["cider_d"], metric_for_best_model="cider_d", greater_is_better=True,
+            load_best_model_at_end=True, callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        )  # fmt: skip
+        run.train()
+        assert run.state.global_step == 3  # the same captions at every step: two without improvement
+        assert run.state.best_model_checkpoint.endswith("checkpoint-1")
+        assert run.state.best_metric == run.state.log_history[0]["eval_cider_d"]
 
     def test_without_generation_nothing_is_generated(self, trainer, rows):
         run = trainer(evaluation=rows[:3], compute_caption_metrics=lambda *_: pytest.fail("called"))

@@ -1,0 +1,158 @@
+"""The metrics beside the reference tools (pycocoevalcap: Java and Python), in one run.
+
+    pip install pycocoevalcap            # and Java, for the reference's side
+    python benchmarks/bench_metrics.py --captions ../shared/data/coco_captions
+
+The data are real: COCO's human captions of val2014 and a published system's captions of the same pictures. Parts:
+tokenisation, BLEU, ROUGE-L, CIDEr-D and METEOR on the 5,000 pictures of Karpathy's test split; the CIDEr-D reward once
+its references are prepared; the whole of val2014. Prints a table with seconds and ratios, and the scores of both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import importlib.util
+import io
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_captioners.metrics import CaptionMetrics, bleu, cider_d, meteor, ptb_tokenize, rouge_l
+from hf_captioners.rewards.cider import CiderDReward
+
+Captions = tuple[list[str], list[list[str]]]
+
+
+def read_json(path: Path) -> Any:
+    """A gzipped JSON file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def load(folder: Path) -> tuple[Captions, Captions]:
+    """Predictions and references of Karpathy's test split and of all of val2014."""
+    references: dict[int, list[str]] = {}
+    for annotation in read_json(folder / "captions_val2014.json.gz")["annotations"]:
+        references.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    predictions = {row["image_id"]: row["caption"] for row in read_json(folder / "results_satic_val2014.json.gz")}
+    test = [int(line) for line in (folder / "karpathy_test_image_ids.txt").read_text().split()]
+    return tuple(  # type: ignore[return-value]
+        ([predictions[name] for name in names], [references[name] for name in names])
+        for names in (sorted(test), sorted(references))
+    )
+
+
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """How long a call takes, and what it gives."""
+    start = time.perf_counter()
+    value = run()
+    return time.perf_counter() - start, value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the reference's chatter."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class Reference:
+    """pycocoevalcap, called as `eval.py` of coco-caption does."""
+
+    def tokenize(self, captions: Captions) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+        """Tokens of references and predictions by image."""
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        numbered = {i: [{"caption": one} for one in several] for i, several in enumerate(captions[1])}
+        ours = {i: [{"caption": caption}] for i, caption in enumerate(captions[0])}
+        tokenizer = PTBTokenizer()
+        return tokenizer.tokenize(numbered), tokenizer.tokenize(ours)
+
+    def score(self, name: str, tokens: Any) -> dict[str, float]:
+        """Corpus scores of one metric."""
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        with quiet():
+            if name == "bleu":
+                values = Bleu(4).compute_score(*tokens)[0]
+                return {f"bleu_{n}": float(value) for n, value in enumerate(values, 1)}
+            scorer = {"rouge_l": Rouge, "cider_d": Cider, "meteor": Meteor}[name]()
+            return {name: float(scorer.compute_score(*tokens)[0])}
+
+
+def tokenize(captions: Captions) -> tuple[list[str], list[list[str]]]:
+    """Our tokens of predictions and references."""
+    flat = iter(ptb_tokenize([*captions[0], *(one for several in captions[1] for one in several)]))
+    return [next(flat) for _ in captions[0]], [[next(flat) for _ in several] for several in captions[1]]
+
+
+def bench_parts(captions: Captions, reference: Reference | None) -> list[tuple[str, float, float | None]]:
+    """(part, our seconds, the reference's seconds) on the pictures of one split."""
+    rows: list[tuple[str, float, float | None]] = []
+    ours, tokens = seconds(lambda: tokenize(captions))
+    theirs, their_tokens = seconds(lambda: reference.tokenize(captions)) if reference else (None, None)
+    rows.append(("tokenise", ours, theirs))
+    functions: dict[str, Any] = {"bleu": bleu, "rouge_l": rouge_l, "cider_d": cider_d, "meteor": meteor}
+    for name, function in functions.items():
+        ours, scores = seconds(lambda function=function: function(*tokens, tokenized=True).corpus)
+        theirs = None
+        if reference:
+            theirs, expected = seconds(lambda name=name: reference.score(name, their_tokens))
+            worst = max(abs(scores[key] - value) for key, value in expected.items())
+            print(f"{name}: {scores}, largest difference from the reference {worst:.1e}", file=sys.stderr)
+        rows.append((name, ours, theirs))
+    return rows
+
+
+def bench_reward(captions: Captions) -> tuple[float, float]:
+    """Captions a second of the CIDEr-D reward: with prepared references, and of the first call."""
+    tokens = tokenize(captions)
+    from hf_captioners.metrics import DocumentFrequencies
+
+    reward = CiderDReward(DocumentFrequencies.from_references(tokens[1], tokenized=True), tokenized=True)
+    first, _ = seconds(lambda: reward(completions=tokens[0], captions=tokens[1]))
+    again, _ = seconds(lambda: reward(completions=tokens[0], captions=tokens[1]))
+    return len(tokens[0]) / again, len(tokens[0]) / first
+
+
+def main() -> None:
+    """Run all parts and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=Path, required=True, help="folder with captions_val2014.json.gz and others")
+    parser.add_argument("--without-val2014", action="store_true", help="leave the whole of val2014 out")
+    args = parser.parse_args()
+    has_reference = importlib.util.find_spec("pycocoevalcap") is not None and shutil.which("java") is not None
+    reference = Reference() if has_reference else None
+    test, everything = load(args.captions)
+    rows = bench_parts(test, reference)
+    parts = [row for row in rows if row[0] != "meteor"]
+    total = sum(row[1] for row in parts), sum(row[2] for row in parts) if reference else None
+    rows.insert(-1, ("all of these", *total))
+    print(f"{platform.machine()}, Python {platform.python_version()}, {len(test[0])} pictures, "
+          f"{sum(map(len, test[1]))} references, one process\n")  # fmt: skip
+    print("| part | here, s | pycocoevalcap, s | ratio |\n|---|---|---|---|")
+    for name, ours, theirs in rows:
+        print(f"| {name} | {ours:.2f} | " + (f"{theirs:.2f} | {theirs / ours:.1f} |" if theirs else " | |"))
+    rate, first = bench_reward(test)
+    print(f"\nCIDEr-D reward: {rate:,.0f} captions/s with prepared references, {first:,.0f} on the first call")
+    if not args.without_val2014:
+        took, evaluation = seconds(lambda: CaptionMetrics(["bleu", "rouge_l", "cider_d"])(*everything))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"val2014, {len(everything[0]):,} pictures, {sum(map(len, everything[1])):,} references, tokenised and "
+              f"scored (BLEU, ROUGE-L, CIDEr-D): {took:.1f} s, at most {memory:.1f} GiB; "
+              f"CIDEr-D {evaluation.corpus['cider_d']:.4f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What several verbs need: checked numbers, loading a captioner with a readable error, and mistakes of the user."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message is for the user."""
+
+
+def count(text: str) -> int:
+    """A whole number of 0 or more, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def add_model_options(parser: argparse._ActionsContainer) -> None:
+    """`--batch-size`, `--num-beams`, `--max-new-tokens`, `--device` and `--dtype`: how a captioner runs."""
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="pictures at a time (%(default)s)")
+    parser.add_argument("--num-beams", type=positive, metavar="N", help="width of the beam search (the model's)")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest caption (the model's)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="precision (auto: as the model was saved)")
+
+
+def load_captioner(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """The captioner of `--model`, ready to caption, and its processor.
+
+    Args:
+        name (`str`): a folder or a Hub name.
+        device (`str`): as `--device` takes it.
+        dtype (`str`): one of `DTYPES`.
+
+    Raises:
+        UsageError: no such folder, device or model.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    from ..inference.device import choose_device
+
+    logging.disable_progress_bar()
+    try:
+        target = choose_device(device)
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from error
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        raise UsageError(f"--model {name}: no such folder")
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UsageError(f"--model {name} cannot be loaded: {error}") from error
+    return model.to(target).eval(), processor

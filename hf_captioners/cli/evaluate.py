@@ -1,0 +1,252 @@
+"""`hf-captioners evaluate`: score captions, of a file or written now by a captioner, against references.
+
+stdout has a table, or with `--json` one JSON object: `corpus`, `signature` and, if asked for, `per_image`. Progress
+and messages go to stderr. Exit status 0, or 1 if some pictures could not be captioned, or 2 if nothing could be scored.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import UsageError, add_model_options, load_captioner
+
+if TYPE_CHECKING:
+    from ..metrics import Evaluation
+
+# Named again here because the module that owns them imports numpy and transformers, too much for `--help`.
+METRICS = ("bleu", "meteor", "rouge_l", "cider", "cider_d", "spice", "clip_s", "pac_s", "diversity")
+DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
+
+_EPILOG = """\
+examples:
+  hf-captioners evaluate --predictions captions.json --references captions_val2014.json --subset
+  hf-captioners evaluate --model satic --dataset dataset_coco.json --image-root coco --split test --report report"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the verb and its options to the parser of `hf-captioners`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score captions against references",
+        description="Score captions with the COCO metrics, equal to the reference tools and without Java.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_inputs(parser)
+    _add_scores(parser)
+    running = parser.add_argument_group("how --model runs")
+    add_model_options(running)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    given = parser.add_argument_group("captions of a file")
+    given.add_argument("--predictions", metavar="FILE", help="COCO results, JSONL of `caption`, or a JSON object by id")
+    given.add_argument("--references", metavar="FILE", help="COCO annotations, Karpathy JSON, JSONL, or JSON by id")
+    given.add_argument("--subset", action="store_true", help="score the images that have both, leave out the others")
+    written = parser.add_argument_group("captions written now")
+    written.add_argument("--model", help="folder or Hub name of a captioner")
+    written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder with metadata.jsonl")
+    written.add_argument("--save-predictions", metavar="FILE", type=Path, help="also write them, as COCO results")
+    parser.add_argument("--split", metavar="NAME", help="of Karpathy JSON: such as test or val+test (default: all)")
+    parser.add_argument("--image-root", metavar="DIR", type=Path, help="folder of the pictures")
+
+
+def _add_scores(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics", nargs="+", choices=METRICS, default=DEFAULT_METRICS, help="default: %(default)s", metavar="NAME"
+    )
+    parser.add_argument(
+        "--document-frequencies", metavar="FILE", help="of CIDEr: references of another corpus, or a saved file"
+    )
+    parser.add_argument(
+        "--in-sequence",
+        action="store_true",
+        help="read abbreviations at the end of captions in the light of the next caption, as the reference tools do",
+    )
+    parser.add_argument("--clip", metavar="MODEL", help="CLIPModel folder or Hub name for clip_s")
+    parser.add_argument("--pac", metavar="MODEL", help="CLIPModel folder (converted PAC-S weights) for pac_s")
+    parser.add_argument("--spice-java", metavar="JAVA", help="a Java 8 to 14 for spice, by name or path")
+    parser.add_argument("--spice-jar", metavar="FILE", help="spice-1.0.jar with its libraries beside it")
+    parser.add_argument("--spice-cache", metavar="DIR", help="folder that keeps results of spice for later runs")
+    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    parser.add_argument("--per-image", action="store_true", help="with --json: the scores of every image as well")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="also write an HTML report with charts and pictures")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the captions; returns the exit status."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for scores, whatever a library has to say
+            if args.report is not None:
+                from ..inference.score_report import check_report_folder
+
+                check_report_folder(args.report)
+            captions = _captions(args)
+            evaluation = _evaluate(args, captions)
+            if args.report is not None:
+                _report(args, captions, evaluation)
+    except (UsageError, ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: of SPICE's Java
+        print(f"hf-captioners evaluate: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(_as_json(evaluation, args.per_image) if args.json else _as_table(evaluation))
+    return 1 if captions.failed else 0
+
+
+@dataclass
+class _Captions:
+    """What is scored: ids, captions, references and, where they are known, the pictures."""
+
+    image_ids: list[Any]
+    predictions: list[str]
+    references: list[list[str]]
+    pictures: dict[Any, Path]
+    failed: int = 0
+
+
+def _captions(args: argparse.Namespace) -> _Captions:
+    of_file, of_model = args.predictions is not None, args.model is not None
+    if of_file == of_model:
+        raise UsageError("give --predictions with --references, or --model with --dataset")
+    if of_file:
+        if args.references is None or args.dataset is not None:
+            raise UsageError("--predictions goes with --references")
+        return _read_captions(args)
+    if args.dataset is None or args.references is not None:
+        raise UsageError("--model goes with --dataset, which holds the references and names the pictures")
+    return _write_captions(args)
+
+
+def _read_captions(args: argparse.Namespace) -> _Captions:
+    from ..data.caption_json import match, picture_paths, read_predictions, read_references
+
+    predictions, references = read_predictions(args.predictions), read_references(args.references, args.split)
+    ids, captions, several = match(predictions, references, args.subset)
+    left_out = len(predictions.captions) - len(ids), len(references.captions) - len(ids)
+    if any(left_out):
+        print(f"--subset: {len(ids)} images scored; left out: {left_out[0]} predictions without references, "
+              f"{left_out[1]} images without prediction", file=sys.stderr)  # fmt: skip
+    return _Captions(ids, captions, several, picture_paths(predictions, references, ids, args.image_root))
+
+
+def _write_captions(args: argparse.Namespace) -> _Captions:
+    """Caption the pictures of the data set; a picture that cannot be captioned is named and left out."""
+    from tqdm import tqdm
+
+    from ..data.caption_json import Predictions, picture_paths, read_references
+    from ..inference.caption_files import caption_files
+
+    source = Path(args.dataset)
+    root = args.image_root or (source if source.is_dir() else source.parent)
+    references = read_references(source / "metadata.jsonl" if source.is_dir() else source, args.split)
+    ids = list(references.captions)
+    pictures = picture_paths(Predictions("", {}), references, ids, root)
+    nameless = [image_id for image_id in ids if image_id not in pictures]
+    if nameless:
+        raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
+    model, processor = load_captioner(args.model, args.device, args.dtype)
+    paths = [pictures[image_id] for image_id in ids]
+    records = caption_files(model, processor, paths, args.batch_size, args.num_beams, args.max_new_tokens)
+    captions: dict[Any, str] = {}
+    for image_id, record in zip(ids, tqdm(records, total=len(ids), unit="picture", disable=None), strict=True):
+        if "error" in record:
+            tqdm.write(f"hf-captioners evaluate: left out: {record['error']}", file=sys.stderr)
+        else:
+            captions[image_id] = record["caption"]
+    if args.save_predictions is not None:
+        _save_results(args.save_predictions, captions)
+    if not captions:
+        raise UsageError("none of the pictures could be captioned")
+    several = [references.captions[image_id] for image_id in captions]
+    return _Captions(list(captions), list(captions.values()), several, pictures, len(ids) - len(captions))
+
+
+def _save_results(path: Path, captions: dict[Any, str]) -> None:
+    from ..data.files import write_whole
+
+    rows = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(rows, ensure_ascii=False), "utf-8"))
+
+
+def _evaluate(args: argparse.Namespace, captions: _Captions) -> "Evaluation":
+    from ..metrics import CaptionMetrics
+
+    metrics = list(args.metrics)
+    scorers = {"clip_s": args.clip, "pac_s": args.pac}
+    spice = {"java": args.spice_java, "jar": args.spice_jar, "cache_dir": args.spice_cache}
+    options: dict[str, Any] = {"spice": {name: value for name, value in spice.items() if value is not None}}
+    for name, given in scorers.items():
+        if given is not None and name not in metrics:
+            metrics.append(name)
+        if name in metrics:
+            if given is None:
+                raise UsageError(f"--metrics {name} needs --{name.removesuffix('_s')} MODEL")
+            options[name] = {"scorer": _clip_scorer(name, given, args)}
+    images = None
+    if {"clip_s", "pac_s"} & set(metrics):
+        missing = [image_id for image_id in captions.image_ids if image_id not in captions.pictures]
+        if missing:
+            raise UsageError(f"clip_s and pac_s look at pictures, and that of image {missing[0]} is not named; "
+                             "give --image-root and references with file names")  # fmt: skip
+        images = [captions.pictures[image_id] for image_id in captions.image_ids]
+    frequencies = _frequencies(args.document_frequencies)
+    suite = CaptionMetrics(metrics, frequencies, in_sequence=args.in_sequence, options=options)
+    return suite(captions.predictions, captions.references, captions.image_ids, images)
+
+
+def _clip_scorer(metric: str, model: str, args: argparse.Namespace) -> Any:
+    from ..inference.device import choose_device
+    from ..metrics.clip_score import ClipScorer
+    from ..metrics.pac_score import PacScorer
+
+    scorer = ClipScorer if metric == "clip_s" else PacScorer
+    return scorer(model, device=choose_device(args.device), show_progress=True)
+
+
+def _frequencies(path: str | None) -> Any:
+    """A saved file, or the references of a corpus."""
+    if path is None:
+        return None
+    from ..data.caption_json import read_references
+    from ..metrics import DocumentFrequencies
+
+    if Path(path).suffix == ".safetensors":
+        return DocumentFrequencies.load(path)
+    return DocumentFrequencies.from_references(list(read_references(path).captions.values()))
+
+
+def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> None:
+    from ..inference.score_report import write_report
+
+    write_report(
+        args.report,
+        evaluation,
+        captions.image_ids,
+        captions.predictions,
+        captions.references,
+        signature=evaluation.signature,
+        pictures=captions.pictures,
+    )
+
+
+def _as_json(evaluation: "Evaluation", per_image: bool) -> str:
+    content = {"corpus": evaluation.corpus, "signature": evaluation.signature}
+    if per_image:
+        names = evaluation.image_ids
+        content["per_image"] = {
+            metric: dict(zip(map(str, names), values.tolist(), strict=True))
+            for metric, values in evaluation.per_image.items()
+        }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _as_table(evaluation: "Evaluation") -> str:
+    rows = evaluation.table()
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value:>8}" for name, value in rows]
+    return "\n".join([*lines, "", evaluation.signature_text])

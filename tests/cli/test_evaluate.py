@@ -1,0 +1,200 @@
+"""`hf-captioners evaluate`, on files and with the tiny captioner."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_captioners.cli import evaluate, main
+from hf_captioners.metrics import DEFAULT_METRICS, METRICS, CaptionMetrics, DocumentFrequencies
+
+CAPTIONS = {1: "a red dog runs", 2: "two cats on a chair", 3: "the sea"}
+REFERENCES = {
+    1: ["A red dog is running.", "the dog runs"],
+    2: ["Two cats sit on a chair.", "cats, on chairs"],
+    3: ["The blue sea.", "waves of the sea"],
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """COCO results and COCO annotations."""
+    predictions, references = tmp_path / "results.json", tmp_path / "annotations.json.gz"
+    predictions.write_text(json.dumps([{"image_id": name, "caption": text} for name, text in CAPTIONS.items()]))
+    annotations = [{"image_id": name, "caption": one} for name, several in REFERENCES.items() for one in several]
+    images = [{"id": name, "file_name": f"{name}.png"} for name in REFERENCES]
+    references.write_bytes(gzip.compress(json.dumps({"images": images, "annotations": annotations}).encode()))
+    return predictions, references
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the verb; returns the exit status and the texts on stdout and stderr."""
+
+    def run_here(*arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main.main(["evaluate", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run_here
+
+
+def test_names_are_those_of_the_metrics() -> None:
+    assert (evaluate.METRICS, evaluate.DEFAULT_METRICS) == (METRICS, DEFAULT_METRICS)
+
+
+class TestFiles:
+    def expected(self, **options: Any) -> Any:
+        return CaptionMetrics(**options)(list(CAPTIONS.values()), list(REFERENCES.values()), list(CAPTIONS))
+
+    def test_json(self, run: Any, files: tuple[Path, Path]) -> None:
+        status, out, err = run("--predictions", files[0], "--references", files[1], "--json", "--per-image")
+        assert (status, err) == (0, "")
+        content = json.loads(out)
+        expected = self.expected()
+        assert content["corpus"] == expected.corpus
+        assert content["signature"] == expected.signature
+        assert list(content["per_image"]["cider_d"].values()) == expected.per_image["cider_d"].tolist()
+        assert list(content["per_image"]["cider_d"]) == ["1", "2", "3"]
+
+    def test_table(self, run: Any, files: tuple[Path, Path]) -> None:
+        status, out, _ = run("--predictions", files[0], "--references", files[1], "--metrics", "bleu", "cider")
+        assert status == 0
+        expected = self.expected(metrics=["bleu", "cider"])
+        lines = [line.rsplit(None, 1) for line in out.splitlines()]
+        assert [tuple(line) for line in lines[:5]] == [(f"{name}", value) for name, value in expected.table()]
+        assert out.splitlines()[-1] == expected.signature_text
+
+    def test_document_frequencies_of_another_corpus(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+        corpus = {str(i): [f"a dog number {i}", "the sea"] for i in range(5)}
+        path = tmp_path / "corpus.json"
+        path.write_text(json.dumps(corpus))
+        arguments = ["--predictions", files[0], "--references", files[1], "--metrics", "cider_d", "--json"]
+        status, out, _ = run(*arguments, "--document-frequencies", path)
+        frequencies = DocumentFrequencies.from_references(list(corpus.values()))
+        expected = self.expected(metrics=["cider_d"], document_frequencies=frequencies)
+        assert (status, json.loads(out)["corpus"]) == (0, expected.corpus)
+        frequencies.save(tmp_path / "saved.safetensors")
+        status, out, _ = run(*arguments, "--document-frequencies", tmp_path / "saved.safetensors")
+        assert (status, json.loads(out)["corpus"]) == (0, expected.corpus)
+
+    def test_subset(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+        rows = [{"image_id": name, "caption": CAPTIONS[name]} for name in (3, 1)] + [{"image_id": 99, "caption": "x"}]
+        files[0].write_text(json.dumps(rows))
+        arguments = ["--predictions", files[0], "--references", files[1], "--json"]
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert "99" in err and "no prediction: 2" in err
+        status, out, err = run(*arguments, "--subset")
+        assert status == 0
+        assert "2 images scored; left out: 1 predictions without references, 1 images without prediction" in err
+        expected = CaptionMetrics()([CAPTIONS[1], CAPTIONS[3]], [REFERENCES[1], REFERENCES[3]])
+        assert json.loads(out)["corpus"] == expected.corpus
+
+    def test_report(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+        for name in CAPTIONS:
+            Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
+        report = tmp_path / "report"
+        status, _, _ = run(
+            "--predictions", files[0], "--references", files[1], "--image-root", tmp_path, "--report", report
+        )
+        assert status == 0
+        page = (report / "index.html").read_text("utf-8")
+        assert all(caption in page for caption in CAPTIONS.values())
+        rows = [json.loads(line) for line in (report / "per_image.jsonl").read_text("utf-8").splitlines()]
+        assert [row["image_id"] for row in rows] == [1, 2, 3]
+        assert list((report / "thumbnails").iterdir())
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "give --predictions with --references, or --model with --dataset"),
+            (["--predictions", "p.json"], "--predictions goes with --references"),
+            (["--predictions", "p.json", "--model", "m"], "give --predictions with"),
+            (["--model", "m"], "--model goes with --dataset"),
+            (["--predictions", "nothing.json", "--references", "r.json"], "nothing.json"),
+        ],
+    )
+    def test_mistakes(self, run: Any, arguments: list[str], message: str) -> None:
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert message in err and err.startswith("hf-captioners evaluate: error: ")
+
+    def test_bad_captions_are_named(self, run: Any, files: tuple[Path, Path]) -> None:
+        files[0].write_text('[{"image_id": 1, "caption": NaN}]')
+        status, _, err = run("--predictions", files[0], "--references", files[1])
+        assert status == 2
+        assert "results.json" in err and "[0]" in err and "nan" in err.lower()
+
+    def test_clip_s_needs_a_model(self, run: Any, files: tuple[Path, Path]) -> None:
+        status, _, err = run("--predictions", files[0], "--references", files[1], "--metrics", "clip_s")
+        assert status == 2
+        assert "--metrics clip_s needs --clip MODEL" in err
+
+
+class TestModel:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Three pictures with captions in a metadata.jsonl."""
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        rows = []
+        for name, several in REFERENCES.items():
+            pixels = np.random.default_rng(name).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+            rows.append(json.dumps({"file_name": f"{name}.png", "captions": several}))
+        (folder / "metadata.jsonl").write_text("\n".join(rows))
+        return folder
+
+    def test_captions_and_scores(self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path) -> None:
+        results = tmp_path / "results.json"
+        arguments = ["--model", tiny_captioner_dir, "--dataset", folder, "--max-new-tokens", "6"]
+        status, out, _ = run(*arguments, "--json", "--save-predictions", results)
+        assert status == 0
+        captions = [row["caption"] for row in json.loads(results.read_text())]
+        assert json.loads(out)["corpus"] == CaptionMetrics()(captions, list(REFERENCES.values())).corpus
+        again = run("--predictions", results, "--references", folder / "metadata.jsonl", "--json")
+        assert json.loads(again[1])["corpus"] == json.loads(out)["corpus"]
+
+    def test_karpathy_split(self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path) -> None:
+        images = [
+            {
+                "filename": f"{name}.png",
+                "imgid": name,
+                "split": "test" if name < 3 else "val",
+                "sentences": [{"raw": one} for one in several],
+            }
+            for name, several in REFERENCES.items()
+        ]
+        (tmp_path / "karpathy.json").write_text(json.dumps({"images": images}))
+        status, out, _ = run(
+            "--model", tiny_captioner_dir, "--dataset", tmp_path / "karpathy.json", "--image-root", folder,
+            "--split", "test", "--json",
+        )  # fmt: skip
+        assert status == 0
+        assert json.loads(out)["signature"]["images"] == 2
+
+    def test_broken_picture_is_left_out(self, run: Any, folder: Path, tiny_captioner_dir: Path) -> None:
+        (folder / "2.png").write_bytes(b"no picture")
+        status, out, err = run("--model", tiny_captioner_dir, "--dataset", folder, "--json")
+        assert status == 1
+        assert json.loads(out)["signature"]["images"] == 2
+        assert "2.png" in err
+
+    def test_no_picture_at_all(self, run: Any, folder: Path, tiny_captioner_dir: Path) -> None:
+        for path in folder.glob("*.png"):
+            path.write_bytes(b"no picture")
+        status, _, err = run("--model", tiny_captioner_dir, "--dataset", folder)
+        assert status == 2
+        assert "none of the pictures could be captioned" in err
+
+    def test_missing_model(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
+        status, _, err = run("--model", tmp_path / "nothing", "--dataset", folder)
+        assert status == 2
+        assert "no such folder" in err
