@@ -20,14 +20,15 @@ CORE = [
 ]
 EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "trl>=1.16", "peft>=0.21", "pyyaml>=6"],
-    "eval": ["evaluate>=0.4.6"],
+    "eval": ["evaluate>=0.4.6", "datasets>=5.2", "pycocoevalcap>=1.2", "snowballstemmer>=2.2"],
     "features": ["datasets>=5.2"],
+    "h5": ["h5py>=3.11"],
     "plot": ["matplotlib>=3.9"],
     "onnx": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"],
     "demo": ["gradio>=6"],
 }
 EXTRAS["test"] = [
-    *sorted({requirement for name in ("train", "eval", "features", "plot") for requirement in EXTRAS[name]}),
+    *sorted({requirement for name in ("train", "eval", "features", "h5", "plot") for requirement in EXTRAS[name]}),
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.15",

@@ -13,7 +13,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoProcessor, set_seed
 from trl import TrlParser
 
@@ -27,32 +26,17 @@ from hf_captioners import (
     XETrainer,
     build_vocabulary,
     build_word_tokenizer,
-    load_karpathy,
     special_token_ids,
 )
-from hf_captioners.data.feature_store import FeatureDataset, attach_features
+from hf_captioners.training.data_arguments import DataArguments, load_rows, training_captions
 
 DROPOUTS = ("encoder", "decoder", "encoder_input", "decoder_input", "other")
 
 
 @dataclass
 class ScriptArguments:
-    """What to train on and what to start from."""
+    """What to start from, and the sizes of a new captioner."""
 
-    annotations: str | None = field(default=None, metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures of --annotations."})
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of --annotations: a folder with train/ and, if you like, validation/, each with pictures "
-            'and a metadata.jsonl of lines {"file_name": "cat.jpg", "captions": ["a cat", ...]}.'
-        },
-    )
-    train_split: str = field(default="train+restval", metadata={"help": "Splits of --annotations to learn from."})
-    eval_split: str = field(default="val", metadata={"help": "Split of --annotations to evaluate on."})
-    features: str | None = field(
-        default=None, metadata={"help": "Folder written by `hf-captioners features`: read it instead of the pictures."}
-    )
     model: str | None = field(default=None, metadata={"help": "Captioner to continue from, a folder or Hub name."})
     backbone: str | None = field(
         default=None, metadata={"help": "Pretrained vision model for a new captioner, a folder or Hub name."}
@@ -76,36 +60,7 @@ class ScriptArguments:
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of a Swin backbone."})
 
 
-def load_folder(folder: str) -> tuple[Any, Any]:
-    """The rows of `train/` and, if it is there, of `validation/`."""
-    splits = load_dataset("imagefolder", data_dir=folder)
-    if "train" not in splits:
-        raise SystemExit(f"--data_dir {folder}: no train/ in it, but {', '.join(splits)}.")
-    for name, rows in splits.items():
-        if "captions" not in rows.column_names:
-            raise SystemExit(f"--data_dir {folder}: the pictures of {name}/ have no captions in a metadata.jsonl.")
-        if "image_id" not in rows.column_names:
-            splits[name] = rows.add_column("image_id", list(range(len(rows))))
-    return splits["train"], splits.get("validation")
-
-
-def load_rows(script: ScriptArguments) -> tuple[Any, Any]:
-    """Training and evaluation rows: `captions`, `image_id`, and `image` or `image_features`."""
-    if (script.annotations is None) == (script.data_dir is None):
-        raise SystemExit("give --annotations (Karpathy's layout) or --data_dir (a folder), one of them.")
-    if script.data_dir is not None:
-        if script.features is not None:
-            raise SystemExit("--features belongs to --annotations: the pictures of --data_dir have no ids.")
-        return load_folder(script.data_dir)
-    root = None if script.features is not None else script.image_root
-    rows = [load_karpathy(script.annotations, root, split=name) for name in (script.train_split, script.eval_split)]
-    if script.features is not None:
-        store = FeatureStore(script.features)
-        rows = [attach_features(one, store) for one in rows]
-    return rows[0], rows[1]
-
-
-def new_captioner(script: ScriptArguments, captions: list[str]) -> tuple[Any, Any]:
+def new_captioner(script: ScriptArguments, features: str | None, captions: list[str]) -> tuple[Any, Any]:
     """A captioner with a fresh body, and its processor."""
     vocabulary = build_vocabulary(captions, script.min_count)
     tokenizer = build_word_tokenizer(vocabulary, model_max_length=script.max_position_embeddings)
@@ -124,18 +79,18 @@ def new_captioner(script: ScriptArguments, captions: list[str]) -> tuple[Any, An
         model = ExpansionNetV2ForImageCaptioning.from_backbone(script.backbone, config)
         image_processor = AutoImageProcessor.from_pretrained(script.backbone)
     else:
-        if script.features is not None:
-            options.update(features_only=True, feature_size=FeatureStore(script.features).feature_size)
+        if features is not None:
+            options.update(features_only=True, feature_size=FeatureStore(features).feature_size)
         model = ExpansionNetV2ForImageCaptioning(ExpansionNetV2Config(**options))
         image_processor = CaptionerImageProcessor()
     model.generation_config.suppress_tokens = [tokenizer.unk_token_id]  # a caption needs no unknown word
     return model, ExpansionNetV2Processor(image_processor, tokenizer)
 
 
-def start_from(script: ScriptArguments, captions: list[str]) -> tuple[Any, Any]:
+def start_from(script: ScriptArguments, features: str | None, captions: list[str]) -> tuple[Any, Any]:
     """The captioner to train, with the dropout rates of this phase, and its processor."""
     if script.model is None:
-        model, processor = new_captioner(script, captions)
+        model, processor = new_captioner(script, features, captions)
     else:
         model = ExpansionNetV2ForImageCaptioning.from_pretrained(script.model)
         processor = AutoProcessor.from_pretrained(script.model)
@@ -155,14 +110,15 @@ def start_from(script: ScriptArguments, captions: list[str]) -> tuple[Any, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the training that the command line describes."""
-    dataclasses: Any = (ScriptArguments, XEConfig)
-    script, args = TrlParser(dataclasses).parse_args_and_config(argv)
+    dataclasses: Any = (DataArguments, ScriptArguments, XEConfig)
+    data, script, args = TrlParser(dataclasses).parse_args_and_config(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     set_seed(args.seed)
-    train, evaluation = load_rows(script)
-    rows = train.dataset if isinstance(train, FeatureDataset) else train
-    captions = [caption for several in rows["captions"] for caption in several]
-    model, processor = start_from(script, captions)
+    try:
+        train, evaluation = load_rows(data)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    model, processor = start_from(script, data.features, training_captions(train))
     trainer = XETrainer(model, args, train, evaluation, processing_class=processor)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)

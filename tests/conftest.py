@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +44,21 @@ def shared_parity() -> Path:
     if not (SHARED / "parity").is_dir():
         pytest.skip("needs shared/parity beside the repository")
     return SHARED / "parity"
+
+
+@pytest.fixture(scope="session")
+def metric_case(shared_parity: Path) -> Callable[[str], tuple[list[str], list[list[str]], dict[str, Any]]]:
+    """Captions, references and what the reference tools give for them (corpus, per_image), by the name of the set."""
+
+    def load(name: str) -> tuple[list[str], list[list[str]], dict[str, Any]]:
+        folder = shared_parity / "metrics" / name
+        hyps, refs, expected = (
+            json.loads((folder / f"{part}.json").read_text("utf-8")) for part in ("hyps", "refs", "expected")
+        )
+        captions = {row["image_id"]: row["caption"] for row in hyps}
+        return [captions[i] for i in expected["order"]], [refs[str(i)] for i in expected["order"]], expected
+
+    return load
 
 
 @pytest.fixture(scope="session", params=["case_a", "case_b"])

@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "hf_captioners"
 ALLOWED = {
     "modeling": set(),
     "data": {"modeling"},
-    "training": {"modeling", "data"},
-    "inference": {"modeling", "data"},
-    "conversion": {"modeling", "data"},
+    "metrics": {"modeling", "data"},
+    "rewards": {"modeling", "data", "metrics"},
+    "training": {"modeling", "data", "metrics", "rewards"},
+    "inference": {"modeling", "data", "metrics"},
+    "conversion": {"modeling", "data", "metrics"},
     "demo": {"modeling", "data", "training", "inference"},
-    "cli": {"modeling", "data", "training", "inference", "conversion", "demo"},
+    "cli": {"modeling", "data", "metrics", "rewards", "training", "inference", "conversion", "demo"},
     "": {"modeling"},  # hf_captioners/__init__.py and pipelines.py
 }
 # what code that travels to the Hub may import; its own files apart

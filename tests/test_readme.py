@@ -41,6 +41,10 @@ def place(tmp_path_factory, quickstart_run) -> Path:
     (folder / "pictures").symlink_to(folder / "my_pictures/train")
     (folder / "images").symlink_to(world / "images")
     (folder / "dataset.json").write_text(json.dumps({"images": rows, "dataset": "sample"}))
+    captions = [{"image_id": row["imgid"], "caption": row["sentences"][0]["raw"]} for row in rows]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    references = {row["imgid"]: [sentence["raw"] for sentence in row["sentences"][1:]] for row in rows}
+    (folder / "references.json").write_text(json.dumps(references))
     backbone = folder / "microsoft/swin-tiny-patch4-window7-224"
     SwinModel(SwinConfig(**SWIN)).save_pretrained(backbone)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)

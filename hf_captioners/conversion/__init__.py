@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .writing import ConversionReport
 
-MODEL_TYPES = ("expansionnet_v2",)
+MODEL_TYPES = ("expansionnet_v2", "satic", "clip_gpt2", "pac_score")
 
 __all__ = ["MODEL_TYPES", "convert"]
 
@@ -28,6 +29,11 @@ def convert(
     special: Mapping[str, int] | None = None,
     backbone: str | Path | None = None,
     features_only: bool = False,
+    infos: str | Path | None = None,
+    num_heads: int | None = None,
+    tokenizer: str | Path | None = None,
+    clip: str | Path | None = None,
+    normalize_prefix: bool | None = None,
     overwrite: bool = False,
 ) -> ConversionReport:
     """
@@ -35,7 +41,8 @@ def convert(
 
     Args:
         model_type (`str`):
-            `"expansionnet_v2"`.
+            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, or `"pac_score"` for the evaluator of PAC-S,
+            which becomes a `CLIPModel`.
         checkpoint (`str` or `Path`):
             The original checkpoint, `.pth` or `.safetensors`. Never unpickled beyond tensors and plain values.
         out_dir (`str` or `Path`):
@@ -44,12 +51,25 @@ def convert(
             The original's settings in its own names, as a JSON file or a dict; sizes are read from the tensors.
         vocabulary (`str`, `Path`, `Sequence[str]` or `Mapping`, *optional*):
             The words: the original's file, a JSON file, or a list whose index is the id. Required by `expansionnet_v2`.
+            For `pac_score` the folder of a CLIP tokenizer, to be written beside the model.
         special (`Mapping[str, int]`, *optional*):
             Ids of PAD, SOS, EOS and UNK when the vocabulary does not name them so.
         backbone (`str` or `Path`, *optional*):
             The backbone's own checkpoint, to be joined with a features-only one.
         features_only (`bool`, *optional*, defaults to `False`):
             Leave the backbone out.
+        infos (`str` or `Path`, *optional*):
+            The pickle of options and words that lies beside a checkpoint of `satic`, which requires it.
+        num_heads (`int`, *optional*):
+            Heads of the attention for `satic`; neither checkpoint nor `infos` shows them. By default 8, as released.
+            For `clip_gpt2` heads of GPT-2, by default its width / 64.
+        tokenizer (`str` or `Path`, *optional*):
+            For `clip_gpt2`: folder or Hub name of GPT-2's tokenizer, by default `"openai-community/gpt2"`.
+        clip (`str` or `Path`, *optional*):
+            For `clip_gpt2`: folder or Hub name of the CLIP whose embeddings the checkpoint was trained on, to make a
+            model that reads pictures and not only cached embeddings.
+        normalize_prefix (`bool`, *optional*):
+            For `clip_gpt2`: whether it was trained on embeddings of length 1. By default not.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
 
@@ -57,7 +77,8 @@ def convert(
         [`~hf_captioners.conversion.writing.ConversionReport`]: what was used, dropped and assumed.
 
     Raises:
-        ValueError: an unknown `model_type`; a source that is unreadable, incomplete or contradictory, by name.
+        ValueError: an unknown `model_type`; an option that has no use with it; a source that is unreadable, incomplete
+            or contradictory, by name.
         FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
 
     Example:
@@ -67,20 +88,27 @@ def convert(
     >>> convert("expansionnet", "rf_model.pth", "expansionnet-v2")
     Traceback (most recent call last):
         ...
-    ValueError: model_type='expansionnet' is not known; expected one of expansionnet_v2
+    ValueError: model_type='expansionnet' is not known; expected one of expansionnet_v2, satic, clip_gpt2, pac_score
 
     ```
     """
     if model_type not in MODEL_TYPES:
         raise ValueError(f"model_type={model_type!r} is not known; expected one of {', '.join(MODEL_TYPES)}")
+    options = {
+        "original_config": original_config,
+        "vocabulary": vocabulary,
+        "special": special,
+        "backbone": backbone,
+        "features_only": features_only or None,
+        "infos": infos,
+        "num_heads": num_heads,
+        "tokenizer": tokenizer,
+        "clip": clip,
+        "normalize_prefix": normalize_prefix,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     module = import_module(f".{model_type}", __name__)
-    return module.convert(
-        checkpoint,
-        out_dir,
-        original_config=original_config,
-        vocabulary=vocabulary,
-        special=special,
-        backbone=backbone,
-        features_only=features_only,
-        overwrite=overwrite,
-    )
+    unused = sorted(set(given) - set(signature(module.convert).parameters))
+    if unused:
+        raise ValueError(f"{unused[0]}={given[unused[0]]!r} has no use with {model_type}; leave it out")
+    return module.convert(checkpoint, out_dir, overwrite=overwrite, **given)

@@ -10,9 +10,11 @@ import json
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 
 MODEL_KEYS = ("model_state_dict", "model")
 MAX_PLAIN_BYTES = 64 * 1024 * 1024
+NO_STAND_INS: Mapping[str, Any] = MappingProxyType({})
 
 # `find_class` is not asked about these: the extension registry's cache, persistent ids, out-of-band buffers.
 _REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
@@ -76,21 +79,123 @@ def load_checkpoint(path: str | Path, keys: Sequence[str] = MODEL_KEYS) -> dict[
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
-def load_plain_pickle(path: str | Path, max_bytes: int = MAX_PLAIN_BYTES) -> Any:
+class _EmptyDict:
+    """Stands for `collections.defaultdict`: called with whatever factory, it gives a plain dict to be filled."""
+
+    __slots__ = ()
+
+    def __call__(self, *factory: Any) -> dict[Any, Any]:
+        return {}
+
+
+class _Named:
+    """Stands for a class that is named but never called."""
+
+    __slots__ = ()
+
+
+DEFAULTDICT: Mapping[str, Any] = MappingProxyType(
+    {
+        "collections.defaultdict": _EmptyDict(),
+        **{f"{module}.{name}": _Named() for module in ("builtins", "__builtin__") for name in ("float", "int", "long")},
+    }
+)
+"""Stand-ins with which `load_plain_pickle` reads a `defaultdict(float)` or `defaultdict(int)` as a plain dict."""
+
+
+class _SealedType(type):
+    """The type of classes that a pickle may make instances of: it cannot change them."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise TypeError(f"{cls.__name__}.{name} cannot be set by a pickle")
+
+
+class OptionBag(metaclass=_SealedType):
+    """Stands for `argparse.Namespace`: attributes and nothing else; `vars(bag)` are the options."""
+
+
+class _NumberType:
+    """What `numpy.dtype(code)` gives: only told whether it is a little-endian float64."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+
+class _MakeNumberType:
+    """Stands for `numpy.dtype`."""
+
+    __slots__ = ()
+
+    def __call__(self, code: Any, *flags: Any) -> _NumberType:
+        return _NumberType(code)
+
+
+class _MakeNumber:
+    """Stands for NumPy's scalars: the number of a float64, `None` for any other type."""
+
+    __slots__ = ()
+
+    def __call__(self, kind: Any, data: Any = b"") -> float | None:
+        data = data.encode("latin-1") if isinstance(data, str) else data  # a string of Python 2
+        if not isinstance(kind, _NumberType) or (kind.code, kind.order) != ("f8", "<") or not isinstance(data, bytes):
+            return None
+        return struct.unpack("<d", data)[0]
+
+
+class _EncodeLatin1:
+    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str = "latin1") -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"encodes bytes as {encoding!r}; expected latin1")
+        return text.encode("latin-1")
+
+
+OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "argparse.Namespace": OptionBag,
+        "numpy.dtype": _MakeNumberType(),
+        "numpy.core.multiarray.scalar": _MakeNumber(),
+        "numpy._core.multiarray.scalar": _MakeNumber(),
+        "_codecs.encode": _EncodeLatin1(),
+    }
+)
+"""Stand-ins with which `load_plain_pickle` reads options and scores of a training script: an `argparse.Namespace` as an
+[`OptionBag`], a NumPy float64 as a float, other NumPy numbers as `None`."""
+
+
+def load_plain_pickle(
+    path: str | Path,
+    max_bytes: int = MAX_PLAIN_BYTES,
+    stand_ins: Mapping[str, Any] = NO_STAND_INS,
+    encoding: str = "utf-8",
+) -> Any:
     """
     Reads a pickle of plain values: dict, list, tuple, set, str, bytes, int, float, bool and None, nothing else.
 
     Args:
         path (`str` or `Path`): the pickle.
         max_bytes (`int`, *optional*, defaults to 64 MiB): larger files are refused unread.
+        stand_ins (`Mapping[str, Any]`, *optional*): full name of a class or function, such as
+            `"collections.defaultdict"` -> what the pickle gets in its place, to call with plain values or to hold. The
+            thing named is never imported. A stand-in must be an instance of a class with empty `__slots__`, or a class
+            that is sealed, so that the pickle cannot change it. By default there are none.
+        encoding (`str`, *optional*, defaults to `"utf-8"`): of strings that Python 2 pickled; `"latin-1"` reads any.
 
     Returns:
         The value.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is too large, not a pickle, or refers to any global name (class or function), which is
-            given; the name is never imported.
+        CheckpointError: the file is too large, not a pickle, or refers to any other global name (class or function),
+            which is given; the name is never imported.
 
     Example:
 
@@ -109,7 +214,7 @@ def load_plain_pickle(path: str | Path, max_bytes: int = MAX_PLAIN_BYTES) -> Any
     content = _read_bounded(path, max_bytes)
     try:
         _scan_opcodes(content)
-        return _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()  # for strings of Python 2
+        return _PlainUnpickler(content, stand_ins, encoding).load()
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # malformed pickles raise almost anything: IndexError, KeyError, TypeError, EOFError...
@@ -141,9 +246,15 @@ def load_json(path: str | Path, max_bytes: int = MAX_PLAIN_BYTES) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler without globals: whatever a pickle asks for by name is refused by name."""
+    """An unpickler without globals: what a pickle asks for by name is a stand-in, or refused by name."""
+
+    def __init__(self, content: bytes, stand_ins: Mapping[str, Any], encoding: str) -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+        self._stand_ins = stand_ins
 
     def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in self._stand_ins:
+            return self._stand_ins[f"{module}.{name}"]
         raise pickle.UnpicklingError(
             f"refers to {module}.{name}; only plain values (dict, list, str, int...) are allowed"
         )

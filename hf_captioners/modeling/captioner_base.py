@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .captioner_layers import at_least_float32, grid_tokens
 from .captioner_outputs import CaptionerEncoderOutput
@@ -84,7 +85,11 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():
             pixel_values = pixel_values.to(self.backbone.dtype)
-            return grid_tokens(self.backbone(pixel_values=pixel_values).last_hidden_state)
+            return self.image_tokens(self.backbone(pixel_values=pixel_values))
+
+    def image_tokens(self, output: ModelOutput) -> torch.Tensor:
+        """What a captioner takes of its backbone's output: (B, L, feature_size), here the whole grid."""
+        return grid_tokens(output["last_hidden_state"])
 
     def freeze_backbone(self, trainable: str = "none") -> int:
         """Choose which part of the backbone learns. What is frozen completely also stays in evaluation mode.
@@ -154,7 +159,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         targets = sequences[:, 1:]
         output = self(decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, **images)
         log_probs = at_least_float32(output.logits).log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
-        ended = (targets == self.config.eos_token_id).cumsum(1) - (targets == self.config.eos_token_id).long()
+        ends = torch.as_tensor(self.generation_config.eos_token_id, device=targets.device)  # a token, or several
+        is_end = torch.isin(targets, ends).long()
+        ended = is_end.cumsum(1) - is_end
         return log_probs.masked_fill(ended > 0, 0.0)
 
     def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache | None:

@@ -89,7 +89,7 @@ class ImageToTextPipeline(Pipeline):
                     f"the features of a picture must be (tokens, width), not {tuple(inputs.shape)}; give the pipeline "
                     "several pictures as a list."
                 )
-            batch = self.processor(image_features=inputs, text=prompt)
+            batch = self.processor(image_features=inputs[None], text=prompt)
         else:
             limits = {} if timeout is None else {"timeout": timeout}
             picture = open_picture(inputs, self.processor.image_processor, **limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,6 +120,21 @@ class CaptionerProcessor(ProcessorMixin):
         targets = [torch.tensor(ids[1:]) for ids in encoded.input_ids]  # without the start token
         return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
 
+    def training_extras(
+        self, shown: Sequence[Sequence[str]], captions: Sequence[Sequence[str]], draws: Sequence[random.Random]
+    ) -> dict[str, Any]:
+        """Further arguments for a call on a training batch; none here. Used by [`CaptionCollator`].
+
+        Args:
+            shown (`Sequence[Sequence[str]]`): for every picture the captions that the batch teaches.
+            captions (`Sequence[Sequence[str]]`): for every picture all captions that it has.
+            draws (`Sequence[random.Random]`): for every picture what chance is taken from.
+
+        Returns:
+            `dict[str, Any]`
+        """
+        return {}
+
     def batch_decode(self, token_ids: Any, sentences: bool = False, **kwargs: Any) -> list[str]:
         """Captions as text: the words up to the end token, without start token and padding. Unknown words stay visible.
 
@@ -132,7 +148,11 @@ class CaptionerProcessor(ProcessorMixin):
         """
         rows = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
         captions = [self.tokenizer.decode(self._words(row)).strip() for row in rows]
-        return [caption.capitalize() + "." if caption else "" for caption in captions] if sentences else captions
+        return (
+            [caption.capitalize().rstrip(" .") + "." if caption else "" for caption in captions]
+            if sentences
+            else captions
+        )
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """One caption as text; see `batch_decode`."""

@@ -6,6 +6,7 @@ import copyreg
 import os
 import pickle
 import sys
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_captioners.conversion.safe_load import CheckpointError, load_checkpoint, load_json, load_plain_pickle
+from hf_captioners.conversion.safe_load import (
+    DEFAULTDICT,
+    CheckpointError,
+    load_checkpoint,
+    load_json,
+    load_plain_pickle,
+)
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
 
@@ -206,6 +213,57 @@ class TestLoadPlainPickle:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"pickle not found: .*nothing"):
             load_plain_pickle(tmp_path / "nothing")
+
+
+class TestStandIns:
+    """`load_plain_pickle` with an allow-list: what is named there has a stand-in, everything else is still refused."""
+
+    def write(self, tmp_path: Path, content: bytes) -> Path:
+        (tmp_path / "x.pickle").write_bytes(content)
+        return tmp_path / "x.pickle"
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    @pytest.mark.parametrize("factory", [float, int, None])
+    def test_a_defaultdict_is_a_plain_dict(self, tmp_path: Path, factory: Any, protocol: int) -> None:
+        value = {"counts": defaultdict(factory, {("a", "b"): 2.0}), "images": 3}
+        path = self.write(tmp_path, pickle.dumps(value, protocol))
+        loaded = load_plain_pickle(path, stand_ins=DEFAULTDICT)
+        assert loaded == value
+        assert type(loaded["counts"]) is dict
+        with pytest.raises(CheckpointError, match=r"refers to collections\.defaultdict"):
+            load_plain_pickle(path)  # by default there are none
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_everything_else_is_refused(self, tmp_path: Path, protocol: int) -> None:
+        for value in (RunsACommand(tmp_path / "ran"), OrderedDict(a=1), eval, list):
+            path = self.write(tmp_path, pickle.dumps({"a": defaultdict(float), "b": value}, protocol))
+            with pytest.raises(CheckpointError, match=r"x\.pickle: refers to "):
+                load_plain_pickle(path, stand_ins=DEFAULTDICT)
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"c__builtin__\nfloat\n(S'1.5'\ntR.",  # float("1.5")
+            b"\x80\x02c__builtin__\nfloat\n)\x81.",  # float.__new__(float)
+            b"\x80\x02ccollections\ndefaultdict\n)\x81.",
+            b"ccollections\ndefaultdict\n}S'a'\nK\x01sb.",  # sets an attribute of it
+            b"\x80\x02ccollections\ndefaultdict\nN}X\x08\x00\x00\x00__call__K\x01s\x86b.",  # by slot state
+            b"\x80\x04\x8c\x0bcollections\x8c\x14defaultdict.__class__\x93.",  # an attribute by a dotted name
+            b"\x80\x04\x8c\x08builtins\x8c\x0efloat.__init__\x93.",
+        ],
+    )
+    def test_a_stand_in_gives_and_takes_nothing_else(self, tmp_path: Path, content: bytes) -> None:
+        with pytest.raises(CheckpointError, match=r"x\.pickle"):
+            load_plain_pickle(self.write(tmp_path, content), stand_ins=DEFAULTDICT)
+        plain = self.write(tmp_path, pickle.dumps(defaultdict(float, a=1.0)))
+        assert load_plain_pickle(plain, stand_ins=DEFAULTDICT) == {"a": 1.0}
+
+    def test_each_load_has_its_own_dict(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, pickle.dumps([defaultdict(float), defaultdict(float)]))
+        one, two = load_plain_pickle(path, stand_ins=DEFAULTDICT)
+        one["a"] = 1
+        assert two == {} and load_plain_pickle(path, stand_ins=DEFAULTDICT) == [{}, {}]
 
 
 class TestLoadJson:

@@ -15,6 +15,7 @@ import hf_captioners
 from hf_captioners import ExpansionNetV2ForImageCaptioning, FeatureStore, load_karpathy
 from hf_captioners.data.feature_store import FeatureWriter
 from hf_captioners.data.sample import write_sample_world
+from hf_captioners.training.data_arguments import DataArguments, load_rows
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_expansionnet_v2.py"
 
@@ -191,8 +192,7 @@ class TestFolder:
         assert bool([entry for entry in history if "eval_loss" in entry]) == bool(evaluated)
 
     def test_rows(self, tmp_path, world):
-        load = runpy.run_path(str(SCRIPT))["load_folder"]
-        train, validation = load(str(self.folder(tmp_path, world, train=6, validation=2)))
+        train, validation = load_rows(DataArguments(data_dir=str(self.folder(tmp_path, world, train=6, validation=2))))
         assert train["image_id"][:] == list(range(6))
         assert len(train[0]["captions"]) == 5
         assert isinstance(train[0]["image"], Image.Image)

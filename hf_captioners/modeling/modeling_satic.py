@@ -1,0 +1,743 @@
+"""SATIC, the semi-autoregressive transformer (arXiv 2106.09436).
+
+"Semi-Autoregressive Transformer for Image Captioning", Y. Zhou, Y. Zhang, Z. Hu and M. Wang, 2021.
+
+A pre-norm transformer over region features, or over the grid of any backbone, that writes K words a step: words are
+predicted from the words K places earlier, groups of K see the groups before them and themselves. With K = 1 it is the
+ordinary autoregressive transformer. No weight depends on K. Parameter names are those of the authors' checkpoints.
+
+Where this differs from the authors' code:
+
+1. Group masks and positions have no largest length but `config.max_position_embeddings`.
+2. Training with `training_mask="decoding"` sees what decoding sees; the original, `"original"`, hides part of it.
+3. Features without a mask are as with a mask of ones, also with batch normalisation.
+4. The keys and values of the memory are projected once for a picture and shared by its captions.
+5. Layer normalisations are float32 in every precision and under autocast.
+6. The training loss is normalised by the targets of the whole optimizer step when the trainer says how many there are.
+7. Decoding: see `decoding_satic.py` and `cache_satic.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationConfig, GenerationMixin
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .cache_satic import GroupCacheLayer, GroupState
+from .captioner_base import CaptionerPreTrainedModel
+from .captioner_layers import at_least_float32, grid_tokens
+from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+from .configuration_satic import SaticConfig
+from .decoding_satic import group_beam_search, group_sample
+from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
+from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
+from .processing_satic import SaticProcessor  # noqa: F401  travels with the model
+
+MASKED_SCORE = -1e9
+FEW_ROWS, FEW_ROWS_ON = 6, ("cpu", torch.float32)  # where `GroupLinear` was measured to be faster
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations. Heads in dimension 1, True in the mask is visible; returns (B, T, H, head) and the
+    weights (B, H, T, L)."""
+    scores = at_least_float32(torch.matmul(query, key.transpose(2, 3)) * scaling)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, MASKED_SCORE)
+    weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class LayerNorm(nn.Module):
+    """Normalisation by the unbiased standard deviation, with epsilon added to it (not to the variance)."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.a_2 = nn.Parameter(torch.ones(config.d_model))
+        self.b_2 = nn.Parameter(torch.zeros(config.d_model))
+        self.eps = config.layer_norm_eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, d) -> (…, d)"""
+        values = at_least_float32(hidden)
+        deviation, mean = torch.std_mean(values, dim=-1, keepdim=True)
+        return (self.a_2 * ((values - mean) / (deviation + self.eps)) + self.b_2).to(hidden.dtype)
+
+
+class GroupLinear(nn.Linear):
+    """A linear layer that is fast for the rows of one group on a CPU.
+
+    The product of few rows with a large matrix costs what reading the matrix costs, but torch's CPU kernels take up to
+    twice as long for two or three rows as for one. As columns on the other side of the matrix they don't.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, in) -> (…, out)"""
+        rows = hidden.numel() // self.in_features
+        if torch.is_grad_enabled() or not 1 < rows <= FEW_ROWS or (hidden.device.type, hidden.dtype) != FEW_ROWS_ON:
+            return super().forward(hidden)
+        columns = torch.addmm(self.bias[:, None], self.weight, hidden.reshape(rows, -1).t())
+        return columns.t().reshape(*hidden.shape[:-1], -1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention. `linears` are the projections of query, key, value and output."""
+
+    is_causal = False
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.d_model // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.linears = nn.ModuleList(GroupLinear(config.d_model, config.d_model) for _ in range(4))
+
+    def keys_and_values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, each (B, H, L, head), of `hidden` (B, L, d)."""
+        shape = (*hidden.shape[:2], self.num_heads, self.head_dim)
+        keys, values = self.linears[1](hidden), self.linears[2](hidden)
+        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
+
+    def forward(
+        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend from `hidden` (R, T, d) to B rows of keys, R a multiple of B; `mask` is True for what is visible."""
+        # several captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
+        query = self.linears[0](hidden).view(keys.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.dropout if self.training else 0.0
+        output, _ = attention(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
+        return self.linears[3](output.reshape(hidden.shape))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between them."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.w_1 = GroupLinear(config.d_model, config.ffn_dim)
+        self.w_2 = nn.Linear(config.ffn_dim, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, d) -> (…, d)"""
+        return self.w_2(self.dropout(self.w_1(hidden).relu()))
+
+
+class Sublayer(nn.Module):
+    """A branch with the normalisation before it, added to its input."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """(…, d) -> (…, d)"""
+        return hidden + self.dropout(branch(self.norm(hidden)))
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """Self-attention of the regions, and feed-forward."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.sublayer = nn.ModuleList(Sublayer(config) for _ in range(2))
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, d) -> (B, L, d), with a mask (B, 1, 1, L)."""
+        hidden = self.sublayer[0](hidden, lambda x: self.self_attn(x, *self.self_attn.keys_and_values(x), mask))
+        return self.sublayer[1](hidden, self.feed_forward)
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Self-attention of the words, attention to the memory, and feed-forward."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.src_attn = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.sublayer = nn.ModuleList(Sublayer(config) for _ in range(3))
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        memory: torch.Tensor,
+        self_mask: torch.Tensor | None,
+        memory_mask: torch.Tensor | None,
+        cache: GroupCacheLayer | None,
+    ) -> torch.Tensor:
+        """(R, T, d) -> (R, T, d), attending to a memory (B, L, d); with a cache the memory is read from there."""
+        if cache is None:
+            memory_keys, memory_values = self.src_attn.keys_and_values(memory)
+        else:
+            memory_keys, memory_values = cache.memory_keys, cache.memory_values
+
+        def attend_to_words(words: torch.Tensor) -> torch.Tensor:
+            keys, values = self.self_attn.keys_and_values(words)
+            if cache is not None:
+                keys, values = cache.update(keys, values)
+            return self.self_attn(words, keys, values, self_mask)
+
+        hidden = self.sublayer[0](hidden, attend_to_words)
+        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, memory_keys, memory_values, memory_mask))
+        return self.sublayer[2](hidden, self.feed_forward)
+
+
+class Stack(nn.Module):
+    """Layers and the normalisation after the last one."""
+
+    def __init__(self, layers: list[nn.Module], config: SaticConfig) -> None:
+        super().__init__()
+        self.layers: Any = nn.ModuleList(layers)
+        self.norm = LayerNorm(config)
+
+
+class FeatureLinear(nn.Linear):
+    """The projection of the features, which alone keeps torch's initialisation."""
+
+
+class FeatureEmbedding(nn.Sequential):
+    """Features to the model's width; padded rows become exactly 0 and never enter the statistics of a batch."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        width = cast(int, config.feature_size)
+        layers = [FeatureLinear(width, config.d_model), nn.ReLU(), nn.Dropout(config.feature_dropout)]
+        if config.feature_batch_norm > 0:
+            layers.insert(0, nn.BatchNorm1d(width))
+        if config.feature_batch_norm > 1:
+            layers.append(nn.BatchNorm1d(config.d_model))
+        super().__init__(*layers)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, feature_size) -> (B, L, d); `mask` (B, L) is 1 for real rows."""
+        if mask is None:
+            return super().forward(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        real = mask.bool()
+        rows = super().forward(features[real])
+        embedded = rows.new_zeros(*mask.shape, rows.shape[-1])
+        embedded[real] = rows
+        return embedded
+
+
+class WordEmbedding(nn.Module):
+    """Word vectors, scaled by the square root of their width."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.lut = nn.Embedding(config.vocab_size, config.d_model)
+        self.scale = config.d_model**0.5
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(R, T) -> (R, T, d)"""
+        return self.lut(input_ids) * self.scale
+
+
+def sinusoids(positions: int, width: int) -> torch.Tensor:
+    """Codes (positions, width) in float32: even columns sin(p w), odd ones cos(p w), w falling from 1 to 1/10000."""
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * rates
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+class PositionalEncoding(nn.Module):
+    """Sinusoids, added to the word vectors."""
+
+    pe: torch.Tensor
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        positions = 2 * config.max_position_embeddings  # a last group that is not full is computed whole
+        self.register_buffer("pe", sinusoids(positions, config.d_model), persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, words: torch.Tensor, start: int) -> torch.Tensor:
+        """(R, T, d) -> (R, T, d), the first word at position `start`."""
+        return self.dropout(words + self.pe[start : start + words.shape[1]])
+
+
+class Generator(nn.Module):
+    """Scores of the words."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.proj = GroupLinear(config.d_model, config.vocab_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(R, T, d) -> (R, T, V)"""
+        return self.proj(hidden)
+
+
+class EncoderDecoder(nn.Module):
+    """The transformer, without the embedding of the features."""
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__()
+        self.encoder = Stack([EncoderLayer(config) for _ in range(config.encoder_layers)], config)
+        self.decoder = Stack([DecoderLayer(config) for _ in range(config.decoder_layers)], config)
+        self.tgt_embed: Any = nn.ModuleList([WordEmbedding(config), PositionalEncoding(config)])
+        self.generator = Generator(config)
+
+
+def group_inputs(ids: torch.Tensor, size: int, first: int = 0) -> torch.Tensor:
+    """What the decoder is fed with: a group reads the words of the group before it, the first one the start token.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(N, T)`): captions, start token first.
+        size (`int`): words of a group, K.
+        first (`int`, defaults to 0): the first group that is wanted.
+
+    Returns:
+        `torch.LongTensor` of shape `(N, (groups - first) * size)`, where `groups = ceil(T / size)`: every group
+        that has all it reads. The output at place j scores word j + 1, the start token being word 0.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_captioners.modeling.modeling_satic import group_inputs
+    >>> group_inputs(torch.tensor([[0, 11, 12, 13, 14]]), 2)
+    tensor([[ 0,  0, 11, 12, 13, 14]])
+
+    ```
+    """
+    groups = -(-ids.shape[1] // size)
+    slots = torch.cat((ids[:, :1].expand(-1, size), ids[:, 1 : (groups - 1) * size + 1]), dim=1)
+    return slots[:, first * size :]
+
+
+def group_mask(start: int, stop: int, size: int, device: torch.device) -> torch.Tensor | None:
+    """Which of the places 0 to `stop` the places `start` to `stop` see, (stop - start, stop): their own group of `size`
+    and those before it. `None`: everything, which holds for one group."""
+    if stop - start == size:
+        return None
+    groups = torch.arange(stop, device=device) // size
+    return groups[start:, None] >= groups
+
+
+def smoothed_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, smoothing: float, num_items: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Divergence of smoothed targets from the model's words; with `smoothing` 0 the cross-entropy.
+
+    The target distribution is `1 - smoothing` on the right word and `smoothing / (V - 1)` on each of the others.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
+        labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
+        smoothing (`float`): mass of the other words, in [0, 1).
+        num_items (`int` or `torch.Tensor`, *optional*): what to divide the sum by; the number of targets by default.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the loss in nats per target.
+    """
+    targets = labels != -100
+    log_probs = at_least_float32(logits[targets]).log_softmax(-1)  # (M, V): of the M targets only
+    right = log_probs.gather(-1, labels[targets][:, None])[:, 0]
+    other = smoothing / (logits.shape[-1] - 1)
+    expected = (1 - smoothing - other) * right
+    if smoothing:
+        expected = expected + other * log_probs.sum(-1) - (1 - smoothing) * math.log(1 - smoothing)
+        expected = expected - smoothing * math.log(other)
+    return -expected.sum() / (targets.sum() if num_items is None else num_items)
+
+
+class SaticPreTrainedModel(CaptionerPreTrainedModel):
+    """Initialisation and capabilities of SATIC."""
+
+    config: SaticConfig
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform for every table but the features' projection, torch's default for every vector."""
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            if isinstance(module, FeatureLinear):
+                init.uniform_(module.weight, -bound, bound)
+            else:
+                init.xavier_uniform_(module.weight)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, LayerNorm):
+            init.ones_(module.a_2)
+            init.zeros_(module.b_2)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(cast(torch.Tensor, module.running_mean))
+            init.ones_(cast(torch.Tensor, module.running_var))
+            init.zeros_(cast(torch.Tensor, module.num_batches_tracked))
+        elif isinstance(module, PositionalEncoding):
+            init.copy_(module.pe, sinusoids(*module.pe.shape))
+
+
+class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
+    """SATIC: region features, or a picture, to a caption, K words a step.
+
+    Options of `generate` beside those of transformers, which can also be set in `generation_config`:
+
+    - `beam_rule` (`str`, defaults to `"paper"`): `"paper"`: the decoding of this file's original, with an exact cache
+      and K words a step, greedy or sampled with `num_beams=1`, else its beam search. `"standard"`: transformers' own
+      loops, which ask for one word after the other and work with any K; the options below are not for them.
+    - `length_penalty` (`float` or `str`, defaults to 0.0): the final score of a beam is its sum of log-probabilities
+      divided by length ** penalty. Also takes the original's `"wu_0.7"` and `"avg_0"`; see
+      [`~hf_captioners.modeling.decoding_satic.length_normalizer`].
+    - `suppress_unk` (`bool` or `"beams"`, defaults to `"beams"`): whether the unknown word is avoided. As in the
+      original, beam search does and greedy decoding and sampling do not.
+    - `reference_quirks` (`bool`, defaults to `False`): greedy decoding and sampling as in the original: a caption stops
+      at the end of the group that its end token is in, what was predicted behind the end token stays, and no more than
+      the whole groups in `max_length - 1` words are written. (The text of a caption, cut at the end token, differs in
+      the last point only.) The beam search of the original has no such quirks.
+
+    `max_length` counts the start token: 21 for captions of at most 20 words, which is the default.
+
+    Args:
+        config ([`SaticConfig`]): sizes and rates.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_captioners import SaticConfig, SaticForImageCaptioning
+    >>> config = SaticConfig(
+    ...     vocab_size=50, group_size=2, d_model=32, encoder_layers=1, decoder_layers=1, num_attention_heads=4,
+    ...     ffn_dim=64, feature_size=24, unk_token_id=49,
+    ... )
+    >>> model = SaticForImageCaptioning(config).eval()
+    >>> ids = model.generate(image_features=torch.randn(2, 9, 24), num_beams=3, max_length=10)
+    >>> ids.shape[0], bool((ids[:, 0] == 0).all())
+    (2, True)
+
+    ```
+    """
+
+    beam_rules = {"paper": group_beam_search, "standard": None}
+    # Queries and values of every attention: a good first choice for `LoraConfig(target_modules=…)`
+    LORA_TARGET_MODULES = r"model\.(encoder|decoder)\.layers\.\d+\.(self_attn|src_attn)\.linears\.(0|2)"
+
+    def __init__(self, config: SaticConfig) -> None:
+        super().__init__(config)
+        self.backbone: PreTrainedModel | None = None
+        if config.vision_config is not None:
+            self.backbone = AutoModel.from_config(config.vision_config)
+        self.att_embed = FeatureEmbedding(config)
+        self.model = EncoderDecoder(config)
+        self.post_init()
+        # greedy over at most 20 words, as the original; a checkpoint's generation_config.json replaces it
+        self.generation_config = GenerationConfig(
+            max_length=min(21, config.max_position_embeddings),
+            beam_rule="paper",
+            suppress_unk="beams",
+            reference_quirks=False,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+        )
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | PreTrainedModel, config: SaticConfig, **kwargs: Any
+    ) -> "SaticForImageCaptioning":
+        """A captioner of raw pictures with a pretrained backbone and a fresh body.
+
+        Args:
+            backbone (`str` or `PreTrainedModel`): folder or Hub name of any transformers vision model, or the model.
+            config ([`SaticConfig`]): its sizes; `vision_config` and `feature_size` are taken from the backbone.
+            kwargs: passed to `AutoModel.from_pretrained`.
+
+        Returns:
+            [`SaticForImageCaptioning`]
+        """
+        tower = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
+        settings = {**config.to_dict(), "vision_config": tower.config, "feature_size": _token_width(tower)}
+        model = cls(SaticConfig(**settings))
+        assert model.backbone is not None
+        model.backbone.load_state_dict(tower.state_dict())
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.tgt_embed[0].lut
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.model.tgt_embed[0].lut = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.generator.proj
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.model.generator.proj = new_embeddings
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> CaptionerEncoderOutput:
+        """Encode pictures once, for any number of captions.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): preprocessed pictures.
+            image_features (`torch.Tensor` of shape `(B, L, feature_size)`, *optional*): region features, instead.
+            image_attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real feature rows, 0 for padding.
+                Rows that are padding in the whole batch are cut off.
+            output_hidden_states (`bool`, defaults to `False`): also return the embedded features and the output of
+                each layer.
+
+        Returns:
+            [`CaptionerEncoderOutput`]: its rows at padding hold numbers that mean nothing and that nobody reads.
+
+        Raises:
+            ValueError: not exactly one of `pixel_values` and `image_features`; a wrong width; a picture without tokens.
+        """
+        self.check_entrance(pixel_values, image_features, image_attention_mask, self.config.feature_size)
+        features = cast(torch.Tensor, image_features)
+        if pixel_values is not None:
+            features = self.extract_image_features(pixel_values)
+        mask = image_attention_mask
+        if mask is not None:
+            longest = int(mask.any(0).nonzero().max()) + 1
+            features, mask = features[:, :longest], mask[:, :longest]
+            mask = None if bool(mask.all()) else mask
+        states = [self.att_embed(features.to(self.dtype), mask)]
+        visible = None if mask is None else mask.bool()[:, None, None]
+        for layer in self.model.encoder.layers:
+            states.append(layer(states[-1], visible))
+        return CaptionerEncoderOutput(
+            last_hidden_state=self.model.encoder.norm(states[-1]),
+            image_attention_mask=mask,
+            image_features=features,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+
+    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache:
+        """The decoder's state before the first word; holds the projections of the memory, a row per picture."""
+        memory = encoder_outputs.last_hidden_state
+        layers = [GroupCacheLayer(*layer.src_attn.keys_and_values(memory)) for layer in self.model.decoder.layers]
+        return Cache(layers=[GroupState(), *layers])
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        smoothing: float | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool = True,
+    ) -> CaptionerOutput | tuple:
+        """Score captions.
+
+        Args:
+            pixel_values, image_features, image_attention_mask: see `encode_images`.
+            decoder_input_ids (`torch.LongTensor` of shape `(N, T)`, *optional*):
+                The caption so far, start token first. Made from `labels` by default. N is a multiple of the number of
+                pictures; captions of one picture stand side by side. The logits at place j are those of word j + 1,
+                whatever K is; of the words up to j they depend on those of the finished groups.
+            encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
+            past_key_values (`Cache`, *optional*): the state after the words before `decoder_input_ids`.
+            labels (`torch.LongTensor` of shape `(N, T)`, *optional*): words and end token, then -100. With labels the
+                decoder sees what `config.training_mask` says, without what it sees when it writes.
+            use_cache (`bool`, defaults to `False`): return `past_key_values`.
+            output_hidden_states (`bool`, defaults to `False`): return every layer's output, over whole groups; with
+                `past_key_values` of the groups that were computed.
+            smoothing (`float`, *optional*, defaults to `config.label_smoothing`): see `smoothed_cross_entropy`. (Any
+                argument with "label" in its name is a target to transformers' Trainer.)
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the loss is divided by, instead of this
+                batch's number of targets.
+            logits_to_keep (`int`, defaults to 0): only the logits of the last positions; 0 for all.
+            return_dict (`bool`, defaults to `True`): a [`CaptionerOutput`] instead of a tuple.
+
+        Returns:
+            [`CaptionerOutput`] or `tuple`
+
+        Raises:
+            ValueError: see `encode_images`; no `decoder_input_ids` and no `labels`; `labels` with `past_key_values`; a
+                caption longer than `config.max_position_embeddings`.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encode_images(
+                pixel_values, image_features, image_attention_mask, output_hidden_states=output_hidden_states
+            )
+        if decoder_input_ids is None:
+            decoder_input_ids = self.shift_labels(labels)
+        if use_cache and past_key_values is None:
+            past_key_values = self.start_cache(encoder_outputs)
+        loss = None
+        if past_key_values is not None:
+            if labels is not None:
+                raise ValueError("labels are scored in one pass: leave past_key_values and use_cache out.")
+            logits, states = self._continue(decoder_input_ids, encoder_outputs, past_key_values, logits_to_keep)
+        else:
+            logits, states = self._score(decoder_input_ids, encoder_outputs, labels is not None, logits_to_keep)
+        if labels is not None:
+            smoothing = self.config.label_smoothing if smoothing is None else smoothing
+            loss = smoothed_cross_entropy(logits, labels, smoothing, num_items_in_batch)
+        result = CaptionerOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            decoder_hidden_states=tuple(states) if output_hidden_states else None,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def _score(
+        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, training: bool, keep: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits of the last `keep` words (all for 0) and the decoder's states, in one pass."""
+        self._check_words(ids.shape[1])
+        slots = group_inputs(ids, self.config.group_size)
+        if training and self.config.training_mask == "original":
+            mask: torch.Tensor | None = self._original_training_mask(slots)
+        else:
+            mask = group_mask(0, slots.shape[1], self.config.group_size, slots.device)
+        states = self._decode(slots, encoder_outputs, None, mask)
+        return self.model.generator(states[-1][:, : ids.shape[1]][:, -keep:]), states
+
+    def _continue(
+        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Cache, keep: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As `_score`, after the words in `cache`. Runs the decoder only if a new group can be scored."""
+        state = cast(GroupState, cache.layers[0])
+        size, known = self.config.group_size, state.groups * self.config.group_size
+        words = state.append(ids)
+        total = words.shape[1]
+        first = total - (min(keep, ids.shape[1]) or ids.shape[1])  # the first place whose logits are wanted
+        self._check_words(total)
+        states: list[torch.Tensor] = []
+        parts = []
+        if first < known:  # the rest of the group that was scored last
+            parts.append(state.read(first - known + size, min(total - known, 0) + size))
+        if total > known:
+            slots = group_inputs(words, size, state.groups)
+            mask = group_mask(known, known + slots.shape[1], size, slots.device)
+            states = self._decode(slots, encoder_outputs, cache, mask)
+            logits = self.model.generator(states[-1])
+            parts.append(logits[:, max(first - known, 0) : total - known])
+            state.store(logits[:, -size:], -(-total // size))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), states
+
+    def _decode(
+        self,
+        slots: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: Cache | None,
+        self_mask: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Of the input (R, T): the embedded words, the output of each layer, and its normalisation, (R, T, d) each."""
+        caches: list[Any] = [None] * len(self.model.decoder.layers) if cache is None else cache.layers[1:]
+        start = 0 if cache is None else caches[0].get_seq_length()
+        memory, mask = encoder_outputs.last_hidden_state, encoder_outputs.image_attention_mask
+        images = memory.shape[0] if cache is None else caches[0].memory_keys.shape[0]
+        if slots.shape[0] % images:
+            raise ValueError(f"{slots.shape[0]} captions cannot be shared out among {images} pictures evenly.")
+        if mask is not None:  # generate repeats the mask for every caption of a picture
+            mask = mask[:: mask.shape[0] // images].bool()[:, None, None]
+        embed, add_positions = self.model.tgt_embed
+        states = [add_positions(embed(slots), start)]
+        for layer, layer_cache in zip(self.model.decoder.layers, caches, strict=True):
+            states.append(layer(states[-1], memory, self_mask, mask, layer_cache))
+        return [*states, self.model.decoder.norm(states[-1])]
+
+    def _original_training_mask(self, slots: torch.Tensor) -> torch.Tensor:
+        """What the original shows in teacher forcing, (N, 1, T, T): no start token and no padding but the first place.
+
+        Its input also ends one place before the last group of a caption of `label_length` words is full.
+        """
+        size, places = self.config.group_size, torch.arange(slots.shape[1], device=slots.device)
+        silent = torch.tensor([self.config.decoder_start_token_id, self.config.pad_token_id], device=slots.device)
+        shown = torch.isin(slots, silent, invert=True)
+        shown[:, 0] = True
+        groups = places // size
+        visible = torch.logical_and(groups[:, None] >= groups, shown[:, None, None])
+        missing = (self.config.label_length + 1 + size) // size * size - 1
+        cut_off = torch.logical_and(places == missing, groups[:, None] == missing // size)
+        return visible.masked_fill(cut_off, False)
+
+    def _check_words(self, count: int) -> None:
+        if count > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a caption of {count} tokens is longer than "
+                f"max_position_embeddings={self.config.max_position_embeddings}."
+            )
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict]:
+        """As in `GenerationMixin`, but no length penalty unless one was asked for; transformers' default is 1.0, and a
+        generation config without beams cannot be saved with another one."""
+        merged, rest = super()._prepare_generation_config(generation_config, **kwargs)
+        places = (self.generation_config, generation_config)
+        asked = [None if place is None else place.length_penalty for place in places]
+        if kwargs.get("length_penalty") is None and asked == [None, None]:
+            merged.length_penalty = 0.0
+        return merged, rest
+
+    def _prepare_special_tokens(
+        self, generation_config: GenerationConfig, kwargs_has_attention_mask: bool | None = None, **kwargs: Any
+    ) -> None:
+        """As in `GenerationMixin`, without its warning that a text mask is missing where padding and end are one."""
+        super()._prepare_special_tokens(generation_config, None, **kwargs)
+
+    def _choose_beam_search(self, generation_config: GenerationConfig, beam_rule: str | None) -> Callable | None:
+        search = super()._choose_beam_search(generation_config, beam_rule)  # refuses unknown rules
+        options = vars(generation_config)
+        suppress, rule = options.get("suppress_unk", "beams"), options.get("beam_rule", "standard")
+        if suppress not in (True, False, "beams"):
+            raise ValueError(f"suppress_unk must be True, False or 'beams', not {suppress!r}.")
+        if (beam_rule or rule) == "paper":
+            if generation_config.num_beams == 1:
+                return group_sample
+            if generation_config.do_sample:
+                raise ValueError("the paper's beam search does not sample: give beam_rule='standard' or num_beams=1.")
+            return search
+        if isinstance(generation_config.length_penalty, str):
+            raise ValueError(
+                f"length_penalty={generation_config.length_penalty!r} is for beam_rule='paper'; with 'standard' give a "
+                "number."
+            )
+        if suppress is True or options.get("reference_quirks"):
+            raise ValueError("suppress_unk and reference_quirks are for beam_rule='paper'.")
+        return None
+
+
+def _token_width(backbone: PreTrainedModel) -> int:
+    """Width of a backbone's tokens, seen on one black picture (as for ExpansionNet v2)."""
+    size = backbone.config.to_dict().get("image_size", 224)  # a ResNet takes any
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.zeros(1, 3, height, width, dtype=backbone.dtype, device=backbone.device)
+    training = backbone.training
+    with torch.no_grad():
+        tokens = grid_tokens(backbone.eval()(pixels).last_hidden_state)
+    backbone.train(training)
+    return tokens.shape[-1]
