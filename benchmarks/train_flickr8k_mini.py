@@ -1,21 +1,26 @@
-"""Train a small ExpansionNet v2 on real pictures, caption the test pictures, and lay the result out.
+"""Train small captioners on real pictures, caption the test pictures, score them, and lay the results out.
 
     python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini
+    python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini --systems satic clip_gpt2
 
-Three steps, each skipped when its result is there: the features of a frozen MobileNetV2 (`hf-captioners features`), the
-training (`examples/train_expansionnet_v2.py` with its recipe, about 15 minutes on 2 CPU cores), and the captions of the
-500 test pictures, written from the JPEG files by the complete captioner. `results.md`, `loss.png` and
-`contact_sheet.png` in the output folder say how it went.
+Each step is skipped when its result is there: the features of a frozen MobileNetV2 (`hf-captioners features`), the
+training of each captioner (its example script and recipe, about 15 minutes on 2 CPU cores), for SATIC with the captions
+of its teacher in between (`hf-captioners caption`), and the captions of the 500 test pictures, written from the JPEG
+files by the complete captioners. `results.md` in the output folder says how it went; each captioner's folder has
+`captions.jsonl`, `loss.png` and `contact_sheet.png`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,58 +28,125 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import hf_captioners  # noqa: F401  registers the captioner
+import hf_captioners  # noqa: F401  registers the captioners
 from hf_captioners.cli.main import main as hf_captioners_cli
+from hf_captioners.data.feature_store import FeatureStore
 from hf_captioners.data.karpathy import load_karpathy
 from hf_captioners.inference.caption_files import caption_files
 from hf_captioners.inference.contact_sheet import SheetItem, contact_sheet
 from hf_captioners.metrics import CaptionMetrics, Evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "examples/recipes/expansionnet_v2/flickr8k_mini.yaml"
+RECIPES = ROOT / "examples/recipes"
 NUM_SHOWN = 20
+NUM_TIMED = 50
 METRICS = ("bleu", "meteor", "rouge_l", "cider_d", "diversity")
 
 
-def train(args: argparse.Namespace, annotations: Path, features: Path) -> dict[str, Any]:
-    """Train as the example does; returns its log."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    from train_expansionnet_v2 import main as train_main
+class Run:
+    """One captioner of the table.
 
-    captioner = args.out / "captioner"
-    if not (captioner / "trainer_state.json").exists():
-        options = {
-            "config": RECIPE,
-            "annotations": annotations,
-            "features": features,
-            "backbone": args.data / "vision_backbone",
-            "output_dir": captioner,
-        }
-        train_main([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    return json.loads((captioner / "trainer_state.json").read_text())
+    Attributes:
+        name (`str`): of the captioner and of its folder.
+        recipe (`Path`): its options.
+    """
+
+    def __init__(self, args: argparse.Namespace, name: str, example: str, recipe: str, **options: Any) -> None:
+        self.name, self.recipe, self.folder = name, RECIPES / recipe, args.out / name
+        self.captioner = self.folder / "captioner"
+        if not (self.captioner / "trainer_state.json").exists():
+            sys.path.insert(0, str(ROOT / "examples"))
+            given = {
+                "config": self.recipe,
+                "annotations": args.annotations,
+                "features": args.features,
+                "output_dir": self.captioner,
+                **options,
+            }
+            train = importlib.import_module(example).main
+            train([word for key, value in given.items() for word in (f"--{key}", str(value))])
+        self.state = json.loads((self.captioner / "trainer_state.json").read_text())
+
+    def load(self) -> tuple[Any, Any]:
+        """The captioner and its processor."""
+        model = AutoModelForImageTextToText.from_pretrained(self.captioner).eval()
+        return model, AutoProcessor.from_pretrained(self.captioner)
 
 
-def caption_test_pictures(args: argparse.Namespace, annotations: Path) -> list[dict[str, Any]]:
-    """Caption every test picture from its file, greedily and with the paper's beam search."""
-    model = AutoModelForImageTextToText.from_pretrained(args.out / "captioner").eval()
-    processor = AutoProcessor.from_pretrained(args.out / "captioner")
+def expansionnet_v2(args: argparse.Namespace) -> Iterator[Run]:
+    """ExpansionNet v2."""
+    recipe, backbone = "expansionnet_v2/flickr8k_mini.yaml", args.data / "vision_backbone"
+    yield Run(args, "expansionnet_v2", "train_expansionnet_v2", recipe, backbone=backbone)
+
+
+def satic(args: argparse.Namespace) -> Iterator[Run]:
+    """A teacher that writes word by word, and SATIC with 2 and 4 words a step on its captions."""
+    backbone = args.data / "vision_backbone"
+    teacher = Run(args, "satic_teacher", "train_satic", "satic/flickr8k_mini_teacher.yaml", backbone=backbone)
+    yield teacher
+    captions = teacher.folder / "captions_of_train.jsonl"
+    if not captions.exists():
+        command = ["caption", "--model", teacher.captioner, "--annotations", args.annotations, "--split", "train"]
+        command += ["--features", args.features, "--num-beams", 5, "--num-return-sequences", 5, "--batch-size", 50]
+        program = [sys.executable, "-m", "hf_captioners.cli.main", *map(str, command)]
+        captions.write_bytes(subprocess.run(program, stdout=subprocess.PIPE, check=True).stdout)
+    student = {"model": teacher.captioner, "distilled": captions}
+    for size in (2, 4):
+        recipe = "satic/flickr8k_mini_student.yaml"
+        yield Run(args, f"satic_{size}", "train_satic", recipe, group_size=size, **student)
+
+
+def clip_gpt2(args: argparse.Namespace) -> Iterator[Run]:
+    """CLIP-GPT2, with MobileNetV2 in the place of CLIP and a small GPT-2 from scratch."""
+    backbone = args.data / "vision_backbone"
+    yield Run(args, "clip_gpt2", "train_clip_gpt2", "clip_gpt2/flickr8k_mini.yaml", backbone=backbone)
+
+
+SYSTEMS = {"expansionnet_v2": expansionnet_v2, "satic": satic, "clip_gpt2": clip_gpt2}
+
+
+def caption_test_pictures(args: argparse.Namespace, run: Run) -> list[dict[str, Any]]:
+    """Caption every test picture from its file, greedily and with a beam search."""
+    model, processor = run.load()
     images = args.data / "flickr8k_mini/images"
-    rows = list(load_karpathy(annotations, split="test"))
+    rows = list(load_karpathy(args.annotations, split="test"))
     paths = [images / row["file_name"] for row in rows]
     results = [{"picture": path.name, "references": row["captions"]} for path, row in zip(paths, rows, strict=True)]
-    for name, beams in (("greedy", 1), (f"beam {args.num_beams}", args.num_beams)):
+    for name, beams in decodings(args):
         records = caption_files(model, processor, paths, batch_size=20, num_beams=beams, max_new_tokens=20)
         for result, record in zip(results, records, strict=True):
             result[name] = record["caption"]
     return results
 
 
-def score(results: list[dict[str, Any]], decodings: list[str]) -> dict[str, Evaluation]:
-    """The scores of each way of decoding."""
-    metrics = CaptionMetrics(METRICS)
-    references = [row["references"] for row in results]
-    names = [row["picture"] for row in results]
-    return {name: metrics([row[name] for row in results], references, names) for name in decodings}
+def decodings(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """The ways of decoding and their beams."""
+    return [("greedy", 1), (f"beam {args.num_beams}", args.num_beams)]
+
+
+def measure_speed(args: argparse.Namespace, run: Run) -> dict[str, tuple[float, float]]:
+    """By decoding: decoder calls and milliseconds per caption, one picture at a time, from cached features."""
+    model, processor = run.load()
+    store = FeatureStore(args.features)
+    names = load_karpathy(args.annotations, split="test")["image_id"][:NUM_TIMED]
+    inputs = [processor(image_features=store[name][None].float()) for name in names]
+    calls = 0
+
+    def count(*unused: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.get_output_embeddings().register_forward_hook(count)
+    measured = {}
+    for name, beams in decodings(args):
+        for turn in range(2):  # the first is to warm up
+            calls, start = 0, time.perf_counter()
+            with torch.inference_mode():
+                for one in inputs:
+                    model.generate(**one, num_beams=beams, max_new_tokens=20)
+            if turn:
+                measured[name] = calls / len(names), (time.perf_counter() - start) / len(names) * 1e3
+    return measured
 
 
 def plot(history: list[dict[str, float]], path: Path) -> None:
@@ -92,63 +164,87 @@ def plot(history: list[dict[str, float]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
-def report(
-    args: argparse.Namespace, state: dict[str, Any], results: list[dict[str, Any]], scores: dict[str, Evaluation]
-) -> str:
-    """The outcome as Markdown."""
-    history = state["log_history"]
+def describe_training(run: Run) -> list[str]:
+    """What the training was and how validation went, as Markdown."""
+    history = run.state["log_history"]
     runtime = next(row["train_runtime"] for row in history if "train_runtime" in row)
+    evaluations = [row for row in history if "eval_loss" in row]
+    names = [name for name in ("eval_loss", "eval_bleu_4", "eval_cider_d") if name in evaluations[0]]
     lines = [
-        f"Training: {runtime / 60:.1f} min, {state['global_step']} steps, {torch.get_num_threads()} threads, "
-        f"{platform.machine()}, torch {torch.__version__}, seed {yaml.safe_load(RECIPE.read_text())['seed']}.",
+        f"Training: {runtime / 60:.1f} min, {run.state['global_step']} steps, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}, torch {torch.__version__}, seed {yaml.safe_load(run.recipe.read_text())['seed']}.",
         "",
-        "| epoch | validation loss |",
-        "|---|---|",
-        *(f"| {row['epoch']:.0f} | {row['eval_loss']:.3f} |" for row in history if "eval_loss" in row),
-        "",
+        f"| epoch | {' | '.join(name.removeprefix('eval_') for name in names)} |",
+        "|---" * (len(names) + 1) + "|",
     ]
+    for row in evaluations:
+        lines.append(f"| {row['epoch']:.0f} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
+    return [*lines, ""]
+
+
+def describe_captions(results: list[dict[str, Any]], scores: dict[str, Evaluation]) -> list[str]:
+    """Scores and the first captions, as Markdown."""
     tables = {decoding: dict(evaluation.table()) for decoding, evaluation in scores.items()}
-    lines += [f"| score | {' | '.join(tables)} |", "|---" * (len(tables) + 1) + "|"]
+    lines = [f"| score | {' | '.join(tables)} |", "|---" * (len(tables) + 1) + "|"]
     for name in next(iter(tables.values())):
         lines.append(f"| {name} | " + " | ".join(table[name] for table in tables.values()) + " |")
-    signature = next(iter(scores.values())).signature_text
-    lines += ["", f"Signature: `{signature}`", ""]
-    beam = f"beam {args.num_beams}"
+    beam = list(scores)[-1]
+    lines += ["", f"Signature: `{scores[beam].signature_text}`", ""]
     lines += [f"| picture | {beam} | a reference |", "|---|---|---|"]
     lines += [f"| {row['picture']} | {row[beam]} | {row['references'][0].strip()} |" for row in results[:NUM_SHOWN]]
-    return "\n".join(lines) + "\n"
+    return [*lines, ""]
+
+
+def finish(args: argparse.Namespace, run: Run) -> tuple[list[str], list[str]]:
+    """Caption, score and draw; returns the section of a captioner and its lines of the common table."""
+    results = caption_test_pictures(args, run)
+    metrics = CaptionMetrics(METRICS)
+    references, names = [row["references"] for row in results], [row["picture"] for row in results]
+    ways = [name for name, _ in decodings(args)]
+    scores = {way: metrics([row[way] for row in results], references, names) for way in ways}
+    (run.folder / "captions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results))
+    plot(run.state["log_history"], run.folder / "loss.png")
+    images = args.data / "flickr8k_mini/images"
+    cards = [SheetItem(images / row["picture"], row[ways[-1]], row["references"][:2]) for row in results[:NUM_SHOWN]]
+    sheet = run.folder / "contact_sheet.png"
+    contact_sheet(cards, sheet, columns=5, cell_width=200, title=f"{run.name}, Flickr8k mini, test, as they came")
+    speed = measure_speed(args, run)
+    lines = []
+    for way in ways:
+        corpus, (calls, milliseconds) = scores[way].corpus, speed[way]
+        numbers = " | ".join(f"{corpus[name] * 100:.1f}" for name in ("cider_d", "bleu_4", "meteor"))
+        lines.append(f"| {run.name} | {way} | {numbers} | {calls:.1f} | {milliseconds:.1f} |")
+    return [f"## {run.name}", "", *describe_training(run), *describe_captions(results, scores)], lines
 
 
 def main() -> None:
-    """Run the three steps."""
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
     parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["expansionnet_v2"], help="what to train")
     parser.add_argument("--num-beams", type=int, default=3, help="beams besides greedy (default: 3)")
     args = parser.parse_args()
-    annotations = args.data / "flickr8k_mini/dataset_karpathy.json"
-    features = args.out / "features"
+    args.annotations, args.features = args.data / "flickr8k_mini/dataset_karpathy.json", args.out / "features"
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    options = ["--annotations", str(annotations), "--image-root", str(args.data / "flickr8k_mini/images")]
-    if hf_captioners_cli(["features", "--model", str(args.data / "vision_backbone"), *options, "--out", str(features)]):
+    options = ["--annotations", str(args.annotations), "--image-root", str(args.data / "flickr8k_mini/images")]
+    backbone = str(args.data / "vision_backbone")
+    if hf_captioners_cli(["features", "--model", backbone, *options, "--out", str(args.features)]):
         raise SystemExit("the features could not be written; see above.")
     print(f"features: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    state = train(args, annotations, features)
-    results = caption_test_pictures(args, annotations)
-    decodings = [name for name in results[0] if name not in ("picture", "references")]
-    scores = score(results, decodings)
-    (args.out / "captions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results))
-    plot(state["log_history"], args.out / "loss.png")
-    images = args.data / "flickr8k_mini/images"
-    beam = f"beam {args.num_beams}"
-    cards = [SheetItem(images / row["picture"], row[beam], row["references"][:2]) for row in results[:NUM_SHOWN]]
-    contact_sheet(
-        cards, args.out / "contact_sheet.png", columns=5, cell_width=200, title="Flickr8k mini, test, as they came"
-    )
-    text = report(args, state, results, scores)
+    sections: list[str] = []
+    table = ["| captioner | decoding | CIDEr-D x 100 | BLEU-4 x 100 | METEOR x 100 | decoder calls | ms per caption |"]
+    table.append("|---" * 7 + "|")
+    for system in args.systems:
+        for run in SYSTEMS[system](args):
+            section, lines = finish(args, run)
+            sections += section
+            table += lines
+    text = "\n".join([*table, "", *sections]) + "\n"
     (args.out / "results.md").write_text(text)
     print(text)
 

@@ -81,7 +81,7 @@ class MeteorNormalizer:
         for rule, replacement in _RULES:
             text = rule.sub(replacement, text)
         words = _WORDS.findall(text)
-        words = [self._final_point(word, following) for word, following in zip(words, [*words[1:], ""], strict=True)]
+        words = [self._final_point(word, following) for word, following in zip(words, [*words, ""][1:], strict=True)]
         text = _UNICODE_SPACE.sub(" ", " ".join(words).lower()).strip(_CONTROL)
         return _WORDS.findall(text)
 
