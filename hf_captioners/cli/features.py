@@ -23,7 +23,17 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 NORMS = ("none", "l2")
 
-OF_PICTURES = ("model", "annotations", "image_root", "splits", "missing", "batch_size", "num_workers", "device")
+OF_PICTURES = (
+    "model",
+    "annotations",
+    "image_root",
+    "splits",
+    "tokens",
+    "missing",
+    "batch_size",
+    "num_workers",
+    "device",
+)
 OF_REGIONS = ("boxes", "image_sizes", "norm")
 
 
@@ -52,6 +62,12 @@ def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--annotations", help="JSON file in Karpathy's layout, plain or gzipped")
     group.add_argument("--image-root", help="folder of the pictures: ROOT/[filepath/]filename")
     group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")
+    group.add_argument(
+        "--tokens",
+        choices=("grid", "pooled"),
+        default="grid",
+        help="of a vision backbone: its grid, or one embedding of the whole picture, as CLIP-GPT2 reads (%(default)s)",
+    )
     group.add_argument("--missing", choices=("error", "drop"), default="error", help="if image files are missing")
     group.add_argument("--batch-size", type=positive, default=16, help="pictures at a time (%(default)s)")
     group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
@@ -146,7 +162,7 @@ def _from_pictures(args: argparse.Namespace) -> Any:
 
     dataset = load_karpathy(args.annotations, args.image_root, "+".join(args.splits), missing=args.missing)
     return write_features(
-        FeatureExtractor.from_pretrained(args.model, args.device),
+        FeatureExtractor.from_pretrained(args.model, args.device, pooled=args.tokens == "pooled"),
         dataset,
         args.out,
         batch_size=args.batch_size,

@@ -25,6 +25,7 @@ from ..data.feature_store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_layers import grid_tokens
 from ..modeling.image_processing_captioner import open_picture
+from ..modeling.modeling_clip_gpt2 import load_vision_tower, pooled_embedding
 from .device import choose_device
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,16 @@ class FeatureExtractor:
             or `[B, L, C]` (with its class token, if it has one). It is put into evaluation mode.
         image_processor (`BaseImageProcessor`): What prepares a picture for it.
         name (`str`, *optional*): What to call the backbone in the metadata of a store; its model type by default.
+        pooled (`bool`, defaults to `False`): Of a vision model, its one embedding of the whole picture instead of its
+            grid: what CLIP-GPT2 reads. A captioner takes what it was made for.
 
     Raises:
         ValueError: The captioner has no backbone, or the model wants something else than pictures.
     """
 
-    def __init__(self, model: PreTrainedModel, image_processor: Any, name: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, image_processor: Any, name: str | None = None, pooled: bool = False
+    ) -> None:
         backbone = model.backbone if isinstance(model, CaptionerPreTrainedModel) else model
         model_type = model.config.model_type
         if backbone is None:
@@ -58,14 +63,18 @@ class FeatureExtractor:
         self.image_processor = image_processor
         self._backbone: PreTrainedModel = backbone
         self._name = name or backbone.config.model_type
+        self._pooled = pooled
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], device: str | torch.device = "auto") -> "FeatureExtractor":
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], device: str | torch.device = "auto", pooled: bool = False
+    ) -> "FeatureExtractor":
         """Load a saved captioner or vision backbone and its image processor.
 
         Args:
             folder (`str` or `os.PathLike`): Folder of `save_pretrained`, or a name on the Hub.
             device (`str` or `torch.device`, defaults to `"auto"`): Where to run; `"auto"` takes a GPU if there is one.
+            pooled (`bool`, defaults to `False`): See [`FeatureExtractor`]. Of a CLIP model, the projected embedding.
 
         Raises:
             ValueError: There is no such model or device, or it has no image processor, or see [`FeatureExtractor`].
@@ -73,11 +82,14 @@ class FeatureExtractor:
         target = choose_device(device)
         try:
             image_processor = AutoImageProcessor.from_pretrained(folder)
-            model = AutoModel.from_pretrained(folder)
+            model = load_vision_tower(str(folder), {}) if pooled else AutoModel.from_pretrained(folder)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: no model with an image processor could be loaded: {error}") from error
         return cls(
-            model.to(target), image_processor, Path(folder).resolve().name if Path(folder).is_dir() else str(folder)
+            model.to(target),
+            image_processor,
+            Path(folder).resolve().name if Path(folder).is_dir() else str(folder),
+            pooled,
         )
 
     @torch.inference_mode()
@@ -86,7 +98,8 @@ class FeatureExtractor:
         pixel_values = pixel_values.to(self.model.device, self._backbone.dtype)
         if isinstance(self.model, CaptionerPreTrainedModel):
             return self.model.extract_image_features(pixel_values)
-        return grid_tokens(self.model(pixel_values=pixel_values).last_hidden_state)
+        output = self.model(pixel_values=pixel_values)
+        return pooled_embedding(output)[:, None] if self._pooled else grid_tokens(output.last_hidden_state)
 
     def metadata(self) -> dict[str, str]:
         """What the features depend on: the backbone's name, digests of its weights and of the preprocessing."""
@@ -96,7 +109,7 @@ class FeatureExtractor:
             weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         settings = json.dumps(self.image_processor.to_dict(), sort_keys=True, default=str)
         return {
-            "backbone": self._name,
+            "backbone": f"{self._name}, pooled" if self._pooled else self._name,
             "backbone_sha256": weights.hexdigest(),
             "image_processor_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         }

@@ -198,6 +198,7 @@ def _read_pairs(source: Path) -> Iterator[tuple[str, str]]:
                     yield phrase, paraphrase
                     if number % 2**16 == 0:
                         progress.update(raw.tell() - progress.n)
+                progress.update(size - progress.n)
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise MeteorDataError(f"{source}: not a paraphrase table, three lines per entry: {error}") from error
 

@@ -260,7 +260,7 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
 
     def image_tokens(self, output: ModelOutput) -> torch.Tensor:
         """The backbone's pooled output, projected if it is CLIP's, as one token (B, 1, D)."""
-        return _pooled(output)[:, None]
+        return pooled_embedding(output)[:, None]
 
     def encode_images(
         self,
@@ -562,8 +562,18 @@ def _tag_loss(
     return (losses * words).sum() / num_items
 
 
-def _pooled(output: ModelOutput) -> torch.Tensor:
-    """A vision backbone's image embedding (B, D)."""
+def pooled_embedding(output: ModelOutput) -> torch.Tensor:
+    """A vision backbone's image embedding (B, D).
+
+    Args:
+        output (`ModelOutput`): of the backbone.
+
+    Returns:
+        `torch.Tensor`
+
+    Raises:
+        ValueError: the backbone does not pool its output.
+    """
     pooled = output.get("image_embeds", output.get("pooler_output"))
     if pooled is None:
         raise ValueError(
@@ -590,7 +600,7 @@ def pooled_width(backbone: PreTrainedModel) -> int:
     pixels = torch.zeros(1, 3, height, width, dtype=backbone.dtype, device=backbone.device)
     training = backbone.training
     with torch.no_grad():
-        pooled = _pooled(backbone.eval()(pixel_values=pixels))
+        pooled = pooled_embedding(backbone.eval()(pixel_values=pixels))
     backbone.train(training)
     return pooled.shape[-1]
 
