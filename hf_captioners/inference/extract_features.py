@@ -82,7 +82,7 @@ class FeatureExtractor:
         target = choose_device(device)
         try:
             image_processor = AutoImageProcessor.from_pretrained(folder)
-            model = load_vision_tower(str(folder), {}) if pooled else AutoModel.from_pretrained(folder)
+            model: Any = load_vision_tower(str(folder), {}) if pooled else AutoModel.from_pretrained(folder)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: no model with an image processor could be loaded: {error}") from error
         return cls(
