@@ -216,3 +216,95 @@ class TestProcess:
             return os.read(terminal, 65536)
         except OSError:  # how Linux says that the other side is closed
             return b""
+
+
+class TestDataset:
+    @pytest.fixture
+    def annotations(self, folder: Path, tmp_path: Path) -> Path:
+        """Karpathy's layout of the pictures a.png (train), b.jpg (restval) and sub/c.png (test)."""
+        rows = (("a.png", "", 7, "train"), ("b.jpg", "", 9, "restval"), ("c.png", "sub", 12, "test"))
+        images = [
+            {"filename": name, "filepath": path, "imgid": image_id, "split": split, "sentences": [{"raw": "a dog"}]}
+            for name, path, image_id, split in rows
+        ]
+        path = tmp_path / "karpathy.json"
+        path.write_text(json.dumps({"images": images}))
+        return path
+
+    @pytest.fixture
+    def features(self, folder: Path, annotations: Path, tiny_captioner_dir: Path, tmp_path: Path) -> Path:
+        out = tmp_path / "features"
+        options = ["--annotations", annotations, "--image-root", folder, "--out", out, "--dtype", "float32"]
+        assert main.main(["features", "--model", str(tiny_captioner_dir), *map(str, options)]) == 0
+        return out
+
+    def test_pictures_and_features_give_the_same(
+        self, run: Any, folder: Path, annotations: Path, features: Path
+    ) -> None:
+        status, records, _ = run("--annotations", annotations, "--image-root", folder)
+        assert status == 0
+        assert [record["image_id"] for record in records] == [7, 9]
+        _, plain, _ = run(folder / "a.png", folder / "b.jpg")
+        assert [record["caption"] for record in records] == [record["caption"] for record in plain]
+        _, cached, _ = run("--annotations", annotations, "--features", features)
+        assert cached == [{"image_id": record["image_id"], "caption": record["caption"]} for record in records]
+        _, test, _ = run("--annotations", annotations, "--features", features, "--split", "test")
+        assert [record["image_id"] for record in test] == [12]
+
+    def test_several_captions_each(self, run: Any, folder: Path, annotations: Path, features: Path) -> None:
+        options = ["--num-beams", 3, "--num-return-sequences", 2]
+        _, cached, _ = run("--annotations", annotations, "--features", features, *options)
+        _, records, _ = run(folder / "a.png", folder / "b.jpg", *options)
+        assert [record["captions"] for record in cached] == [record["captions"] for record in records]
+        assert all(len(record["captions"]) == 2 for record in cached)
+        _, best, _ = run(folder / "a.png", "--num-beams", 3)
+        assert best[0]["caption"] == records[0]["captions"][0]
+
+    def test_coco_results_of_a_data_set(self, run: Any, folder: Path, annotations: Path, tmp_path: Path) -> None:
+        path = tmp_path / "results.json"
+        _, records, _ = run("--annotations", annotations, "--image-root", folder, "--coco-results", path)
+        expected = [{"image_id": record["image_id"], "caption": record["caption"]} for record in records]
+        assert json.loads(path.read_text()) == expected
+
+    def test_coco_results_of_files(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        names = ["COCO_test2014_000000000042.png", "COCO_test2014_000000000007.jpg"]
+        for old, new in zip(("a.png", "b.jpg"), names, strict=True):
+            (folder / old).rename(folder / new)
+        path = tmp_path / "results.json"
+        status, records, _ = run(folder, "--no-recursive", "--coco-results", path)
+        assert status == 0
+        assert [row["image_id"] for row in json.loads(path.read_text())] == [7, 42]
+        assert [row["caption"] for row in json.loads(path.read_text())] == [record["caption"] for record in records]
+
+    def test_a_broken_picture_is_left_out_of_the_results(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        (folder / "a.png").rename(folder / "1.png")
+        (folder / "b.jpg").write_bytes(b"no picture")
+        (folder / "b.jpg").rename(folder / "2.jpg")
+        path = tmp_path / "results.json"
+        status, records, _ = run(folder, "--no-recursive", "--coco-results", path)
+        assert status == 1 and "error" in records[1]
+        assert [row["image_id"] for row in json.loads(path.read_text())] == [1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--coco-results", "r.json"], "has no image id at its end"),
+            (["--coco-results", "nowhere/r.json"], "no such folder"),
+            (["--coco-results", "r.json", "--num-return-sequences", "2"], "takes one caption per picture"),
+            (["--annotations", "x.json"], "--annotations goes with --image-root or --features, without paths"),
+            (["--features", "x"], "give paths, or --annotations with --image-root or --features"),
+        ],
+    )
+    def test_mistakes(
+        self, run: Any, folder: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folder)
+        status, records, err = run(folder, *arguments)
+        assert (status, records) == (2, [])
+        assert message in err
+        assert not (folder / "r.json").exists()
+
+    def test_nothing_to_caption(self, run: Any, annotations: Path, folder: Path) -> None:
+        assert run()[0] == 2
+        status, _, err = run("--annotations", annotations, "--image-root", folder, "--split", "val")
+        assert status == 2 and "no image of split val" in err
