@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach the network
 
@@ -119,10 +120,19 @@ def tiny_captioner_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder that `make quickstart` leaves, and the finished command, in the environment that runs the tests."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    ready = Path(sys.prefix) / ".ready"  # taken for made: make must not set up the environment once more
-    command = ["make", "quickstart", f"VENV={sys.prefix}", f"OUT={folder}", "-o", str(ready)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return folder, run
+    """The folder that `make quickstart` leaves, and the finished command, in the environment that runs the tests.
+
+    It runs once, also with several pytest processes: they share it through a folder above their own.
+    """
+    above = tmp_path_factory.getbasetemp()
+    above = above.parent if "PYTEST_XDIST_WORKER" in os.environ else above
+    folder, output = above / "quickstart", above / "quickstart.json"
+    with FileLock(above / "quickstart.lock"):
+        if not output.exists():
+            ready = Path(sys.prefix) / ".ready"  # taken for made: make must not set up the environment once more
+            command = ["make", "quickstart", f"VENV={sys.prefix}", f"OUT={folder}", "-o", str(ready)]
+            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            output.write_text(json.dumps([run.args, run.returncode, run.stdout, run.stderr]))
+    finished = subprocess.CompletedProcess(*json.loads(output.read_text()))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder, finished

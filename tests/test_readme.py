@@ -92,10 +92,13 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
     return run
 
 
-@pytest.mark.xdist_group("quickstart")
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_block_runs(number, place, monkeypatch, capsys):
-    language, code = BLOCKS[number]
+def test_every_block_runs(place, monkeypatch, capsys, subtests):
+    for number, (language, code) in enumerate(BLOCKS):
+        with subtests.test(f"block {number}: {code.splitlines()[0]}"):
+            run_block(number, language, code, place, monkeypatch, capsys)
+
+
+def run_block(number, language, code, place, monkeypatch, capsys):
     if code.startswith("make quickstart"):  # quickstart_run has run it: the other blocks stand on its result
         assert (place / "quickstart/captioner/model.safetensors").exists()
     elif code.startswith("make "):
@@ -118,7 +121,6 @@ def test_block_runs(number, place, monkeypatch, capsys):
         assert re.fullmatch(r"\[\{'generated_text': '[a-z ]+'\}\]", code.strip())
 
 
-@pytest.mark.xdist_group("quickstart")
 def test_the_folder_was_captioned(place):
     lines = shell(
         "hf-captioners caption pictures --model quickstart/captioner --num-beams 3", place

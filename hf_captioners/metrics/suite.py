@@ -93,7 +93,7 @@ class CaptionMetrics:
     >>> references = [["A dog running on grass.", "The dog runs."], ["Two cats sit on a chair.", "Cats on a chair."]]
     >>> evaluation = CaptionMetrics(["bleu", "cider_d"])(captions, references)
     >>> round(evaluation.corpus["cider_d"], 4)
-    2.8559
+    4.2472
     >>> evaluation.per_image["bleu_1"].shape
     (2,)
 

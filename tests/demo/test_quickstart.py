@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from PIL import Image
 
 from hf_captioners.cli.main import main
 from hf_captioners.data.sample import load_scenes, names_shape_and_color
 
 
-@pytest.mark.xdist_group("quickstart")
 class TestQuickstart:
     def test_names_shape_and_color_of_unseen_pictures(self, quickstart_run):
         folder, run = quickstart_run
