@@ -52,6 +52,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     written = parser.add_argument_group("captions written now")
     written.add_argument("--model", help="folder or Hub name of a captioner")
     written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder with metadata.jsonl")
+    written.add_argument("--features", metavar="DIR", help="their cached features, to caption instead of the pictures")
     written.add_argument("--save-predictions", metavar="FILE", type=Path, help="also write them, as COCO results")
     parser.add_argument("--split", metavar="NAME", help="of Karpathy JSON: such as test or val+test (default: all)")
     parser.add_argument("--image-root", metavar="DIR", type=Path, help="folder of the pictures")
@@ -141,6 +142,8 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     from ..data.caption_json import Predictions, picture_paths, read_references
     from ..inference.caption_files import caption_files
 
+    if args.features is not None:
+        return _write_captions_of_features(args)
     source = Path(args.dataset)
     root = args.image_root or (source if source.is_dir() else source.parent)
     references = read_references(source / "metadata.jsonl" if source.is_dir() else source, args.split)
@@ -158,12 +161,41 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
             tqdm.write(f"hf-captioners evaluate: left out: {record['error']}", file=sys.stderr)
         else:
             captions[image_id] = record["caption"]
-    if args.save_predictions is not None:
-        _save_results(args.save_predictions, captions)
     if not captions:
         raise UsageError("none of the pictures could be captioned")
-    several = [references.captions[image_id] for image_id in captions]
-    return _Captions(list(captions), list(captions.values()), several, pictures, len(ids) - len(captions))
+    return _written(args, captions, references.captions, pictures)
+
+
+def _write_captions_of_features(args: argparse.Namespace) -> _Captions:
+    from tqdm import tqdm
+
+    from ..data.caption_json import Predictions, picture_paths, read_references
+    from ..data.feature_store import FeatureStore
+    from ..inference.caption_rows import caption_rows
+
+    references, store = read_references(args.dataset, args.split), FeatureStore(args.features)
+    ids = list(references.captions)
+    missing = [image_id for image_id in ids if image_id not in store]
+    if missing:
+        raise UsageError(f"--features {args.features}: no features of {len(missing)} images, as image {missing[0]}")
+    model, processor = load_captioner(args.model, args.device, args.dtype)
+    given = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    options = {name: value for name, value in given.items() if value is not None}
+    rows = ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids)
+    records = caption_rows(model, processor, rows, args.batch_size, **options)
+    progress = tqdm(records, total=len(ids), unit="picture", disable=None)
+    captions = {record["image_id"]: record["caption"] for record in progress}
+    pictures = picture_paths(Predictions("", {}), references, ids, args.image_root) if args.image_root else {}
+    return _written(args, captions, references.captions, pictures)
+
+
+def _written(
+    args: argparse.Namespace, captions: dict[Any, str], references: dict[Any, list[str]], pictures: dict[Any, Path]
+) -> _Captions:
+    if args.save_predictions is not None:
+        _save_results(args.save_predictions, captions)
+    several = [references[image_id] for image_id in captions]
+    return _Captions(list(captions), list(captions.values()), several, pictures, len(references) - len(captions))
 
 
 def _save_results(path: Path, captions: dict[Any, str]) -> None:

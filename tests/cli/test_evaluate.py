@@ -179,6 +179,26 @@ class TestModel:
         assert status == 0
         assert json.loads(out)["signature"]["images"] == 2
 
+    def test_cached_features_give_the_same(
+        self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path
+    ) -> None:
+        images = [
+            {"filename": f"{name}.png", "imgid": name, "split": "test", "sentences": [{"raw": one} for one in several]}
+            for name, several in REFERENCES.items()
+        ]
+        dataset, store = tmp_path / "karpathy.json", tmp_path / "features"
+        dataset.write_text(json.dumps({"images": images}))
+        options = ["--annotations", dataset, "--image-root", folder, "--out", store, "--dtype", "float32"]
+        assert main.main(["features", "--model", str(tiny_captioner_dir), *map(str, options)]) == 0
+        both = [
+            run("--model", tiny_captioner_dir, "--dataset", dataset, "--json", *more)[1]
+            for more in (["--image-root", folder], ["--features", store])
+        ]
+        assert json.loads(both[0]) == json.loads(both[1])
+        dataset.write_text(json.dumps({"images": [*images, {**images[0], "imgid": 99}]}))
+        status, _, err = run("--model", tiny_captioner_dir, "--dataset", dataset, "--features", store)
+        assert status == 2 and "no features of 1 images, as image 99" in err
+
     def test_broken_picture_is_left_out(self, run: Any, folder: Path, tiny_captioner_dir: Path) -> None:
         (folder / "2.png").write_bytes(b"no picture")
         status, out, err = run("--model", tiny_captioner_dir, "--dataset", folder, "--json")
