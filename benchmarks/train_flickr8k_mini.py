@@ -43,23 +43,39 @@ NUM_TIMED = 50
 METRICS = ("bleu", "meteor", "rouge_l", "cider_d", "diversity")
 
 
+def write_features(args: argparse.Namespace, tokens: str) -> Path:
+    """The features of all pictures: the backbone's grid, or one pooled embedding each."""
+    folder = args.out / ("features" if tokens == "grid" else "features_pooled")
+    options = ["--model", args.data / "vision_backbone", "--annotations", args.annotations]
+    options += ["--image-root", args.data / "flickr8k_mini/images", "--out", folder, "--tokens", tokens]
+    start = time.perf_counter()
+    if hf_captioners_cli(["features", *map(str, options)]):
+        raise SystemExit("the features could not be written; see above.")
+    print(f"features: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return folder
+
+
 class Run:
     """One captioner of the table.
 
     Attributes:
         name (`str`): of the captioner and of its folder.
         recipe (`Path`): its options.
+        features (`Path`): what it looks at.
     """
 
-    def __init__(self, args: argparse.Namespace, name: str, example: str, recipe: str, **options: Any) -> None:
+    def __init__(
+        self, args: argparse.Namespace, name: str, example: str, recipe: str, tokens: str = "grid", **options: Any
+    ) -> None:
         self.name, self.recipe, self.folder = name, RECIPES / recipe, args.out / name
+        self.features = write_features(args, tokens)
         self.captioner = self.folder / "captioner"
         if not (self.captioner / "trainer_state.json").exists():
             sys.path.insert(0, str(ROOT / "examples"))
             given = {
                 "config": self.recipe,
                 "annotations": args.annotations,
-                "features": args.features,
+                "features": self.features,
                 "output_dir": self.captioner,
                 **options,
             }
@@ -87,7 +103,7 @@ def satic(args: argparse.Namespace) -> Iterator[Run]:
     captions = teacher.folder / "captions_of_train.jsonl"
     if not captions.exists():
         command = ["caption", "--model", teacher.captioner, "--annotations", args.annotations, "--split", "train"]
-        command += ["--features", args.features, "--num-beams", 5, "--num-return-sequences", 5, "--batch-size", 50]
+        command += ["--features", teacher.features, "--num-beams", 5, "--num-return-sequences", 5, "--batch-size", 50]
         program = [sys.executable, "-m", "hf_captioners.cli.main", *map(str, command)]
         captions.write_bytes(subprocess.run(program, stdout=subprocess.PIPE, check=True).stdout)
     student = {"model": teacher.captioner, "distilled": captions}
@@ -99,7 +115,8 @@ def satic(args: argparse.Namespace) -> Iterator[Run]:
 def clip_gpt2(args: argparse.Namespace) -> Iterator[Run]:
     """CLIP-GPT2, with MobileNetV2 in the place of CLIP and a small GPT-2 from scratch."""
     backbone = args.data / "vision_backbone"
-    yield Run(args, "clip_gpt2", "train_clip_gpt2", "clip_gpt2/flickr8k_mini.yaml", backbone=backbone)
+    recipe = "clip_gpt2/flickr8k_mini.yaml"
+    yield Run(args, "clip_gpt2", "train_clip_gpt2", recipe, tokens="pooled", backbone=backbone)
 
 
 SYSTEMS = {"expansionnet_v2": expansionnet_v2, "satic": satic, "clip_gpt2": clip_gpt2}
@@ -127,7 +144,7 @@ def decodings(args: argparse.Namespace) -> list[tuple[str, int]]:
 def measure_speed(args: argparse.Namespace, run: Run) -> dict[str, tuple[float, float]]:
     """By decoding: decoder calls and milliseconds per caption, one picture at a time, from cached features."""
     model, processor = run.load()
-    store = FeatureStore(args.features)
+    store = FeatureStore(run.features)
     names = load_karpathy(args.annotations, split="test")["image_id"][:NUM_TIMED]
     inputs = [processor(image_features=store[name][None].float()) for name in names]
     calls = 0
@@ -228,14 +245,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["expansionnet_v2"], help="what to train")
     parser.add_argument("--num-beams", type=int, default=3, help="beams besides greedy (default: 3)")
     args = parser.parse_args()
-    args.annotations, args.features = args.data / "flickr8k_mini/dataset_karpathy.json", args.out / "features"
+    args.annotations = args.data / "flickr8k_mini/dataset_karpathy.json"
     args.out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    options = ["--annotations", str(args.annotations), "--image-root", str(args.data / "flickr8k_mini/images")]
-    backbone = str(args.data / "vision_backbone")
-    if hf_captioners_cli(["features", "--model", backbone, *options, "--out", str(args.features)]):
-        raise SystemExit("the features could not be written; see above.")
-    print(f"features: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     sections: list[str] = []
     table = ["| captioner | decoding | CIDEr-D x 100 | BLEU-4 x 100 | METEOR x 100 | decoder calls | ms per caption |"]
     table.append("|---" * 7 + "|")
