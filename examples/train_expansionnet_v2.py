@@ -8,13 +8,10 @@ that are not below are those of `XEConfig` and of transformers' `TrainingArgumen
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, set_seed
-from trl import TrlParser
+from transformers import AutoImageProcessor, AutoProcessor
 
 from hf_captioners import (
     CaptionerImageProcessor,
@@ -29,6 +26,7 @@ from hf_captioners import (
     special_token_ids,
 )
 from hf_captioners.training.data_arguments import DataArguments, load_rows, training_captions
+from hf_captioners.training.script import read_command_line, short_errors, train
 
 DROPOUTS = ("encoder", "decoder", "encoder_input", "decoder_input", "other")
 
@@ -110,19 +108,11 @@ def start_from(script: ScriptArguments, features: str | None, captions: list[str
 
 def main(argv: list[str] | None = None) -> None:
     """Run the training that the command line describes."""
-    dataclasses: Any = (DataArguments, ScriptArguments, XEConfig)
-    data, script, args = TrlParser(dataclasses).parse_args_and_config(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    set_seed(args.seed)
-    try:
-        train, evaluation = load_rows(data)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    model, processor = start_from(script, data.features, training_captions(train))
-    trainer = XETrainer(model, args, train, evaluation, processing_class=processor)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    data, script, args = read_command_line(argv, DataArguments, ScriptArguments, XEConfig)
+    with short_errors():
+        rows, evaluation = load_rows(data)
+    model, processor = start_from(script, data.features, training_captions(rows))
+    train(XETrainer(model, args, rows, evaluation, processing_class=processor))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,10 @@ that are not below are those of `DataArguments`, `XEConfig` and of transformers'
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, set_seed
-from trl import TrlParser
+from transformers import AutoImageProcessor, AutoProcessor
 
 from hf_captioners import (
     CaptionerImageProcessor,
@@ -32,6 +29,7 @@ from hf_captioners import (
     special_token_ids,
 )
 from hf_captioners.training.data_arguments import DataArguments, load_rows, training_captions
+from hf_captioners.training.script import read_command_line, short_errors, train
 
 
 @dataclass
@@ -83,23 +81,15 @@ def new_captioner(script: ScriptArguments, features: str | None, captions: list[
 
 def main(argv: list[str] | None = None) -> None:
     """Run the training that the command line describes."""
-    dataclasses: Any = (DataArguments, ScriptArguments, XEConfig)
-    data, script, args = TrlParser(dataclasses).parse_args_and_config(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    set_seed(args.seed)
-    try:
-        train, evaluation = load_rows(data)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    data, script, args = read_command_line(argv, DataArguments, ScriptArguments, XEConfig)
+    with short_errors():
+        rows, evaluation = load_rows(data)
     if script.model is None:
-        model, processor = new_captioner(script, data.features, training_captions(train))
+        model, processor = new_captioner(script, data.features, training_captions(rows))
     else:
         model = SaticForImageCaptioning.from_pretrained(script.model, group_size=script.group_size, **rates(script))
         processor = AutoProcessor.from_pretrained(script.model)
-    trainer = XETrainer(model, args, train, evaluation, processing_class=processor)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    train(XETrainer(model, args, rows, evaluation, processing_class=processor))
 
 
 if __name__ == "__main__":

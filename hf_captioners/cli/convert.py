@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING
 from hf_captioners.conversion import MODEL_TYPES, convert
 
 if TYPE_CHECKING:
+    from hf_captioners.conversion.document_frequency import FrequencyReport
     from hf_captioners.conversion.writing import ConversionReport
 
 _DESCRIPTION = """\
 Convert an original checkpoint into a folder that from_pretrained reads: model, generation defaults and processor.
-Nothing in the checkpoint is executed. The folder appears complete or not at all; its path is printed as a JSON line."""
+Nothing in the checkpoint is executed. The folder appears complete or not at all; its path is printed as a JSON line.
+Pickled document frequencies of CIDEr become a file that evaluate --document-frequencies reads."""
 
 _EPILOG = """\
 example:
   hf-captioners convert expansionnet_v2 rf_model.pth --vocabulary demo_coco_tokens.pickle --out expansionnet-v2
   hf-captioners convert satic model.pth --infos infos.pkl --out satic
   hf-captioners convert clip_gpt2 coco_weights.pt --clip openai/clip-vit-base-patch32 --out clipcap
-  hf-captioners convert pac_score clip_ViT-B-32.pth --vocabulary openai/clip-vit-base-patch32 --out pac-s"""
+  hf-captioners convert dico dico-ViTL14.zip --tokenizer openai/clip-vit-large-patch14 --out dico
+  hf-captioners convert pac_score clip_ViT-B-32.pth --vocabulary openai/clip-vit-base-patch32 --out pac-s
+  hf-captioners convert document_frequency coco-train-words.p --out coco-train-words.safetensors"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -43,8 +47,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model_type", choices=MODEL_TYPES, help="which model the checkpoint is of")
-    parser.add_argument("checkpoint", type=Path, help="the original checkpoint (.pth or .safetensors)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="the original checkpoint (.pth or .safetensors), or pickle; the folder of a dico, or an archive of it",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write, new or empty; for document_frequency the file, *.safetensors",
+    )
     parser.add_argument(
         "--vocabulary",
         metavar="FILE",
@@ -72,7 +86,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="N",
         help="attention heads of satic (default: 8, as released), or of a clip_gpt2's GPT-2 (default: width / 64)",
     )
-    parser.add_argument("--tokenizer", metavar="DIR", help="GPT-2's tokenizer for clip_gpt2 (default: from the Hub)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="GPT-2's tokenizer for clip_gpt2, or CLIP's for dico (default: from the Hub)",
+    )
     parser.add_argument("--clip", metavar="DIR", help="the CLIP of a clip_gpt2, to read pictures, not only embeddings")
     parser.add_argument(
         "--normalize-prefix",
@@ -116,9 +134,15 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"hf-captioners convert: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    for line in _describe(report):
+    from hf_captioners.conversion.writing import ConversionReport
+
+    if isinstance(report, ConversionReport):
+        lines, written = _describe(report), {"out_dir": str(report.out_dir)}
+    else:
+        lines, written = _describe_frequencies(report), {"out_path": str(report.out_path)}
+    for line in lines:
         print(line, file=sys.stderr)
-    print(json.dumps({"out_dir": str(report.out_dir)}))
+    print(json.dumps(written))
     return 0
 
 
@@ -138,3 +162,8 @@ def _describe(report: "ConversionReport") -> list[str]:
     lines += [f"special tokens: {special}"] if special else []
     lines += [f"assumed, as released: {name}={value}" for name, value in report.assumed.items()]
     return lines
+
+
+def _describe_frequencies(report: "FrequencyReport") -> list[str]:
+    words = "token ids" if report.token_ids else "words"
+    return [f"{report.ngrams} n-grams of {words} in the references of {report.number_of_images} images"]

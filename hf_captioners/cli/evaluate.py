@@ -248,7 +248,13 @@ def _frequencies(path: str | None) -> Any:
     from ..metrics import DocumentFrequencies
 
     if Path(path).suffix == ".safetensors":
-        return DocumentFrequencies.load(path)
+        frequencies = DocumentFrequencies.load(path)
+        if frequencies.words and all(word.isdecimal() for word in frequencies.words):
+            raise UsageError(
+                f"--document-frequencies {path}: of token ids, which captions do not have; give those of words, as of "
+                "coco-train-words.p"
+            )
+        return frequencies
     return DocumentFrequencies.from_references(list(read_references(path).captions.values()))
 
 

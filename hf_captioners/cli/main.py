@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from . import caption, convert, env, evaluate, features, quickstart
+from . import caption, convert, env, evaluate, features, plot, quickstart
 
-VERBS = (quickstart, caption, evaluate, features, convert, env)
+VERBS = (quickstart, caption, evaluate, features, plot, convert, env)
 
 
 def build_parser() -> argparse.ArgumentParser:

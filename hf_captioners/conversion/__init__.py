@@ -1,6 +1,7 @@
 """From the original projects' checkpoints to folders for `from_pretrained`.
 
-One module per model, each with its key table; they are imported when they are used.
+One module per model, each with its key table, and one for pickled document frequencies; they are imported when they are
+used.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .document_frequency import FrequencyReport
     from .writing import ConversionReport
 
-MODEL_TYPES = ("expansionnet_v2", "satic", "clip_gpt2", "pac_score")
+MODEL_TYPES = ("expansionnet_v2", "satic", "clip_gpt2", "dico", "pac_score", "document_frequency")
 
 __all__ = ["MODEL_TYPES", "convert"]
 
@@ -35,18 +37,21 @@ def convert(
     clip: str | Path | None = None,
     normalize_prefix: bool | None = None,
     overwrite: bool = False,
-) -> ConversionReport:
+) -> ConversionReport | FrequencyReport:
     """
     Converts an original checkpoint into a folder that `from_pretrained` reads.
 
     Args:
         model_type (`str`):
-            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, or `"pac_score"` for the evaluator of PAC-S,
-            which becomes a `CLIPModel`.
+            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, `"dico"`, or `"pac_score"` for the evaluator of
+            PAC-S, which becomes a `CLIPModel`. `"document_frequency"` for the pickle behind a CIDEr-D reward, such as
+            `coco-train-words.p`, which becomes a file.
         checkpoint (`str` or `Path`):
-            The original checkpoint, `.pth` or `.safetensors`. Never unpickled beyond tensors and plain values.
+            The original checkpoint, `.pth` or `.safetensors`; for `dico` its folder, an archive of that, or the weights
+            with `config.json` beside them. Never unpickled beyond tensors and plain values.
         out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all.
+            The folder to write; new or empty. It appears complete or not at all. For `document_frequency` the file,
+            `*.safetensors`, that `DocumentFrequencies.load` and `hf-captioners evaluate` read.
         original_config (`str`, `Path` or `Mapping`, *optional*):
             The original's settings in its own names, as a JSON file or a dict; sizes are read from the tensors.
         vocabulary (`str`, `Path`, `Sequence[str]` or `Mapping`, *optional*):
@@ -64,7 +69,8 @@ def convert(
             Heads of the attention for `satic`; neither checkpoint nor `infos` shows them. By default 8, as released.
             For `clip_gpt2` heads of GPT-2, by default its width / 64.
         tokenizer (`str` or `Path`, *optional*):
-            For `clip_gpt2`: folder or Hub name of GPT-2's tokenizer, by default `"openai-community/gpt2"`.
+            For `clip_gpt2`: folder or Hub name of GPT-2's tokenizer, by default `"openai-community/gpt2"`. For `dico`
+            of CLIP's, by default `"openai/clip-vit-large-patch14"`.
         clip (`str` or `Path`, *optional*):
             For `clip_gpt2`: folder or Hub name of the CLIP whose embeddings the checkpoint was trained on, to make a
             model that reads pictures and not only cached embeddings.
@@ -74,7 +80,8 @@ def convert(
             Replace an earlier conversion in `out_dir`.
 
     Returns:
-        [`~hf_captioners.conversion.writing.ConversionReport`]: what was used, dropped and assumed.
+        [`~hf_captioners.conversion.writing.ConversionReport`]: what was used, dropped and assumed; for
+            `document_frequency` a [`~hf_captioners.conversion.document_frequency.FrequencyReport`].
 
     Raises:
         ValueError: an unknown `model_type`; an option that has no use with it; a source that is unreadable, incomplete
@@ -85,10 +92,10 @@ def convert(
 
     ```python
     >>> from hf_captioners.conversion import convert
-    >>> convert("expansionnet", "rf_model.pth", "expansionnet-v2")
+    >>> convert("expansionnet", "rf_model.pth", "expansionnet-v2")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: model_type='expansionnet' is not known; expected one of expansionnet_v2, satic, clip_gpt2, pac_score
+    ValueError: model_type='expansionnet' is not known; expected one of expansionnet_v2, satic, ...
 
     ```
     """

@@ -1,14 +1,16 @@
 """Document frequencies that the originals pickled, for CIDEr-D rewards.
 
-SATIC and the self-critical code base keep `coco-train-idxs.p`, SCD-Net `mscoco_train_cider.pkl`. Both hold a dict with
-`document_frequency`, n-gram -> number of images, and `ref_len`. N-grams are tuples of token ids, as strings or
-integers, where 0 is the end of the caption. `ref_len` is the number of images in the first and its natural logarithm in
-the second; the logarithm of a whole number above 1 is never whole, which tells them apart.
+SATIC and the self-critical code base keep `coco-train-idxs.p` and `coco-train-words.p`, SCD-Net
+`mscoco_train_cider.pkl`. All hold a dict with `document_frequency`, n-gram -> number of images, and `ref_len`. N-grams
+are tuples of words, or of token ids as strings or integers, where 0 is the end of the caption. `ref_len` is the number
+of images, or in SCD-Net its natural logarithm; the logarithm of a whole number above 1 is never whole, which tells them
+apart.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,67 @@ from ..metrics.document_frequency import DocumentFrequencies, DocumentFrequencyE
 from .safe_load import DEFAULTDICT, CheckpointError, load_plain_pickle
 
 MAX_BYTES = 1024**3  # COCO's have four million n-grams
+SUFFIX = ".safetensors"  # by which `hf-captioners evaluate` knows a saved file
+
+
+@dataclass(frozen=True)
+class FrequencyReport:
+    """
+    What a conversion of document frequencies did.
+
+    Attributes:
+        out_path (`Path`): the file that was written, for [`DocumentFrequencies.load`].
+        ngrams (`int`): how many n-grams occur.
+        number_of_images (`int`): the size of the corpus.
+        token_ids (`bool`): whether the words are token ids. Such frequencies fit rewards with `token_ids=True` and no
+            captions of words.
+    """
+
+    out_path: Path
+    ngrams: int
+    number_of_images: int
+    token_ids: bool
+
+
+def convert(checkpoint: str | Path, out_path: str | Path, *, overwrite: bool = False) -> FrequencyReport:
+    """
+    Converts pickled document frequencies to a safetensors file. Documented at [`hf_captioners.conversion.convert`].
+
+    Args:
+        checkpoint (`str` or `Path`): the pickle.
+        out_path (`str` or `Path`): the file to write, `*.safetensors`. It appears complete or not at all.
+        overwrite (`bool`, *optional*, defaults to `False`): replace document frequencies that lie there.
+
+    Returns:
+        [`FrequencyReport`]
+
+    Raises:
+        FileNotFoundError, CheckpointError: see [`convert_document_frequencies`].
+        FileExistsError: `out_path` exists and may not be replaced.
+        ValueError: `out_path` has another suffix.
+
+    Example:
+
+    ```python
+    >>> import pickle, tempfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.conversion import convert
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> counts = {("a",): 2.0, ("a", "dog"): 1.0}
+    >>> _ = (folder / "words.p").write_bytes(pickle.dumps({"document_frequency": counts, "ref_len": 3}))
+    >>> report = convert("document_frequency", folder / "words.p", folder / "words.safetensors")
+    >>> report.ngrams, report.number_of_images, report.token_ids
+    (2, 3, False)
+
+    ```
+    """
+    target = _check_out_path(out_path, overwrite)
+    frequencies = convert_document_frequencies(checkpoint)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _check_out_path(out_path, overwrite)  # reading COCO's takes half a minute; the file may be there by now
+    frequencies.save(target)
+    token_ids = all(word.isdecimal() for word in frequencies.words)
+    return FrequencyReport(target, len(frequencies), frequencies.number_of_images, token_ids)
 
 
 def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -> DocumentFrequencies:
@@ -26,7 +89,7 @@ def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -
         max_bytes (`int`, defaults to 1 GiB): larger files are refused unread.
 
     Returns:
-        [`DocumentFrequencies`]: of token ids, which are words such as "12"; `save` keeps them as safetensors.
+        [`DocumentFrequencies`]: of words, or of token ids, which are words such as "12".
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,6 +121,24 @@ def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -
         ) from error
     except DocumentFrequencyError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _check_out_path(out_path: str | Path, overwrite: bool) -> Path:
+    """The file, absolute, if it may be written (again)."""
+    path = Path(out_path).resolve()
+    if path.suffix != SUFFIX:
+        raise ValueError(f"{out_path}: document frequencies become a file; expected a name that ends in {SUFFIX}")
+    if not path.exists():
+        return path
+    if not path.is_file():
+        raise FileExistsError(f"{out_path}: is not a file; give the name of a new one")
+    if not overwrite:
+        raise FileExistsError(f"{out_path}: exists; give another name, or overwrite=True to replace a conversion")
+    try:
+        DocumentFrequencies.load(path)
+    except DocumentFrequencyError as error:
+        raise FileExistsError(f"{out_path}: exists and holds no document frequencies; not replaced") from error
+    return path
 
 
 def _ngram(value: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Rows of a data set to a batch that a captioner learns from."""
+"""Rows of a data set to a batch that a captioner learns from, by cross-entropy or by reward."""
 
 from __future__ import annotations
 
@@ -16,8 +16,70 @@ from ..modeling.processing_captioner import CaptionerProcessor
 logger = logging.getLogger(__name__)
 
 
-class CaptionCollator:
-    """Choose captions, open pictures and pad.
+class PictureCollator:
+    """Open the pictures of rows; what a batch holds besides them is a subclass's matter.
+
+    Args:
+        processor ([`CaptionerProcessor`]): makes the tensors.
+        skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
+            warning, instead of raising. A batch in which nothing is left raises all the same.
+
+    Attributes:
+        training (`bool`): set by the trainer; `False` during evaluation.
+    """
+
+    def __init__(self, processor: CaptionerProcessor, skip_broken: bool = False) -> None:
+        self.processor = processor
+        self.skip_broken = skip_broken
+        self.training = True
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of some rows: `pixel_values`, or `image_features` and `image_attention_mask`, a row per picture,
+        and what the subclass adds.
+
+        Raises:
+            ValueError: a row lacks `captions`, or `image` and `image_features` both.
+            ImageError: a picture cannot be opened.
+        """
+        if "image_features" in rows[0]:
+            return self.batch(rows, image_features=[row["image_features"] for row in rows])
+        good: list[Mapping[str, Any]] = []
+        pictures = []
+        for row in rows:
+            try:
+                pictures.append(open_picture(self._image(row), self.processor.image_processor))
+                good.append(row)
+            except ImageError as error:
+                if not (self.skip_broken and self.training):  # scores of fewer pictures would not compare
+                    raise
+                logger.warning("left out: %s", error)
+        if not good:
+            raise ImageError(f"none of the {len(rows)} pictures of a batch can be opened; see the warnings.")
+        return self.batch(good, images=pictures)
+
+    def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
+        """The batch of rows whose `pictures`, arguments of the processor, are at hand."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _image(row: Mapping[str, Any]) -> Any:
+        if "image" not in row:
+            raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
+        return row["image"]
+
+    @staticmethod
+    def captions_of(row: Mapping[str, Any]) -> list[str]:
+        """The captions of a row."""
+        captions = row.get("captions")
+        if not captions or isinstance(captions, str):
+            raise ValueError(
+                f"image_id {row.get('image_id')!r}: 'captions' must be a list of captions, not {captions!r}."
+            )
+        return list(captions)
+
+
+class CaptionCollator(PictureCollator):
+    """Open pictures, choose captions and pad: batches that teach by cross-entropy.
 
     Which captions of a picture are chosen is a function of the seed, the epoch and the picture alone: the same in any
     batch size, under gradient accumulation, in any number of processes and after resuming.
@@ -68,12 +130,10 @@ class CaptionCollator:
         ):
             if value < 1:
                 raise ValueError(f"CaptionCollator: {name} must be at least 1, not {value}.")
-        self.processor = processor
+        super().__init__(processor, skip_broken)
         self.captions_per_image = captions_per_image
         self.eval_captions_per_image = eval_captions_per_image
         self.seed = seed
-        self.skip_broken = skip_broken
-        self.training = True
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers keep their first copy
 
     @property
@@ -84,32 +144,8 @@ class CaptionCollator:
     def epoch(self, value: int) -> None:
         self._epoch.fill_(value)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """The batch: `pixel_values` or `image_features` and `image_attention_mask`, a row per picture, and `labels`,
-        rows of one picture side by side."""
-        if "image_features" in rows[0]:
-            return self._batch(rows, image_features=[row["image_features"] for row in rows])
-        good: list[Mapping[str, Any]] = []
-        pictures = []
-        for row in rows:
-            try:
-                pictures.append(open_picture(self._image(row), self.processor.image_processor))
-                good.append(row)
-            except ImageError as error:
-                if not (self.skip_broken and self.training):  # scores of fewer pictures would not compare
-                    raise
-                logger.warning("left out: %s", error)
-        if not good:
-            raise ImageError(f"none of the {len(rows)} pictures of a batch can be opened; see the warnings.")
-        return self._batch(good, images=pictures)
-
-    @staticmethod
-    def _image(row: Mapping[str, Any]) -> Any:
-        if "image" not in row:
-            raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
-        return row["image"]
-
-    def _batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, torch.Tensor]:
+    def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
+        """See [`PictureCollator`]; and `labels`, rows of one picture side by side."""
         shown = [self._choose(row) for row in rows]
         extras: dict[str, Any] = {}
         if self.training:
@@ -123,13 +159,23 @@ class CaptionCollator:
         return random.Random(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
 
     def _choose(self, row: Mapping[str, Any]) -> list[str]:
-        captions = row.get("captions")
-        if not captions or isinstance(captions, str):
-            raise ValueError(
-                f"image_id {row.get('image_id')!r}: 'captions' must be a list of captions, not {captions!r}."
-            )
-        order = list(captions)
+        order = self.captions_of(row)
         count = self.captions_per_image if self.training else self.eval_captions_per_image
         if self.training:
             self._random(row).shuffle(order)
         return [order[index % len(order)] for index in range(count)]
+
+
+class RewardCollator(PictureCollator):
+    """Open pictures and keep the other columns: batches whose captions are the model's own.
+
+    Args: see [`PictureCollator`].
+    """
+
+    def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
+        """See [`PictureCollator`]; and `columns`, the rows' other columns by name, `captions` among them."""
+        columns: dict[str, list[Any]] = {}
+        for name in rows[0]:
+            if name != "image_features":
+                columns[name] = [self.captions_of(row) if name == "captions" else row[name] for row in rows]
+        return {**self.processor(**pictures), "columns": columns}

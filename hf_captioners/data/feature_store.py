@@ -371,14 +371,37 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return [{**row, "image_features": self.store[row["image_id"]]} for row in rows]
 
 
+def undecoded(dataset: "datasets.Dataset") -> "datasets.Dataset":
+    """Leave the pictures of a dataset closed: they are opened later, within limits of bytes and pixels.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows, with columns of pictures or without.
+
+    Returns:
+        `datasets.Dataset`: the same rows, a picture being `{"path": ..., "bytes": ...}`.
+    """
+    from datasets import Image
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image) and feature.decode:
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
+
+
 def attach_features(
-    dataset: "datasets.Dataset", store: FeatureStore, *, missing: Literal["error", "drop"] = "error"
+    dataset: "datasets.Dataset",
+    store: FeatureStore,
+    *,
+    missing: Literal["error", "drop"] = "error",
+    keep_images: bool = False,
 ) -> FeatureDataset:
     """Give the rows of a dataset `image_features` in place of `image`.
 
     Args:
-        dataset (`datasets.Dataset`): Rows with `image_id`. An `image` column is left out, since nobody will look at it.
+        dataset (`datasets.Dataset`): Rows with `image_id`. An `image` column is left out, unless `keep_images`.
         store ([`FeatureStore`]): The features.
+        keep_images (`bool`, defaults to `False`):
+            Keep the `image` column, undecoded, for rewards that look at pictures; the captioner looks at features.
         missing (`str`, defaults to `"error"`):
             `"drop"` leaves out rows of images without features, with a warning, where `"error"` raises.
 
@@ -395,7 +418,7 @@ def attach_features(
     if not isinstance(cast(object, dataset), Sized):
         raise TypeError(f"features cannot be attached to a {type(dataset).__name__}: load it without streaming")
     if "image" in dataset.column_names:
-        dataset = dataset.remove_columns("image")
+        dataset = undecoded(dataset) if keep_images else dataset.remove_columns("image")
     ids = list(dataset["image_id"])
     absent = [image_id for image_id in ids if image_id not in store]
     if absent:

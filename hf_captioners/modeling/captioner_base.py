@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .captioner_layers import at_least_float32, grid_tokens
+from .captioner_layers import ended_before, grid_tokens, token_entropies, token_log_probs
 from .captioner_outputs import CaptionerEncoderOutput
 
 
@@ -141,8 +141,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         self,
         sequences: torch.Tensor,
         encoder_outputs: CaptionerEncoderOutput | None = None,
+        return_entropies: bool = False,
         **images: Any,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of every token of given captions, with gradient.
 
         This is the definition for captioners that write one word after the other.
@@ -151,18 +152,21 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             sequences (`torch.LongTensor` of shape `(N, T)`): captions as `generate` returns them: start token, words,
                 end token, padding. N is a multiple of the number of pictures.
             encoder_outputs ([`CaptionerEncoderOutput`], *optional*): encoded pictures.
+            return_entropies (`bool`, defaults to `False`): also return the entropy of each token's distribution.
             images: `pixel_values`, or `image_features` and `image_attention_mask`, instead.
 
         Returns:
-            `torch.Tensor` of shape `(N, T - 1)`: in float32 or float64; 0 after the end token.
+            `torch.Tensor` of shape `(N, T - 1)`: in nats, in float32 or float64; 0 after the end token. With
+            `return_entropies` it and the entropies, of the same shape, without gradient.
         """
         targets = sequences[:, 1:]
         output = self(decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, **images)
-        log_probs = at_least_float32(output.logits).log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
-        ends = torch.as_tensor(self.generation_config.eos_token_id, device=targets.device)  # a token, or several
-        is_end = torch.isin(targets, ends).long()
-        ended = is_end.cumsum(1) - is_end
-        return log_probs.masked_fill(ended > 0, 0.0)
+        log_probs = token_log_probs(output.logits, targets)
+        ended = ended_before(targets, self.generation_config.eos_token_id)
+        log_probs = log_probs.masked_fill(ended, 0.0)
+        if not return_entropies:
+            return log_probs
+        return log_probs, token_entropies(output.logits).masked_fill(ended, 0.0)
 
     def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache | None:
         """The state that `generate` starts from; `None` lets transformers make its usual cache."""

@@ -18,7 +18,7 @@ class DataArguments:
     Attributes:
         annotations (`str`, *optional*): captions in Karpathy's layout; or
         data_dir (`str`, *optional*): a folder with `train/` and `validation/`.
-        image_root (`str`, *optional*): folder of the pictures of `annotations`.
+        image_root (`str`, *optional*): folder of the pictures of `annotations`; beside `features`, for rewards.
         labels (`str`, *optional*): label file of the SATIC code; `annotations` is its `cocotalk.json` then.
         features (`str`, *optional*): folder of a [`FeatureStore`], to read instead of the pictures.
         train_split (`str`, defaults to `"train+restval"`), eval_split (`str`, defaults to `"val"`): of `annotations`.
@@ -27,7 +27,10 @@ class DataArguments:
     """
 
     annotations: str | None = field(default=None, metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures of --annotations."})
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the pictures of --annotations; beside --features, for rewards that look at them."},
+    )
     labels: str | None = field(
         default=None, metadata={"help": "cocotalk_label.h5 of the SATIC code; --annotations is its cocotalk.json then."}
     )
@@ -80,31 +83,44 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     if arguments.features is None:
         return train, evaluation
     store = FeatureStore(arguments.features)
-    return attach_features(train, store), attach_features(evaluation, store)
+    return tuple(attach_features(rows, store, keep_images=True) for rows in (train, evaluation))  # type: ignore[return-value]
 
 
 def _load_split(arguments: DataArguments, split: str) -> Any:
     annotations = str(arguments.annotations)
     if arguments.labels is None:
-        root = None if arguments.features is not None else arguments.image_root
-        return load_karpathy(annotations, root, split=split)
+        return load_karpathy(annotations, arguments.image_root, split=split)
     if arguments.features is None:
         raise ValueError("--labels needs --features: the rows of cocotalk.json have no pictures.")
     split = "train" if split == "train+restval" else split  # what is called restval belongs to train there
     return load_cocotalk(annotations, arguments.labels, split=split)
 
 
+def captions_by_image(rows: Any) -> list[list[str]]:
+    """The captions of each row, without opening a picture.
+
+    Args:
+        rows (`Dataset` or `list[dict]`): as [`load_rows`] returns them, or alike.
+
+    Returns:
+        `list[list[str]]`
+    """
+    dataset = rows.dataset if isinstance(rows, FeatureDataset) else rows
+    if isinstance(dataset, list):
+        return [list(row["captions"]) for row in dataset]
+    return [list(captions) for captions in dataset["captions"]]
+
+
 def training_captions(rows: Any) -> list[str]:
     """All captions of the rows, for a vocabulary.
 
     Args:
-        rows (`Dataset`): as [`load_rows`] returns them.
+        rows (`Dataset` or `list[dict]`): as [`load_rows`] returns them.
 
     Returns:
         `list[str]`
     """
-    dataset = rows.dataset if isinstance(rows, FeatureDataset) else rows
-    return [caption for several in dataset["captions"] for caption in several]
+    return [caption for several in captions_by_image(rows) for caption in several]
 
 
 def _load_folder(folder: str) -> tuple[Any, Any]:

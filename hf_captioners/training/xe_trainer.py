@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
-
 from ..data.collator import CaptionCollator
-from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
-from .callbacks import EpochCallback, GradientClampCallback
-from .schedules import SCHEDULES, RectifiedAdam
+from .captioner_trainer import CaptionerTrainer
 from .xe_config import XEConfig
 
-logger = logging.getLogger(__name__)
 
-CaptionScorer = Callable[[list[str], list[list[str]]], dict[str, float]]
-
-
-class XETrainer(Trainer):
+class XETrainer(CaptionerTrainer):
     """Teach a captioner the captions of its pictures, word by word.
 
     The loss is the model's own and is divided by the number of words of the whole optimizer step, so that accumulating
@@ -35,16 +23,10 @@ class XETrainer(Trainer):
         train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`.
         processing_class ([`CaptionerProcessor`]): the captioner's processor.
         data_collator (`Callable`, *optional*): by default a [`CaptionCollator`].
-        compute_caption_metrics (`Callable`, *optional*): with `eval_with_generation`, called with the captions and the
-            references of the evaluation pictures; returns numbers by name. By default the metrics of
-            `args.caption_metrics`.
-        peft_config (`PeftConfig`, *optional*): train adapters only; `target_modules` defaults to the model's
-            `LORA_TARGET_MODULES`.
-        kwargs: further arguments of `Trainer`.
+        kwargs: further arguments of [`CaptionerTrainer`] and of `Trainer`, as `peft_config`.
 
     Raises:
-        ValueError: no `processing_class`; a backbone to train that the model has not; captions to generate that are
-            longer than the model's longest.
+        ValueError: see [`CaptionerTrainer`].
 
     Example:
 
@@ -57,9 +39,6 @@ class XETrainer(Trainer):
     """
 
     args: XEConfig
-    train_dataset: Any
-    eval_dataset: Any
-    processing_class: Any
 
     def __init__(
         self,
@@ -69,12 +48,10 @@ class XETrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         data_collator: Callable | None = None,
-        compute_caption_metrics: CaptionScorer | None = None,
-        peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        _check(model, args, processing_class)
-        model.freeze_backbone(args.train_backbone)
+        if processing_class is None:
+            raise ValueError("XETrainer: give the captioner's processor as processing_class.")
         if data_collator is None:
             data_collator = CaptionCollator(
                 processing_class,
@@ -83,176 +60,11 @@ class XETrainer(Trainer):
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 skip_broken=args.skip_broken_images,
             )
-        if peft_config is not None:
-            model = _with_adapters(model, peft_config)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=_undecoded(train_dataset),
-            eval_dataset=_undecoded(eval_dataset),
-            processing_class=processing_class,
-            data_collator=data_collator,
-            **kwargs,
-        )
+        super().__init__(model, args, train_dataset, eval_dataset, processing_class, data_collator, **kwargs)
         self.label_smoother = None  # the model's own loss smooths
-        self.compute_caption_metrics = compute_caption_metrics or _default_metrics(args.caption_metrics)
-        if isinstance(data_collator, CaptionCollator):
-            self.add_callback(EpochCallback(data_collator))
-        if args.max_grad_value is not None:
-            self.add_callback(GradientClampCallback(args.max_grad_value))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss, with `label_smoothing_factor`."""
         if self.args.label_smoothing_factor is not None:
             inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The paper's optimizer, or the one that `optim` names."""
-        if self.optimizer is None and self.args.optimizer == "radam":
-            trained: Any = self.model if model is None else model
-            learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-            self.optimizer = RectifiedAdam(learning, lr=self.args.learning_rate)
-        return super().create_optimizer(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The paper's schedule, or the one that `lr_scheduler_type` names."""
-        if self.lr_scheduler is None and self.args.schedule is not None:
-            rate = SCHEDULES[self.args.schedule]
-            options = {
-                "lr": self.args.learning_rate,
-                "warmup_iters": self.args.warmup_iters,
-                "batches_per_epoch": self._batches_per_epoch(),
-                "anneal_coeff": self.args.anneal_coeff,
-                "anneal_every_epoch": self.args.anneal_every_epoch,
-                "min_lr": self.args.min_learning_rate,
-            }
-            accumulation = self.args.gradient_accumulation_steps
-
-            def factor(step: int) -> float:
-                return rate(step * accumulation, **options) / self.args.learning_rate
-
-            stepped: Any = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = LambdaLR(stepped, factor)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def _batches_per_epoch(self) -> int:
-        whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)
-        return whole + (rest > 0 and not self.args.dataloader_drop_last)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The collator takes the first captions instead of random ones."""
-        collator = self.data_collator
-        if not isinstance(collator, CaptionCollator):
-            yield
-            return
-        collator.training = False
-        try:
-            yield
-        finally:
-            collator.training = True
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Loss on the evaluation pictures and, with `eval_with_generation`, their captions and what they are worth.
-
-        Args:
-            eval_dataset (`Dataset`, *optional*): instead of the trainer's.
-            ignore_keys (`list[str]`, *optional*): see `Trainer.evaluate`.
-            metric_key_prefix (`str`, defaults to `"eval"`): in front of the names.
-
-        Returns:
-            `dict[str, float]`: such as `eval_loss`, and `eval_cider_d` on its own scale of 0 to 10.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else _undecoded(eval_dataset)
-        with self._evaluating():
-            return super().evaluate(dataset, ignore_keys, metric_key_prefix)
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """The loss, and the scores of generated captions in time for callbacks such as early stopping to see them."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self.args.eval_with_generation:
-            scores = self._score_captions(dataloader.dataset)
-            named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-            output = output._replace(metrics={**(output.metrics or {}), **named})
-        return output
-
-    def _score_captions(self, dataset: Any) -> dict[str, float]:
-        captions = self.generate_captions(dataset)
-        references = [list(dataset[index]["captions"]) for index in range(len(captions))]
-        for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
-            logger.info("generated: %s | reference: %s", caption, reference[0])
-        scores = {"caption_words": sum(len(one.split()) for one in captions) / len(captions)}
-        return scores | self.compute_caption_metrics(captions, references)
-
-    @torch.inference_mode()
-    def generate_captions(self, dataset: Any) -> list[str]:
-        """The captions of a data set's pictures, in its order, on every process.
-
-        Args:
-            dataset (`Dataset`): rows as for training.
-
-        Returns:
-            `list[str]`
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        captions: list[str] = []
-        with self._evaluating():
-            for batch in self.get_eval_dataloader(_undecoded(dataset)):
-                pictures = {name: value for name, value in batch.items() if name != "labels"}
-                ids = model.generate(
-                    **self._prepare_inputs(pictures),
-                    num_beams=self.args.generation_num_beams,
-                    max_length=self.args.generation_max_length,
-                )
-                pad = self.processing_class.tokenizer.pad_token_id
-                ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=pad)
-                captions.extend(self.processing_class.batch_decode(self.accelerator.gather_for_metrics(ids)))
-        model.train(was_training)
-        return captions
-
-
-def _default_metrics(names: list[str]) -> CaptionScorer:
-    metrics = CaptionMetrics(names)
-    return lambda captions, references: metrics(captions, references).corpus
-
-
-def _undecoded(dataset: Any) -> Any:
-    """Leave the pictures of a `datasets.Dataset` closed: the collator opens them, within limits."""
-    from datasets import Dataset, Image
-
-    if isinstance(dataset, Dataset):
-        for name, feature in dataset.features.items():
-            if isinstance(feature, Image) and feature.decode:
-                dataset = dataset.cast_column(name, Image(decode=False))
-    return dataset
-
-
-def _check(model: CaptionerPreTrainedModel, args: XEConfig, processing_class: Any) -> None:
-    """Say at once what would only fail at the first batch or, worse, at the first evaluation."""
-    if processing_class is None:
-        raise ValueError("XETrainer: give the captioner's processor as processing_class.")
-    longest = model.config.max_position_embeddings
-    if args.eval_with_generation and args.generation_max_length > longest:
-        raise ValueError(
-            f"XETrainer: generation_max_length={args.generation_max_length} is beyond the model's "
-            f"max_position_embeddings={longest}."
-        )
-
-
-def _with_adapters(model: CaptionerPreTrainedModel, peft_config: Any) -> Any:
-    from peft import get_peft_model
-
-    if peft_config.target_modules is None:
-        peft_config.target_modules = model.LORA_TARGET_MODULES
-    return get_peft_model(model, peft_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_captioners.cli.convert import add_parser, run
+from hf_captioners.metrics import DocumentFrequencies
 
 SPECIAL = ["--special", "PAD=8", "SOS=9", "EOS=7", "UNK=10"]
 
@@ -112,6 +114,21 @@ def test_pac_score(shared_parity: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(captured.out) == {"out_dir": str(tmp_path / "out")}
     assert "assumed, as released: quick_gelu=True" in captured.err
     assert "special tokens" not in captured.err
+
+
+def test_document_frequencies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "words.p", tmp_path / "words.safetensors"
+    path.write_bytes(pickle.dumps({"document_frequency": {("a",): 2.0, ("a", "dog"): 1.0}, "ref_len": 3}))
+    assert call("document_frequency", path, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"out_path": str(out)}
+    assert captured.err == "2 n-grams of words in the references of 3 images\n"
+    assert DocumentFrequencies.load(out).count("a dog") == 1
+    assert call("document_frequency", path, "--out", out) == 2
+    assert "words.safetensors: exists" in capsys.readouterr().err
+    assert call("document_frequency", path, "--out", out, "--overwrite") == 0
+    assert call("document_frequency", path, "--out", tmp_path / "folder") == 2
+    assert "expected a name that ends in .safetensors" in capsys.readouterr().err
 
 
 def test_help_answers(capsys: pytest.CaptureFixture[str]) -> None:

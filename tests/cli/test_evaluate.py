@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hf_captioners.cli import evaluate, main
+from hf_captioners.conversion import convert
 from hf_captioners.metrics import DEFAULT_METRICS, METRICS, CaptionMetrics, DocumentFrequencies
 
 CAPTIONS = {1: "a red dog runs", 2: "two cats on a chair", 3: "the sea"}
@@ -82,6 +84,21 @@ class TestFiles:
         frequencies.save(tmp_path / "saved.safetensors")
         status, out, _ = run(*arguments, "--document-frequencies", tmp_path / "saved.safetensors")
         assert (status, json.loads(out)["corpus"]) == (0, expected.corpus)
+
+    def test_document_frequencies_of_an_original(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+        words = {"document_frequency": {("a",): 4.0, ("dog",): 2.0, ("a", "dog"): 2.0}, "ref_len": 5}
+        ids = {"document_frequency": {("5",): 4.0, ("5", "0"): 2.0}, "ref_len": 5}
+        arguments = ["--predictions", files[0], "--references", files[1], "--metrics", "cider_d", "--json"]
+        for name, content in {"words": words, "ids": ids}.items():
+            (tmp_path / f"{name}.p").write_bytes(pickle.dumps(content))
+            convert("document_frequency", tmp_path / f"{name}.p", tmp_path / f"{name}.safetensors")
+        status, out, _ = run(*arguments, "--document-frequencies", tmp_path / "words.safetensors")
+        frequencies = DocumentFrequencies.from_counts(words["document_frequency"], 5)
+        expected = self.expected(metrics=["cider_d"], document_frequencies=frequencies)
+        assert (status, json.loads(out)["corpus"]) == (0, expected.corpus)
+        status, out, err = run(*arguments, "--document-frequencies", tmp_path / "ids.safetensors")
+        assert (status, out) == (2, "")
+        assert "ids.safetensors: of token ids, which captions do not have" in err
 
     def test_subset(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
         rows = [{"image_id": name, "caption": CAPTIONS[name]} for name in (3, 1)] + [{"image_id": 99, "caption": "x"}]

@@ -31,12 +31,12 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("caption", "features", "convert", "env"):
+    for verb in ("caption", "features", "plot", "convert", "env"):
         assert f"\n    {verb} " in text
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["caption", "--help"], ["features", "--help"], ["convert", "--help"]]
+    "arguments", [["--help"], *([verb, "--help"] for verb in ("caption", "features", "plot", "convert"))]
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True, capture_output=True, timeout=60)

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_captioners import CaptionerEnsemble, CaptionerImageProcessor, build_vocabulary, build_word_tokenizer
 from hf_captioners.conversion import convert
+from hf_captioners.training.reward_losses import advantages, loss_items, self_critical_loss
 from hf_captioners.training.schedules import SCHEDULES, RectifiedAdam
 
 FEATURES = 2e-5
@@ -142,8 +143,9 @@ def test_self_critical_loss_and_its_gradients(case):
     inside = torch.arange(1, ids.shape[-1]) < case["scst.sample_lengths"].flatten()[:, None]
     log_probs = log_probs * inside
     close(log_probs.detach(), case["scst.sample_logprobs"].flatten(0, 1)[:, 1:], LOGITS)
-    advantage = (case["scst.rewards"] - case["scst.reward_base"]).flatten()
-    loss = (advantage * -log_probs.double().sum(1)).mean()
+    gains = advantages(case["scst.rewards"], "leave_one_out")
+    close(case["scst.rewards"] - gains, case["scst.reward_base"], 1e-12)
+    loss = self_critical_loss(log_probs.double(), inside, gains.flatten(), "none") / loss_items(inside, "none")
     close(loss.detach(), case["scst.loss"][0], LOSS)
     loss.backward()
     check_gradients(case, "scst")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from hf_captioners.conversion import convert
+from hf_captioners.training.reward_losses import advantages, loss_items, self_critical_loss
 from hf_captioners.training.schedules import noam
 
 CASES = Path(__file__).resolve().parents[1] / "fixtures" / "parity" / "satic"
@@ -61,6 +62,10 @@ class Case:
     def words(self, sequences: torch.Tensor) -> torch.Tensor:
         """Without the start token, as wide as in the fixtures."""
         return torch.nn.functional.pad(sequences[:, 1:], (0, self.longest + 1 - sequences.shape[1]))
+
+    def advantages(self, baseline: str) -> torch.Tensor:
+        sampled, greedy = (self[f"nsc.cider_{kind}"].view(-1, 5) for kind in ("sampled", "greedy"))
+        return advantages(sampled, baseline, greedy[:, 0])
 
     def check_grad_norms(self, expected: torch.Tensor) -> None:
         parameters = dict(self.model.named_parameters())
@@ -193,28 +198,28 @@ def sampled_log_probs(case: Case) -> torch.Tensor:
     return torch.nn.functional.pad(log_probs, (0, case.longest - whole))
 
 
-def policy_loss(log_probs: torch.Tensor, seq: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    """The original's, whose mask lets the words behind an end token in the middle of a group in again."""
-    mask = torch.cat((torch.ones(len(seq), 1), (seq[:, :-1] != 0).float()), dim=1)
-    return -(log_probs * advantage * mask).sum() / mask.sum()
+def originals_loss(case: Case, log_probs: torch.Tensor, baseline: str) -> torch.Tensor:
+    """With the original's mask, which lets the words behind an end token in the middle of a group in again."""
+    mask = torch.nn.functional.pad(case["nsc.gen_seq"][:, :-1] != 0, (1, 0), value=True)
+    gains = case.advantages(baseline).float().flatten()
+    return self_critical_loss(log_probs, mask, gains, "token") / loss_items(mask, "token")
 
 
 def test_self_critical_losses_and_gradients(case):
     case.model.zero_grad()
     log_probs = sampled_log_probs(case)
     close(log_probs.detach(), case["nsc.gen_logprobs"], LOG_PROBS)
-    loss = policy_loss(log_probs, case["nsc.gen_seq"], case["nsc.rewards"])
+    close(originals_loss(case, log_probs.detach(), "greedy"), case["sc.loss"], LOSS)
+    loss = originals_loss(case, log_probs, "leave_one_out")
     close(loss.detach(), case["nsc.loss"], LOSS)
-    close(policy_loss(log_probs.detach(), case["nsc.gen_seq"], case["sc.rewards"]), case["sc.loss"], LOSS)
     loss.backward()
     case.check_grad_norms(case["nsc.grad_norms"])
 
 
-def test_advantages_are_leave_one_out(case):
-    rewards = case["nsc.cider_sampled"].view(-1, 5)
-    others = (rewards.sum(1, keepdim=True) - rewards) / 4
-    close(case["nsc.rewards"][:, 0].double(), (rewards - others).flatten(), 1e-6)
-    close(case["sc.rewards"][:, 0].double(), (rewards.flatten() - case["nsc.cider_greedy"]), 1e-6)
+@pytest.mark.parametrize(("baseline", "name"), [("leave_one_out", "nsc.rewards"), ("greedy", "sc.rewards")])
+def test_advantages(case, baseline, name):
+    every_word = case[name].double()
+    close(case.advantages(baseline).flatten()[:, None].expand_as(every_word), every_word, 1e-6)
 
 
 def test_log_probs_of_samples_stop_at_the_end_token(case):

@@ -1,0 +1,23 @@
+"""Raise the rewards of any captioner by self-critical training, on pictures or on cached features.
+
+    accelerate launch examples/train_scst.py --config examples/recipes/expansionnet_v2/5_scst_features.yaml
+    accelerate launch examples/train_scst.py --model runs/mine --data_dir my_pictures --output_dir runs/mine_scst \\
+        --rewards cider_d repetition --reward_weights 1 0.5
+
+Every option of the YAML file can be given on the command line too, where it wins. `--help` lists them. They are those
+of `DataArguments`, `CaptionerArguments`, `RewardArguments`, `SCSTConfig` and of transformers' `TrainingArguments`.
+"""
+
+from __future__ import annotations
+
+from hf_captioners import SCSTConfig, SCSTTrainer
+from hf_captioners.training.script import train_with_rewards
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the training that the command line describes."""
+    train_with_rewards(argv, SCSTConfig, SCSTTrainer)
+
+
+if __name__ == "__main__":
+    main()

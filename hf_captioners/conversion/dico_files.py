@@ -1,0 +1,191 @@
+"""Where the weights and the configuration of an original DiCO captioner are: in a folder, an archive, or side by side.
+
+An archive is not unpacked. Its members are listed within limits, names that lead outside are an error, and the contents
+of the two files that are needed are copied, counted byte by byte, to names of our own in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from .safe_load import load_json
+from .writing import ConversionError
+
+CONFIG = "config.json"
+WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+MAX_MEMBERS = 10_000
+MAX_BYTES = 16 * 1024**3  # of all members together; the released captioner has about 1 GB
+_CHUNK = 1024 * 1024
+# What the readers of damaged archives raise; RuntimeError is an encrypted one
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
+
+_Members = dict[str, Callable[[], IO[bytes] | None]]  # name in the archive -> how to open it
+
+
+@contextmanager
+def opened_files(
+    checkpoint: str | Path, original_config: str | Path | Mapping[str, Any] | None = None
+) -> Iterator[tuple[Path, Any]]:
+    """
+    Finds the weights, and reads the configuration.
+
+    Args:
+        checkpoint (`str` or `Path`): a folder, an archive of one (`.zip`, `.tar`, `.tar.gz` and the like; told by its
+            content), or a state dict with `config.json` beside it.
+        original_config (`str`, `Path` or `Mapping`, *optional*): the configuration, if it is elsewhere.
+
+    Yields:
+        `tuple[Path, Any]`: the file of the weights, which must not be used after the block, and the content of the
+        configuration.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ConversionError: one of the two is missing; an archive is damaged, too large, has names that lead outside, or
+            holds several captioners.
+
+    Example:
+
+    ```python
+    >>> import tempfile, zipfile
+    >>> from hf_captioners.conversion.dico_files import opened_files
+    >>> with tempfile.NamedTemporaryFile(suffix=".zip") as file:
+    ...     with zipfile.ZipFile(file.name, "w") as archive:
+    ...         archive.writestr("dico/config.json", '{"model_type": "vision-encoder-decoder"}')
+    ...         archive.writestr("dico/pytorch_model.bin", b"...")
+    ...         archive.writestr("dico/training_args.bin", b"never opened")
+    ...     with opened_files(file.name) as (weights, content):
+    ...         sorted(path.name for path in weights.parent.iterdir()), content
+    (['config.json', 'pytorch_model.bin'], {'model_type': 'vision-encoder-decoder'})
+
+    ```
+    """
+    path = Path(checkpoint)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    members = None if path.is_dir() else _archive(path)
+    if members is None:
+        yield _find(path, str(path), original_config)
+        return
+    with tempfile.TemporaryDirectory(prefix="hf_captioners_") as folder:
+        try:
+            with members(path) as found:
+                _take(path, found, Path(folder), needs_config=original_config is None)
+        except _DAMAGED as error:
+            if isinstance(error, ConversionError):
+                raise
+            raise ConversionError(f"{path}: cannot be read as an archive: {type(error).__name__}: {error}") from error
+        yield _find(Path(folder), str(path), original_config)
+
+
+def _find(path: Path, where: str, original_config: str | Path | Mapping[str, Any] | None) -> tuple[Path, Any]:
+    folder, weights = path.parent, path
+    if path.is_dir():
+        present = [path / name for name in WEIGHTS if (path / name).is_file()]
+        if not present:
+            raise ConversionError(f"{where}: holds no {' and no '.join(WEIGHTS)}")
+        folder, weights = path, present[0]
+    if isinstance(original_config, Mapping):
+        return weights, original_config
+    if original_config is not None:
+        return weights, load_json(original_config)
+    if not (folder / CONFIG).is_file():
+        raise ConversionError(
+            f"{where}: there is no {CONFIG} with the weights, which has the sizes; give it as original_config"
+        )
+    return weights, load_json(folder / CONFIG)
+
+
+def _archive(path: Path) -> Any:
+    """How to list the members of an archive; `None` of another file."""
+    if tarfile.is_tarfile(path):  # first: a tar that ends with a zip looks like one
+        return _tar_members
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch.save writes zip archives too
+            is_torch = any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist()[:MAX_MEMBERS])
+        return None if is_torch else _zip_members
+    if path.suffix.lower() in ARCHIVES:
+        raise ConversionError(f"{path}: is not a {path.suffix} archive, or a damaged one")
+    return None
+
+
+@contextmanager
+def _zip_members(path: Path) -> Iterator[_Members]:
+    with zipfile.ZipFile(path) as archive:
+        limits = _Limits(path)
+        members: _Members = {}
+        for info in archive.infolist():
+            limits.admit(info.filename, info.file_size)
+            if not info.is_dir():
+                members[info.filename] = lambda info=info: archive.open(info)
+        yield members
+
+
+@contextmanager
+def _tar_members(path: Path) -> Iterator[_Members]:
+    with tarfile.open(path) as archive:
+        limits = _Limits(path)
+        members: _Members = {}
+        for info in archive:  # one after the other: a large one is refused before it is decompressed
+            limits.admit(info.name, info.size)
+            tarfile.data_filter(info, str(path.parent))  # links and devices that lead outside, by the library's rules
+            if info.isreg():
+                members[info.name] = lambda info=info: archive.extractfile(info)
+        yield members
+        with Path(os.devnull).open("wb") as nowhere:  # the checksum of a compressed archive is at its very end
+            _copy(path, cast(IO[bytes], archive.fileobj), nowhere)
+
+
+class _Limits:
+    """What the members of an archive may be called, and how much they may be."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count, self.total = path, 0, 0
+
+    def admit(self, name: str, size: int) -> None:
+        self.count, self.total = self.count + 1, self.total + size
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or parts[0] == "" or ":" in parts[0]:
+            raise ConversionError(
+                f"{self.path}: the member {name!r} leads out of the archive; such archives are refused"
+            )
+        if self.count > MAX_MEMBERS or self.total > MAX_BYTES:
+            raise ConversionError(
+                f"{self.path}: more than {MAX_MEMBERS} members or {MAX_BYTES} bytes; give the folder or the weights"
+            )
+
+
+def _take(path: Path, members: _Members, folder: Path, needs_config: bool) -> None:
+    """Copy configuration and weights out of the one folder of the archive that has them."""
+    places = sorted({str(PurePosixPath(name).parent) for name in members if PurePosixPath(name).name in WEIGHTS})
+    if len(places) != 1:
+        found = f"{' and '.join(WEIGHTS)} are in none" if not places else f"weights are in {', '.join(places)}"
+        raise ConversionError(f"{path}: expected weights in one folder of the archive, but {found}")
+    available = {PurePosixPath(name).name: name for name in members if str(PurePosixPath(name).parent) == places[0]}
+    weights = next(name for name in WEIGHTS if name in available)
+    if needs_config and CONFIG not in available:
+        raise ConversionError(f"{path}: there is no {CONFIG} beside {available[weights]}; give it as original_config")
+    for name in [weights, *([CONFIG] if needs_config else [])]:
+        stream = members[available[name]]()
+        if stream is None:
+            raise ConversionError(f"{path}: {available[name]} is not a file")
+        with stream, (folder / name).open("wb") as file:
+            _copy(path, stream, file)
+
+
+def _copy(path: Path, source: IO[bytes], target: IO[bytes]) -> None:
+    total = 0
+    while chunk := source.read(_CHUNK):
+        total += len(chunk)
+        if total > MAX_BYTES:  # whatever size the archive claims
+            raise ConversionError(f"{path}: holds more than {MAX_BYTES} bytes")
+        target.write(chunk)

@@ -1,0 +1,135 @@
+"""Direct CLIP-based optimisation (Moratelli, Caffagni et al., 2024, arXiv 2408.14547).
+
+Where this differs from the authors' code: candidates are written without dropout and without recording gradients
+(`generate_with_dropout=True` brings dropout back), sums and rewards are in float32, gradients may be clipped. See
+[`DiCOConfig.reference`] for their settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
+
+from .dico_config import DiCOConfig
+from .reward_losses import dico_loss
+from .reward_trainer import RewardTrainer, Rollout
+from .running_metrics import RunningMetrics
+
+
+class DiCOTrainer(RewardTrainer):
+    """Make the candidate that the reward likes best more likely than the others, compared with a reference model.
+
+    Args:
+        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
+            cross-entropy.
+        ref_model (`PreTrainedModel`, *optional*): see [`ReferenceModel`] for the default.
+        reward_funcs (`Callable` or list): as [`ClipReward`].
+        args ([`DiCOConfig`]): options.
+        kwargs: see [`RewardTrainer`].
+
+    Raises:
+        ValueError: no rewards; see also [`RewardTrainer`].
+
+    Example:
+
+    ```python
+    >>> from hf_captioners import DiCOConfig, DiCOTrainer
+    >>> from hf_captioners.metrics import PacScorer
+    >>> from hf_captioners.rewards import ClipReward
+    >>> reward = ClipReward(PacScorer("pac_s"))  # doctest: +SKIP
+    >>> trainer = DiCOTrainer(model, reward_funcs=reward, args=DiCOConfig(output_dir="run"),
+    ...                       train_dataset=rows, processing_class=processor)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+
+    ```
+    """
+
+    args: DiCOConfig
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._step: tuple[int, list, Any] = (-1, [], None)  # first optimizer step, micro-batches, number of pictures
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As in [`RewardTrainer`]; with `num_iterations` above 1 the same candidates several times."""
+        repeated = self.state.global_step % self.args.num_iterations
+        first = self.state.global_step - repeated
+        if repeated and self._step[0] == first:
+            for _ in range(num_batches):  # the sampler repeats the pictures
+                next(epoch_iterator, None)
+            return self._step[1], self._step[2]
+        self._step = (first, *super().get_batch_samples(epoch_iterator, num_batches, device))
+        return self._step[1], self._step[2]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler: Any = super()._get_train_sampler(train_dataset)
+        if self.args.num_iterations == 1 or sampler is None:
+            return sampler
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        return RepeatedSteps(sampler, size, self.args.num_iterations)
+
+    def items(self, rollout: Rollout) -> torch.Tensor:
+        return torch.tensor(len(rollout.rewards), device=rollout.rewards.device)
+
+    def finish_step(self, rollouts: list[Rollout]) -> None:
+        if self.args.deduplicate_candidates:
+            for rollout in rollouts:
+                rollout.valid &= rollout.candidates.firsts
+
+    def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
+        assert rollout.reference is not None  # beta is above 0
+        policy, reference = (one.sum(dim=1).view_as(rollout.rewards) for one in (log_probs, rollout.reference))
+        out = dico_loss(policy, reference, rollout.rewards, self.args.beta, self.args.reward_temperature, rollout.valid)
+        rollout.extra["weight"] = torch.where(out.winners, 1.0, -out.gammas)
+        pairs, gammas = out.is_pair, out.gammas[out.is_pair]
+        metrics.add("rewards/chosen", out.chosen_rewards[pairs])
+        metrics.add("rewards/rejected", out.rejected_rewards[pairs])
+        metrics.add("rewards/margins", (out.chosen_rewards - out.rejected_rewards)[pairs])
+        metrics.add("rewards/accuracies", (out.chosen_rewards > out.rejected_rewards)[pairs].float())
+        metrics.add("logps/chosen", policy[out.winners])
+        metrics.add("logps/rejected", (gammas * policy[pairs]).sum(dim=1))
+        metrics.add("reward_gap", rollout.rewards[out.winners] - (gammas * rollout.rewards[pairs]).sum(dim=1))
+        metrics.add("gamma_max", gammas.amax(dim=1) if len(gammas) else gammas)
+        return out.per_image.sum()
+
+    def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        return {"weight": rollout.extra["weight"].flatten()}  # 1 for the winner, -gamma for a loser
+
+
+class RepeatedSteps(Sampler):
+    """The indices of another sampler, those of an optimizer step several times; an incomplete last step is left out.
+
+    Args:
+        sampler (`Sampler`): with a length.
+        size (`int`): pictures of an optimizer step, on all processes.
+        times (`int`): how often.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.training.dico_trainer import RepeatedSteps
+    >>> list(RepeatedSteps([3, 1, 4, 1, 5], size=2, times=2))
+    [3, 1, 3, 1, 4, 1, 4, 1]
+
+    ```
+    """
+
+    def __init__(self, sampler: Any, size: int, times: int) -> None:
+        self.sampler = sampler
+        self.size = size
+        self.times = times
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.size * self.size * self.times
+
+    def __iter__(self) -> Iterator[int]:
+        step: list[int] = []
+        for index in self.sampler:
+            step.append(index)
+            if len(step) == self.size:
+                yield from step * self.times
+                step = []

@@ -1,0 +1,484 @@
+"""What self-critical training and DiCO share: candidates, rewards, reference, and what is logged of them.
+
+One optimizer step: every micro-batch of pictures is seen once by the frozen backbone; the model writes candidates
+without gradient; the reward functions and, if needed, the reference score them. Then the policy's log-probabilities are
+computed once with gradient, and the loss of the method is divided by what the whole step holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.collator import RewardCollator
+from ..metrics.diversity import diversity
+from .captioner_trainer import CaptionerTrainer
+from .collapse import CollapseCallback
+from .completions_table import CompletionRow, log_completions
+from .policy import PICTURES, without_adapters
+from .reference import ReferenceModel, SyncReferenceCallback
+from .reward_config import RewardTrainingConfig
+from .reward_functions import RewardFunctions, Rewards
+from .rollout import Candidates, generation_options
+from .running_metrics import RunningMetrics
+
+REFERENCE_FOLDER = "reference"
+
+
+@dataclasses.dataclass
+class Rollout:
+    """What a micro-batch of B pictures is when it comes to the loss; k candidates of each picture.
+
+    Attributes:
+        pictures (`dict[str, Any]`): for the policy's `encode`.
+        columns (`dict[str, list]`): the rows' other columns.
+        candidates ([`Candidates`]): captions.
+        rewards (`torch.Tensor` of shape `(B, k)`): weighted sums of the reward functions; 0 where none applies.
+        each ([`Rewards`]): what the functions gave.
+        valid (`torch.BoolTensor` of shape `(B, k)`): candidates that take part.
+        reference (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): log-probabilities of the reference.
+        extra (`dict[str, torch.Tensor]`): what the method adds.
+    """
+
+    pictures: dict[str, Any]
+    columns: dict[str, list[Any]]
+    candidates: Candidates
+    rewards: torch.Tensor
+    each: Rewards
+    valid: torch.Tensor
+    reference: torch.Tensor | None
+    extra: dict[str, torch.Tensor]
+
+
+class RewardTrainer(CaptionerTrainer):
+    """Teach a captioner with rewards; [`SCSTTrainer`] and [`DiCOTrainer`] say how.
+
+    Args:
+        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
+            cross-entropy.
+        ref_model (`PreTrainedModel`, *optional*): the model to stay close to; see [`ReferenceModel`] for the default.
+        reward_funcs (`Callable`, or list): see [`RewardFunctions`].
+        args ([`RewardTrainingConfig`]): options.
+        train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`;
+            other columns go to the reward functions too.
+        processing_class ([`CaptionerProcessor`]): the captioner's processor; for a `VisionEncoderDecoderModel` make one
+            of its image processor and tokenizer.
+        data_collator (`Callable`, *optional*): by default a [`RewardCollator`].
+        peft_config (`PeftConfig`, *optional*): train adapters only.
+        kwargs: further arguments of [`CaptionerTrainer`] and of `Trainer`.
+
+    Raises:
+        ValueError: no `processing_class`; candidates longer than the model's longest caption; see also
+            [`ReferenceModel`] and [`RewardFunctions`].
+    """
+
+    args: RewardTrainingConfig
+    loss_is_scaled_for_ga = True  # the loss is divided by what the whole optimizer step holds
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        data_collator: Callable | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if processing_class is None:
+            raise ValueError(f"{type(self).__name__}: give the captioner's processor as processing_class.")
+        if ref_model is model:
+            raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
+        if data_collator is None:
+            data_collator = RewardCollator(processing_class, skip_broken=args.skip_broken_images)
+        self.reward_functions = RewardFunctions(reward_funcs, args.reward_weights)
+        super().__init__(
+            model,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            data_collator,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        base = without_adapters(self.model)
+        self.policy.check_length(base, "max_completion_length + 1", args.max_completion_length + 1)
+        self.reference: ReferenceModel | None = None
+        if self.needs_reference():
+            self.reference = ReferenceModel(self.model, self.policy, ref_model, fresh_adapters=peft_config is not None)
+            self.reference.move_to(self.accelerator.device)
+        if args.sync_ref_model:
+            self._follow_policy()
+        if args.collapse_patience:
+            self.add_callback(CollapseCallback(patience=args.collapse_patience))
+        self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
+        self._last_step: list[Rollout] = []
+        self._seen: dict[bytes, dict[str, torch.Tensor]] = {}  # a picture's digest -> what the backbone made of it
+
+    def _follow_policy(self) -> None:
+        if self.reference is None or self.reference.model is None:
+            raise ValueError("sync_ref_model=True needs a reference model of its own: beta above 0, and no adapters.")
+        self.add_callback(SyncReferenceCallback(self.reference.model))
+
+    # -- what a method says ------------------------------------------------------------------------------------------
+
+    def needs_reference(self) -> bool:
+        """Whether the method looks at the reference model."""
+        return self.args.beta > 0
+
+    def finish_step(self, rollouts: list[Rollout]) -> None:
+        """Called with all micro-batches of an optimizer step, before the first loss."""
+
+    def items(self, rollout: Rollout) -> torch.Tensor:
+        """What the loss of a micro-batch is divided by, shape `()`."""
+        raise NotImplementedError
+
+    def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
+        """The loss of a micro-batch, summed.
+
+        Args:
+            log_probs (`torch.Tensor` of shape `(B * k, T - 1)`): of the candidates' tokens, 0 where none counts.
+            rollout ([`Rollout`]): the micro-batch.
+            metrics ([`RunningMetrics`]): where to log.
+
+        Returns:
+            `torch.Tensor` of shape `()`
+        """
+        raise NotImplementedError
+
+    # -- one optimizer step ------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step with their candidates and rewards, and what the loss is divided by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.model.train()  # an evaluation, or loading the model, has left it in evaluation mode
+        rollouts = [self.roll_out(batch) for batch in batches]
+        if not rollouts:
+            return [], None
+        self.finish_step(rollouts)
+        self._last_step = rollouts
+        return [{"rollout": rollout} for rollout in rollouts], self._count(rollouts)
+
+    def _count(self, rollouts: list[Rollout]) -> torch.Tensor:
+        """What all micro-batches of all processes hold; their tokens are added to those of the run."""
+        items = torch.stack([self.items(rollout) for rollout in rollouts]).sum()
+        tokens = torch.stack([rollout.candidates.mask.sum() for rollout in rollouts]).sum()
+        both = self.accelerator.reduce(torch.stack([items, tokens]).to(self.accelerator.device), reduction="sum")
+        self.state.num_input_tokens_seen += int(both[1])  # where TRL counts them; checkpoints keep it
+        return both[0].clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a micro-batch, divided by what the optimizer step holds (in evaluation, the micro-batch)."""
+        rollout = inputs["rollout"]
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        log_probs, entropies = self._policy_log_probs(model, rollout)
+        self._log_candidates(metrics, rollout, log_probs.detach(), entropies)
+        loss = self.loss_sum(log_probs, rollout, metrics)
+        if num_items_in_batch is None:
+            loss = loss / self.items(rollout).clamp(min=1)
+        else:  # DistributedDataParallel takes the mean over the processes
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        return (loss, {}) if return_outputs else loss
+
+    def _policy_log_probs(self, model: Any, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the candidates' tokens with gradient, and entropies, both (B * k, T - 1)."""
+        base = self.accelerator.unwrap_model(model)
+
+        def scored() -> tuple[torch.Tensor, torch.Tensor]:
+            return self._log_probs(base, rollout.pictures, rollout.candidates)
+
+        with mode(base, training=base.training and not self.args.disable_dropout):
+            return call_through(model, base, scored)
+
+    def _log_probs(
+        self, model: Any, pictures: dict[str, Any], candidates: Candidates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.accelerator.autocast():
+            memory = self.policy.encode(model, pictures)
+            log_probs, entropies = self.policy.log_probs(model, candidates.sequences, memory)
+        return log_probs.masked_fill(~candidates.mask, 0.0), entropies.masked_fill(~candidates.mask, 0.0)
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Candidates, rewards and loss of evaluation pictures."""
+        with torch.no_grad():
+            rollout = self.roll_out(inputs)
+            self.finish_step([rollout])
+            return self.compute_loss(model, {"rollout": rollout}).detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Also returns what is logged of the candidates, as `eval_reward`."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        collected = self._metrics["eval"].pop(self.accelerator)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in collected.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    # -- candidates and rewards --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def roll_out(self, batch: dict[str, Any]) -> Rollout:
+        """Let the model write candidates for a batch of pictures, and reward them.
+
+        Args:
+            batch (`dict[str, Any]`): of the collator.
+
+        Returns:
+            [`Rollout`]
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        batch = self._prepare_inputs(batch)
+        columns = batch["columns"]
+        given = {name: batch[name] for name in PICTURES if name in batch}
+        with self.accelerator.autocast():
+            pictures = self._look(model, given)
+            candidates, greedy = self._write(model, pictures, columns)
+        rewards = self._reward(candidates, columns, given)
+        valid = ~rewards.total.isnan()  # no reward function applies
+        if self.args.mask_truncated_completions:
+            valid &= candidates.finished
+        rollout = Rollout(
+            pictures=pictures,
+            columns=columns,
+            candidates=candidates,
+            rewards=rewards.total.nan_to_num(0.0).view(-1, candidates.k),
+            each=rewards,
+            valid=valid.view(-1, candidates.k),
+            reference=self._reference_log_probs(model, given, pictures, candidates),
+            extra={},
+        )
+        if greedy is not None:
+            total = self._reward(greedy, columns, given).total
+            rollout.extra["greedy"] = total.nan_to_num(0.0)
+            rollout.valid &= ~total.isnan()[:, None]
+        return rollout
+
+    def _look(self, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """The pictures as they are encoded, from the cache where it is switched on."""
+        if not self.args.cache_image_features or "pixel_values" not in given:
+            return self.policy.look(model, given)
+        pixels = given["pixel_values"]
+        content = pixels.cpu().flatten(1).view(torch.uint8).numpy()  # an image_id may be another picture's elsewhere
+        keys = [hashlib.blake2b(picture, digest_size=16).digest() for picture in content]
+        new = {key: row for row, key in enumerate(keys) if key not in self._seen}
+        if new:
+            looked = self.policy.look(model, {"pixel_values": pixels[list(new.values())]})
+            for position, key in enumerate(new):
+                self._seen[key] = {name: value[position].cpu() for name, value in looked.items()}
+        rows = [self._seen[key] for key in keys]
+        return {name: torch.stack([row[name] for row in rows]).to(pixels.device) for name in rows[0]}
+
+    def _write(
+        self, model: Any, pictures: dict[str, Any], columns: dict[str, list[Any]]
+    ) -> tuple[Candidates, Candidates | None]:
+        """Candidates and, where the method compares with them, greedy captions."""
+        step = self.state.global_step if self.model.training else "eval"
+        names = [f"{self.args.seed} {step} {one}" for one in self._names(columns)]
+        ends = model.generation_config.eos_token_id
+        options = generation_options(self.args, names, self.accelerator.device, ends)
+        dropout = self.args.generate_with_dropout and self.model.training
+        with mode(model, training=dropout, seed=" ".join([f"{self.args.seed} {step}", *names])):
+            memory = self.policy.encode(model, pictures)
+            candidates = self._generated(model, memory, self.args.num_generations, **options)
+            greedy = None
+            if self.needs_greedy():
+                length = self.args.max_completion_length + 1
+                greedy = self._generated(model, memory, 1, num_beams=1, do_sample=False, max_length=length)
+        return candidates, greedy
+
+    def _names(self, columns: dict[str, list[Any]]) -> list[Any]:
+        """What tells the pictures of a batch apart, so that chance does not depend on where they stand."""
+        for name in ("image_id", "captions"):
+            if name in columns:
+                return columns[name]
+        if self.args.candidate_strategy == "sample":
+            raise ValueError(f"rows need an image_id to draw captions by; these have only {sorted(columns)}.")
+        return []
+
+    def needs_greedy(self) -> bool:
+        """Whether the method looks at greedy captions."""
+        return False
+
+    def _generated(self, model: Any, memory: Any, k: int, **options: Any) -> Candidates:
+        if model.training and model.is_activation_checkpointing:  # GPT-2 and others then lose their cache in silence
+            options["use_cache"] = False
+        sequences = model.generate(encoder_outputs=type(memory)(**memory), **options)
+        return Candidates.of(sequences, model.generation_config, self.processing_class, k)
+
+    def _reward(self, captions: Candidates, columns: dict[str, list[Any]], given: dict[str, Any]) -> Rewards:
+        """What the reward functions give for captions, on their device."""
+        repeated: dict[str, Any] = {
+            name: [value for value in values for _ in range(captions.k)] for name, values in columns.items()
+        }
+        if "pixel_values" in given:
+            repeated["pixel_values"] = given["pixel_values"].repeat_interleave(captions.k, dim=0)
+        result = self.reward_functions(captions.texts, captions.ids, trainer_state=self.state, **repeated)
+        return dataclasses.replace(result, total=result.total.to(captions.sequences.device))
+
+    def _reference_log_probs(
+        self, model: Any, given: dict[str, Any], pictures: dict[str, Any], candidates: Candidates
+    ) -> torch.Tensor | None:
+        if self.reference is None:
+            return None
+        with self.reference.speaking(model) as speaker:
+            seen = pictures if self.reference.shares_backbone(model) else self.policy.look(speaker, given)
+            return self._log_probs(speaker, seen, candidates)[0]
+
+    # -- logs and files ----------------------------------------------------------------------------------------------
+
+    def _log_candidates(
+        self, metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tensor, entropies: torch.Tensor
+    ) -> None:
+        candidates, rewards = rollout.candidates, rollout.rewards
+        metrics.add("reward", rewards[rollout.valid])
+        for name, column in zip(rollout.each.names, rollout.each.per_function.unbind(dim=1), strict=True):
+            known = column[~column.isnan()]
+            metrics.add(f"rewards/{name}/mean", known)
+            metrics.add(f"rewards/{name}/std", known.std(correction=0)[None] if len(known) else known)
+        for name, value in rollout.each.metrics.items():
+            metrics.add(name, torch.tensor([value]))
+        deviations = deviation(rewards, rollout.valid)
+        metrics.add("reward_std", deviations)
+        metrics.add("frac_reward_zero_std", (deviations < 1e-8).float())
+        metrics.add("entropy", entropies[candidates.mask])
+        if rollout.reference is not None:
+            metrics.add("kl", (log_probs - rollout.reference).sum(dim=1))
+        for name in ("mean_length", "min_length", "max_length"):
+            metrics.add(f"completions/{name}", candidates.lengths)
+        metrics.add("completions/clipped_ratio", (~candidates.finished).float())
+        metrics.add("completions/unique_ratio", candidates.firsts.float().mean(dim=1))
+        repetition = diversity(candidates.texts, max_n=2).per_image["repetition_2"]
+        metrics.add("completions/repetition", torch.as_tensor(repetition))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `Trainer`, with what was collected since the last training log, and the last step's completions."""
+        if "loss" in logs:
+            logs = {**logs, **self._metrics["train"].pop(self.accelerator)}
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+            if self.args.log_completions and self.is_world_process_zero():
+                rows = [row for rollout in self._last_step for row in self.completion_rows(rollout)]
+                number = self.args.num_completions_to_print
+                log_completions(
+                    rows, self.state.global_step, str(self.args.output_dir), 8 if number is None else number
+                )
+        super().log(logs, start_time)
+
+    def completion_rows(self, rollout: Rollout) -> list[CompletionRow]:
+        """The candidates of a micro-batch with their rewards, for the table."""
+        each, k = rollout.each, rollout.candidates.k
+        names = rollout.columns.get("image_id", list(range(len(rollout.rewards))))
+        further = {**each.extra, **{name: values.tolist() for name, values in self.shown(rollout).items()}}
+        return [
+            CompletionRow(
+                image_id=names[row // k],
+                completion=text,
+                rewards=dict(zip(each.names, each.per_function[row].tolist(), strict=True)),
+                reward=float(each.total[row]),
+                extra={name: values[row] for name, values in further.items()},
+            )
+            for row, text in enumerate(rollout.candidates.texts)
+        ]
+
+    def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """What the method knows of each candidate, `(B * k,)`, for the table of completions."""
+        return {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A reference that follows the policy is part of the state of a run."""
+        super()._save_checkpoint(model, trial)
+        if self.args.sync_ref_model and self.reference is not None and self.args.should_save:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / REFERENCE_FOLDER
+            self.reference.model.save_pretrained(folder)  # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint) / REFERENCE_FOLDER
+        if self.args.sync_ref_model and self.reference is not None and folder.is_dir():
+            own: Any = self.reference.model
+            own.load_state_dict(type(own).from_pretrained(folder).state_dict())
+
+
+def deviation(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the rewards `(B, k)` of each picture's valid candidates; of pictures that have any."""
+    number = valid.sum(dim=1, keepdim=True)
+    mean = rewards.masked_fill(~valid, 0.0).sum(dim=1, keepdim=True) / number
+    squares = (rewards - mean).square().masked_fill(~valid, 0.0).sum(dim=1, keepdim=True)
+    return (squares / number).sqrt()[number > 0]
+
+
+@contextlib.contextmanager
+def mode(model: Any, training: bool, seed: str | None = None) -> Iterator[None]:
+    """A model in training or evaluation mode for the time of a block.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the model.
+        training (`bool`): which mode.
+        seed (`str`, *optional*): what chance in the block depends on. Torch's generator is left as it was: a resumed
+            run gets its state back only after the candidates of its first step. By default the generator goes on.
+    """
+    before = model.training
+    model.train(training)
+    try:
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(random.Random(seed).getrandbits(63))
+            yield
+    finally:
+        model.train(before)
+
+
+def call_through(wrapped: Any, base: Any, function: Callable[[], Any]) -> Any:
+    """Call a function that uses the model `base` as if it were the forward pass of what is wrapped around it.
+
+    DistributedDataParallel and its like add up gradients only of what goes through their own forward pass; so that is
+    called, with the function in the place of the model's.
+
+    Args:
+        wrapped (`nn.Module`): what accelerate made of the model.
+        base (`nn.Module`): the model itself.
+        function (`Callable`): without arguments.
+
+    Returns:
+        what the function returns.
+    """
+    if wrapped is base:
+        return function()
+    patched = vars(base).get("forward")  # accelerate may have put autocast there
+
+    def restore() -> None:
+        if patched is None:
+            vars(base).pop("forward", None)
+        else:
+            base.forward = patched
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        restore()
+        return function()
+
+    base.forward = instead
+    try:
+        return wrapped()
+    finally:
+        restore()

@@ -1,0 +1,132 @@
+"""Self-critical sequence training: REINFORCE with a baseline of the model's own captions (Rennie et al., 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..metrics.document_frequency import DocumentFrequencies
+from ..rewards.cider import CiderDReward
+from .data_arguments import captions_by_image
+from .reward_losses import advantages, loss_items, self_critical_loss
+from .reward_trainer import RewardTrainer, Rollout, mode
+from .running_metrics import RunningMetrics
+from .scst_config import SCSTConfig
+
+END = "</s>"  # the end of a caption as a word of CIDEr-D
+
+
+class SCSTTrainer(RewardTrainer):
+    """Raise the rewards of a captioner's captions by policy gradient.
+
+    The loss is - sum of A log p over the candidates, divided by their number in the optimizer step, where A is how much
+    better a candidate is than its baseline; see [`SCSTConfig`] for the variants of ExpansionNet v2 and SATIC.
+
+    Args:
+        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
+            cross-entropy.
+        ref_model (`PreTrainedModel`, *optional*): with `beta` above 0; see [`ReferenceModel`] for the default.
+        reward_funcs (`Callable` or list, *optional*): by default CIDEr-D, see [`default_reward`].
+        args ([`SCSTConfig`]): options.
+        train_dataset, eval_dataset, processing_class, kwargs: see [`RewardTrainer`].
+
+    Raises:
+        ValueError: see [`RewardTrainer`]; no rewards and no captions to count document frequencies in.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners import SCSTConfig, SCSTTrainer
+    >>> args = SCSTConfig(output_dir="run", candidate_strategy="sample", baseline="leave_one_out")  # doctest: +SKIP
+    >>> trainer = SCSTTrainer(model, args=args, train_dataset=rows, processing_class=processor)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+
+    ```
+    """
+
+    args: SCSTConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        *further: Any,
+        **kwargs: Any,
+    ) -> None:
+        if reward_funcs is None:
+            eos: Any = model.generation_config.eos_token_id
+            reward_funcs = default_reward(train_dataset, eos if isinstance(eos, int) else None)
+        super().__init__(model, ref_model, reward_funcs, args, train_dataset, *further, **kwargs)
+
+    def needs_greedy(self) -> bool:
+        return self.args.baseline == "greedy"
+
+    def finish_step(self, rollouts: list[Rollout]) -> None:
+        """Advantages; their deviation is that of the whole optimizer step."""
+        for rollout in rollouts:
+            rewards = rollout.rewards
+            if rollout.reference is not None:
+                own = self._own_log_probs(rollout)
+                rewards = rewards - self.args.beta * (own - rollout.reference).sum(dim=1).view_as(rewards)
+            greedy = rollout.extra.get("greedy")
+            rollout.extra["advantages"] = advantages(rewards, self.args.baseline, greedy, rollout.valid)
+        if self.args.normalize_advantages:
+            every = self._gathered(torch.cat([rollout.extra["advantages"].flatten() for rollout in rollouts]))
+            for rollout in rollouts:
+                rollout.extra["advantages"] /= every.std(correction=0) + 1e-8
+
+    def _own_log_probs(self, rollout: Rollout) -> torch.Tensor:
+        """The policy's log-probabilities of its own candidates, without gradient and dropout."""
+        model = self.accelerator.unwrap_model(self.model)
+        with mode(model, training=False), torch.no_grad():
+            return self._log_probs(model, rollout.pictures, rollout.candidates)[0]
+
+    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """The numbers of all processes, of which each may have as many as it likes."""
+        if not self.model.training:  # an evaluation batch stands for itself
+            return values
+        padded = self.accelerator.pad_across_processes(values, pad_index=torch.nan)
+        every = self.accelerator.gather(padded)
+        return every[~every.isnan()]
+
+    def items(self, rollout: Rollout) -> torch.Tensor:
+        return loss_items(rollout.candidates.mask, self.args.normalization)
+
+    def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
+        gains = rollout.extra["advantages"]
+        metrics.add("advantage_std", gains.std(correction=0)[None])
+        if "greedy" in rollout.extra:
+            metrics.add("baseline", rollout.extra["greedy"])
+        return self_critical_loss(log_probs, rollout.candidates.mask, gains.flatten(), self.args.normalization)
+
+    def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        return {"advantage": rollout.extra["advantages"].flatten()}
+
+
+def default_reward(dataset: Any, eos_token_id: int | None = None) -> CiderDReward:
+    """CIDEr-D with the document frequencies of a data set's captions, PTB-tokenised, the end counted as a word.
+
+    Without the end among the words, captions that stop in the middle of a phrase would be paid like finished ones.
+
+    Args:
+        dataset (`Dataset` or `list[dict]`): rows with `captions`.
+        eos_token_id (`int`, *optional*): the end of a caption; by default all captions count as finished.
+
+    Returns:
+        [`CiderDReward`]
+
+    Raises:
+        ValueError: a data set without length, whose captions cannot be counted beforehand.
+    """
+    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
+        raise ValueError(
+            "the default reward, CIDEr-D, counts words in the captions of train_dataset beforehand; give a data set "
+            "with a length, or reward_funcs=CiderDReward(document_frequencies)."
+        )
+    frequencies = DocumentFrequencies.from_references(captions_by_image(dataset), eos=END)
+    return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id)
