@@ -1,34 +1,45 @@
-"""Speed of SATIC at the released size, with random weights: greedy decoding by group size, with and without the cache.
+"""Speed of SATIC at the released size, with random weights: greedy decoding by group size, and where the time goes.
 
     python benchmarks/bench_satic.py --threads 1
 
-Prints one Markdown table; every ratio is of two times of this one run. Times are the best of `--repeats`. All captions
-are `--tokens` words long. "Rest" is what `generate` does besides the decoder and the projection of the memory. "Again"
-runs the whole caption so far through the decoder for every group, the projection of the memory included, without any
-bookkeeping and with as many calls.
+Prints two Markdown tables. Times are medians of `--repeats` rounds in which all cases take turns, so that a ratio is of
+two times of one round's machine. The encoder is not counted.
+
+In the first one all captions are `--tokens` words long. "Layers" and "generator" are the two parts of the decoder,
+"memory" is the projection of the pictures' keys and values, "rest" is what `generate` does besides. The floor is the
+time of the decoder's matrix products alone, were each call as fast as this machine's best product or, with few rows, as
+its reading of the weights. "Again" runs the whole caption so far through the decoder for every group, without any
+bookkeeping and with as many calls; "use_cache=False" is `generate` without a cache, which does so for every word.
+
+In the second one captions end at different places, as real ones do. "All stay" keeps those that have ended in the
+batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
 
 from hf_captioners import SaticConfig, SaticForImageCaptioning
 
+WORDS_OF_A_CAPTION = (9.4, 2.0)  # mean of the authors' captions of the COCO test server, and about their deviation
+BATCHES = 4
+
 
 class Clock:
-    """Seconds of whole runs, and those that were spent inside of some modules during each of them."""
+    """Seconds of whole runs, and what of them was spent inside of watched parts of the model."""
 
     def __init__(self, device: torch.device, cpu_time: bool) -> None:
         self.device = device
         self.read = time.process_time if cpu_time else time.perf_counter
-        self.inside = 0.0
+        self.inside: dict[str, float] = {}
         self.calls = 0
 
     def now(self) -> float:
@@ -37,8 +48,7 @@ class Clock:
             torch.cuda.synchronize()
         return self.read()
 
-    @contextmanager
-    def watch(self, first: torch.nn.Module, last: torch.nn.Module) -> Iterator[None]:
+    def watch(self, name: str, first: torch.nn.Module, last: torch.nn.Module) -> None:
         """Add up what passes from the start of `first` to the end of `last`; both run once in a call."""
         started = 0.0
 
@@ -47,25 +57,31 @@ class Clock:
             started = self.now()
 
         def stop(*unused: Any) -> None:
-            self.inside += self.now() - started
+            self.inside[name] = self.inside.get(name, 0.0) + self.now() - started
             self.calls += 1
 
-        hooks = [first.register_forward_pre_hook(start), last.register_forward_hook(stop)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        first.register_forward_pre_hook(start)
+        last.register_forward_hook(stop)
 
-    def best_of(self, repeats: int, run: Callable[[], Any]) -> tuple[float, float, int]:
-        """Of the fastest of `repeats` runs, after one that does not count: seconds, seconds inside, calls inside."""
-        results = []
-        for _ in range(repeats + 1):
-            self.inside, self.calls = 0.0, 0
-            start = self.now()
-            run()
-            results.append((self.now() - start, self.inside, self.calls))
-        return min(results[1:])
+    def run(self, call: Callable[[], Any]) -> dict[str, float]:
+        """Seconds of a run: `whole`, and of each watched part; and the number of `calls` of all parts together."""
+        self.inside, self.calls = {}, 0
+        start = self.now()
+        call()
+        return {"whole": self.now() - start, "calls": self.calls, **self.inside}
+
+
+def medians(rounds: int, cases: dict[Any, Callable[[], dict[str, float]]]) -> dict[Any, dict[str, float]]:
+    """What the cases give, by their keys: medians over rounds in which they take turns; one more does not count."""
+    results: dict[Any, list[dict[str, float]]] = {key: [] for key in cases}
+    for count in range(rounds + 1):
+        for key, case in cases.items():
+            result = case()
+            if count:
+                results[key].append(result)
+    return {
+        key: {name: median(one[name] for one in several) for name in several[0]} for key, several in results.items()
+    }
 
 
 def prefix_again(model: SaticForImageCaptioning, encoded: Any, words: int) -> None:
@@ -80,30 +96,125 @@ def prefix_again(model: SaticForImageCaptioning, encoded: Any, words: int) -> No
         ids = torch.cat((ids, logits.argmax(-1)), dim=1)
 
 
-def measure(args: argparse.Namespace) -> Iterator[str]:
-    """The rows of the table."""
-    device = torch.device(args.device)
-    torch.manual_seed(0)
-    model = SaticForImageCaptioning(SaticConfig()).eval().to(device, getattr(torch, args.dtype))
-    model.model.generator.proj.bias.data[0] = -100.0  # the end token is never written
-    clock = Clock(device, args.cpu_time)
+class Ends:
+    """Makes caption `i` end with its word `ends[i]`, counted from 1; put behind the generator of words."""
+
+    def __init__(self, ends: list[int], size: int) -> None:
+        self.ends, self.size = ends, size
+        self.rows, self.done = list(range(len(ends))), 0
+
+    def __call__(self, module: torch.nn.Module, inputs: Any, scores: torch.Tensor) -> None:
+        if len(scores) < len(self.rows):  # those that have ended have left
+            self.rows = [row for row in self.rows if self.ends[row] > self.done]
+        for place, row in enumerate(self.rows):
+            slot = self.ends[row] - 1 - self.done
+            if 0 <= slot < self.size:
+                scores[place, slot, 0] += 1e4
+        self.done += self.size
+
+
+class Floor:
+    """The least time of the decoder's matrix products, from the best that is measured here."""
+
+    def __init__(self, model: SaticForImageCaptioning, clock: Clock) -> None:
+        layers = model.model.decoder.layers
+        linears = [one for layer in layers for one in layer.modules() if isinstance(one, torch.nn.Linear)]
+        projections = [one for layer in layers for one in layer.src_attn.linears[1:3]]  # of the memory
+        count = [sum(one.weight.numel() for one in several) for several in (linears, projections)]
+        self.weights = count[0] - count[1] + model.model.generator.proj.weight.numel()
+        left = torch.rand(2048, 2048, dtype=model.dtype, device=model.device)
+        large = torch.rand(16384, 2048, dtype=model.dtype, device=model.device)  # larger than any cache
+        column = large[0].clone()
+        times = medians(
+            5, {"product": lambda: clock.run(lambda: left @ left), "read": lambda: clock.run(lambda: large @ column)}
+        )
+        self.products_per_second = 2048**3 / times["product"]["whole"]
+        self.weights_per_second = large.numel() / times["read"]["whole"]
+
+    def seconds(self, calls: float, rows: int) -> float:
+        """Of a number of calls with as many rows each."""
+        return calls * self.weights * max(rows / self.products_per_second, 1 / self.weights_per_second)
+
+
+def measure(args: argparse.Namespace, model: SaticForImageCaptioning, clock: Clock) -> Iterator[list[Any]]:
+    """The rows of the first table."""
+    floor = Floor(model, clock)
     for batch in args.batch_sizes:
-        features = torch.rand(batch, args.regions, 2048, device=device)
+        encoded = model.encode_images(image_features=torch.rand(batch, args.regions, 2048, device=model.device))
+
+        def case(size: int, run: Callable[[], Any]) -> Callable[[], dict[str, float]]:
+            def timed() -> dict[str, float]:
+                model.config.group_size = size
+                return clock.run(run)
+
+            return timed
+
+        def generate(use_cache: bool, encoded: Any = encoded) -> Any:
+            return model.generate(encoder_outputs=encoded, max_new_tokens=args.tokens, use_cache=use_cache)
+
+        runs = {
+            "cached": lambda: generate(True),
+            "memory": lambda encoded=encoded: model.start_cache(encoded),
+            "again": lambda encoded=encoded: prefix_again(model, encoded, args.tokens),
+            "no cache": lambda: generate(False),
+        }
+        cases = {(size, name): case(size, run) for size in args.group_sizes for name, run in runs.items()}
+        times = medians(args.repeats, cases)
+        decoder = {
+            size: times[size, "cached"]["layers"] + times[size, "cached"]["generator"] for size in args.group_sizes
+        }
         for size in args.group_sizes:
-            model.config.group_size = size
-            with torch.inference_mode():
-                encoded = model.encode_images(image_features=features)
-                memory, _, _ = clock.best_of(args.repeats, lambda e=encoded: model.start_cache(e))
-                again, _, _ = clock.best_of(args.repeats, lambda e=encoded: prefix_again(model, e, args.tokens))
-                with clock.watch(model.model.tgt_embed[0], model.model.generator):
-                    whole, decoder, calls = clock.best_of(
-                        args.repeats,
-                        lambda e=encoded: model.generate(encoder_outputs=e, max_new_tokens=args.tokens),
-                    )
-            rest = whole - decoder - memory
-            cells = [batch, size, calls, f"{whole / batch * 1e3:.1f}", f"{batch * args.tokens / whole:.0f}"]
-            cells += [f"{decoder * 1e3:.1f}", f"{memory * 1e3:.1f}", f"{rest * 1e3:.1f}", f"{rest / whole:.0%}"]
-            yield " | ".join(map(str, [*cells, f"{again / whole:.2f}"]))
+            cached, memory = times[size, "cached"], times[size, "memory"]["whole"]
+            whole, calls = cached["whole"], cached["calls"] / 2
+            rest = whole - decoder[size] - memory
+            shares = [f"{one / whole:.0%}" for one in (cached["layers"], cached["generator"], memory, rest)]
+            row = [
+                batch,
+                size,
+                round(calls),
+                f"{whole / batch * 1e3:.1f}",
+                f"{batch * args.tokens / whole:.0f}",
+                *shares,
+            ]
+            row += [f"{decoder[size] * 1e3:.0f}", f"{floor.seconds(calls, batch * size) * 1e3:.0f}"]
+            row += [f"{decoder[args.group_sizes[0]] / decoder[size]:.2f}"]
+            yield row + [f"{times[size, name]['whole'] / whole:.2f}" for name in ("again", "no cache")]
+
+
+def measure_ends(args: argparse.Namespace, model: SaticForImageCaptioning, clock: Clock) -> Iterator[list[Any]]:
+    """The rows of the second table; a time is that of `BATCHES` batches of other lengths."""
+    draw = random.Random(0)
+    for batch in (one for one in args.batch_sizes if one > 1):
+        encoded = model.encode_images(image_features=torch.rand(batch, args.regions, 2048, device=model.device))
+        words = [[round(draw.gauss(*WORDS_OF_A_CAPTION)) for _ in range(batch)] for _ in range(BATCHES)]
+        ends = [[min(max(one, 1) + 1, args.tokens) for one in several] for several in words]
+
+        def case(size: int, stay: bool, encoded: Any = encoded, ends: Any = ends) -> Callable[[], dict[str, float]]:
+            options = {"max_new_tokens": args.tokens, "return_dict_in_generate": stay}  # with it all have to stay
+
+            def run() -> None:
+                model.config.group_size = size
+                for several in ends:
+                    hook = model.model.generator.register_forward_hook(Ends(several, size))
+                    model.generate(encoder_outputs=encoded, **options)
+                    hook.remove()
+
+            return lambda: clock.run(run)
+
+        cases = {(size, stay): case(size, stay) for size in args.group_sizes for stay in (True, False)}
+        times = medians(args.repeats, cases)
+        for size in args.group_sizes:
+            stay, leave = (times[size, one]["whole"] / batch / BATCHES * 1e3 for one in (True, False))
+            calls = times[size, False]["calls"] / 2 / BATCHES
+            yield [batch, size, f"{calls:.1f}", f"{stay:.1f}", f"{leave:.1f}", f"{stay / leave:.2f}"]
+
+
+def show(columns: list[str], rows: Iterator[list[Any]]) -> None:
+    """Print a table as it is measured."""
+    for row in (columns, ["---"] * len(columns)):
+        print(f"| {' | '.join(row)} |")
+    for cells in rows:
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
@@ -118,20 +229,27 @@ def main() -> None:
     parser.add_argument("--group-sizes", type=int, nargs="+", default=[1, 2, 4, 6], help="words of a step")
     parser.add_argument("--regions", type=int, default=50, help="regions of a picture (default: 50)")
     parser.add_argument("--tokens", type=int, default=20, help="words to write (default: 20)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds whose median counts (default: 3)")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, on a machine that is busy")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    model = SaticForImageCaptioning(SaticConfig()).eval().to(device, getattr(torch, args.dtype))
+    model.model.generator.proj.bias.data[0] = -100.0  # the end token is never written
+    clock = Clock(device, args.cpu_time)
+    clock.watch("layers", model.model.tgt_embed[0], model.model.decoder.norm)
+    clock.watch("generator", model.model.generator, model.model.generator)
     where = f"{args.device}, {args.dtype}, {args.threads} thread(s), {platform.machine()}"
-    print(
-        f"torch {torch.__version__}, {where}, {args.tokens} words, {args.regions} regions; the encoder is not counted\n"
-    )
-    columns = ["batch", "K", "decoder calls", "ms per caption", "words/s", "decoder, ms", "memory, ms"]
-    columns += ["rest, ms", "rest", "again / cached"]
-    for row in (" | ".join(columns), " | ".join(["---"] * len(columns))):
-        print(f"| {row} |")
-    for row in measure(args):
-        print(f"| {row} |", flush=True)
+    print(f"torch {torch.__version__}, {where}, {args.tokens} words, {args.regions} regions\n")
+    columns = ["batch", "K", "decoder calls", "ms per caption", "words/s", "layers", "generator", "memory", "rest"]
+    first = f"K={args.group_sizes[0]} / K"
+    columns += ["decoder, ms", "floor, ms", f"decoder, {first}", "again / cached", "use_cache=False / cached"]
+    with torch.inference_mode():
+        show(columns, measure(args, model, clock))
+        print()
+        columns = ["batch", "K", "decoder calls", "all stay, ms per caption", "ms per caption", "all stay / not"]
+        show(columns, measure_ends(args, model, clock))
 
 
 if __name__ == "__main__":

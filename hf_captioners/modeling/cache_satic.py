@@ -60,6 +60,10 @@ class GroupState(CacheLayerMixin):
             self.ids = self.ids.index_select(0, beam_idx)
             self.rows = compose(self.rows, beam_idx)
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some captions only."""
+        self.reorder_cache(indices)
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise NotImplementedError("GroupState holds words and scores, no keys and values.")
 
@@ -93,9 +97,7 @@ class GroupCacheLayer(CacheLayerMixin):
         if self.keys is None or self.values is None:
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
-        if self.rows is not None:
-            self.keys, self.values = self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
-            self.rows = None
+        self._move()
         self.keys = torch.cat((self.keys, key_states), dim=2)
         self.values = torch.cat((self.values, value_states), dim=2)
         return self.keys, self.values
@@ -113,6 +115,24 @@ class GroupCacheLayer(CacheLayerMixin):
         """As [`GroupState.reorder_cache`], but only noted: the rows move when the next group comes."""
         if self.keys is not None:
             self.rows = compose(self.rows, beam_idx.to(self.keys.device))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some captions only, and with them their pictures; each must be the only one of its picture."""
+        self._move()
+        pictures, captions = self.memory_keys.shape[0], None if self.keys is None else self.keys.shape[0]
+        if captions not in (None, pictures):
+            raise ValueError(f"{captions} captions of {pictures} pictures: expected one each to keep some of them.")
+        self.reorder_cache(indices)
+        self._move()
+        indices = indices.to(self.memory_keys.device)
+        self.memory_keys = self.memory_keys.index_select(0, indices)
+        self.memory_values = self.memory_values.index_select(0, indices)
+
+    def _move(self) -> None:
+        """Do what `reorder_cache` noted."""
+        if self.rows is not None and self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
+            self.rows = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise NotImplementedError("GroupCacheLayer needs the memory's keys and values; see start_cache.")

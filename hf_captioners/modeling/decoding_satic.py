@@ -9,6 +9,7 @@ Where this differs from the authors' code:
 2. Captions may be as long as `max_length`, also if that is no multiple of K (`reference_quirks=True`: of K).
 3. The decoder is not called once more after the last group, and beam search stops when no hypothesis can still win.
 4. The beams of all pictures run together, and the projected memory of a picture is shared by them.
+5. In greedy decoding, captions that have ended leave the batch as soon as they are half of it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
 from .captioner_layers import at_least_float32
+from .captioner_outputs import CaptionerEncoderOutput
 
 UNKNOWN_PENALTY = 1000.0
-# They only ever lower a score, so that the sum of a hypothesis cannot rise.
+# They only ever lower a score, so that the sum of a hypothesis cannot rise, and look at each caption for itself.
 LOWERING_PROCESSORS = (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
@@ -71,33 +73,31 @@ def group_sample(
         limit = 1 + (limit - 1) // size * size
     steps = _Steps(model, logits_processor, generation_config, model_kwargs, beams=False)
     others = _other_criteria(stopping_criteria)
-    eos, pad = _special_tokens(generation_config)
-    ids = input_ids.new_full((input_ids.shape[0], max(limit, start)), pad)
-    ids[:, :start] = input_ids
-    ended = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-    finished, lengths = ended, torch.full_like(input_ids[:, 0], start)
+    captions = _Captions(input_ids, max(limit, start), *_special_tokens(generation_config))
+    draw, as_dict = generation_config.do_sample, generation_config.return_dict_in_generate
+    may_leave = steps.can_shrink and not (draw or as_dict or others)  # nobody sees the other rows
     for length in range(start, limit):
-        log_probs = steps.next_log_probs(ids[:, :length])
-        draw = generation_config.do_sample
+        log_probs = steps.next_log_probs(captions.ids[:, :length])
         words = torch.multinomial(log_probs.softmax(-1), 1)[:, 0] if draw else log_probs.argmax(-1)
-        ids[:, length] = words = torch.where(finished, pad, words)
-        lengths += ~finished
-        ended = ended | torch.isin(words, eos)
         group_is_full = length % size == 0
-        if group_is_full or not quirks:
-            finished = ended
+        captions.append(words, stop=group_is_full or not quirks)
         if group_is_full:
             if others:
-                ended = finished = finished | others(ids[:, : length + 1], log_probs)
-            if finished.all():
+                captions.stop(others(captions.ids[:, : length + 1], log_probs))
+            going_on = captions.going_on()
+            if not len(going_on):
                 break
-    longest = int(lengths.max())
-    if not generation_config.return_dict_in_generate:
-        return ids[:, :longest]
+            if may_leave and 2 * len(going_on) <= len(captions.ids):
+                captions.select(going_on)
+                steps.select(going_on)
+    sequences = captions.sequences()
+    if not as_dict:
+        return sequences
+    count = sequences.shape[1] - start
     return GenerateEncoderDecoderOutput(
-        sequences=ids[:, :longest],
-        scores=steps.scores(longest - start),  # type: ignore[arg-type]
-        logits=steps.logits(longest - start),  # type: ignore[arg-type]
+        sequences=sequences,  # type: ignore[arg-type]
+        scores=steps.scores(count),  # type: ignore[arg-type]
+        logits=steps.logits(count),  # type: ignore[arg-type]
         past_key_values=model_kwargs.get("past_key_values"),
     )
 
@@ -212,7 +212,8 @@ class _Steps:
         beams: bool,
     ) -> None:
         self.model, self.processor = model, logits_processor
-        self.inputs = {name: model_kwargs.get(name) for name in ("encoder_outputs", "past_key_values")}
+        names = ("encoder_outputs", "past_key_values")
+        self.inputs: dict[str, Any] = {name: model_kwargs.get(name) for name in names}
         self.inputs["use_cache"] = cached = self.inputs["past_key_values"] is not None
         self.new_words: int | None = 1 if cached else None
         self.first = True
@@ -220,6 +221,15 @@ class _Steps:
         self.unknown = model.config.unk_token_id if suppress is True or (suppress == "beams" and beams) else None
         self._scores: list[torch.Tensor] | None = [] if generation_config.output_scores else None
         self._logits: list[torch.Tensor] | None = [] if generation_config.output_logits else None
+        # whether `select` may be called: processors that remember rows would mix them up
+        each_for_itself = all(isinstance(one, LOWERING_PROCESSORS) for one in logits_processor)
+        self.can_shrink = cached and each_for_itself
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with some of the captions; without beams each is the only one of its picture."""
+        self.inputs["past_key_values"].batch_select_indices(rows)
+        memory = self.inputs["encoder_outputs"]
+        self.inputs["encoder_outputs"] = CaptionerEncoderOutput(**{name: one[rows] for name, one in memory.items()})
 
     def next_log_probs(self, ids: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (N, V) of the words that follow `ids` (N, length), after the processors."""
@@ -244,6 +254,48 @@ class _Steps:
     def logits(self, count: int | None = None) -> tuple[torch.Tensor, ...] | None:
         """What the processors got, for each of the first `count` words."""
         return None if self._logits is None else tuple(self._logits[:count])
+
+
+class _Captions:
+    """What greedy decoding and sampling write: `ids` (R, limit), the `rows` (R,) of all captions that are still in."""
+
+    def __init__(self, prompts: torch.Tensor, limit: int, eos: torch.Tensor, pad: torch.Tensor) -> None:
+        self.eos, self.pad = eos, pad
+        self.length = prompts.shape[1]
+        self.ids = prompts.new_full((len(prompts), limit), int(pad))
+        self.ids[:, : self.length] = prompts
+        self.all_ids = self.ids.clone()
+        self.rows = torch.arange(len(prompts), device=prompts.device)
+        self.lengths = torch.full_like(self.rows, self.length)  # without padding
+        self.ended = self.stopped = torch.zeros_like(self.rows, dtype=torch.bool)
+
+    def append(self, words: torch.Tensor, stop: bool) -> None:
+        """Append words (R,) to the captions that have not stopped; those that have ended stop now if `stop` is true."""
+        self.ids[:, self.length] = words = torch.where(self.stopped, self.pad, words)
+        self.length += 1
+        self.lengths = self.lengths + ~self.stopped
+        self.ended = self.ended | torch.isin(words, self.eos)
+        if stop:
+            self.stopped = self.ended
+
+    def stop(self, which: torch.Tensor) -> None:
+        """Stop those for which `which` (R,) is true."""
+        self.ended = self.stopped = self.stopped | which
+
+    def going_on(self) -> torch.Tensor:
+        """The rows that have not stopped."""
+        return (~self.stopped).nonzero()[:, 0]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with some rows; the others have stopped."""
+        self.all_ids[self.rows] = self.ids
+        self.rows, self.ids, self.lengths = self.rows[rows], self.ids[rows], self.lengths[rows]
+        self.ended, self.stopped = self.ended[rows], self.stopped[rows]
+
+    def sequences(self) -> torch.Tensor:
+        """All captions, as wide as the longest one, which is among those that are still in."""
+        self.all_ids[self.rows] = self.ids
+        return self.all_ids[:, : int(self.lengths.max())]
 
 
 class _Beams:

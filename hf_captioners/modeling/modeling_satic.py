@@ -74,8 +74,10 @@ class LayerNorm(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, d) -> (…, d)"""
         values = at_least_float32(hidden)
-        deviation, mean = torch.std_mean(values, dim=-1, keepdim=True)
-        return (self.a_2 * ((values - mean) / (deviation + self.eps)) + self.b_2).to(hidden.dtype)
+        centred = values - values.mean(-1, keepdim=True)
+        # not torch.std_mean, which takes five to ten times as long on a CPU
+        deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) * (hidden.shape[-1] - 1) ** -0.5
+        return (self.a_2 * (centred / (deviation + self.eps)) + self.b_2).to(hidden.dtype)
 
 
 class GroupLinear(nn.Linear):
