@@ -58,7 +58,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--model", help="folder or Hub name of a captioner or a vision backbone")
+    group.add_argument("--model", help="folder or Hub name of a captioner, a vision backbone or a CLIP")
     group.add_argument("--annotations", help="JSON file in Karpathy's layout, plain or gzipped")
     group.add_argument("--image-root", help="folder of the pictures: ROOT/[filepath/]filename")
     group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")

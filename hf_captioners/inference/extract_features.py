@@ -19,13 +19,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ..data.feature_store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_layers import grid_tokens
+from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_picture
-from ..modeling.modeling_clip_gpt2 import load_vision_tower, pooled_embedding
+from ..modeling.modeling_clip_gpt2 import load_vision_tower as load_pooled_tower
+from ..modeling.modeling_clip_gpt2 import pooled_embedding
+from ..modeling.modeling_dico import load_vision_tower as load_grid_tower
 from .device import choose_device
 
 logger = logging.getLogger(__name__)
@@ -57,13 +60,13 @@ class FeatureExtractor:
         if backbone.main_input_name != "pixel_values":
             raise ValueError(
                 f"a {model_type} takes {backbone.main_input_name}, not pictures alone; expected a captioner or a "
-                "vision backbone (of CLIP, save the CLIPVisionModel)"
+                "vision backbone (of a CLIP, its vision tower)"
             )
         self.model = model.eval()
         self.image_processor = image_processor
         self._backbone: PreTrainedModel = backbone
         self._name = name or backbone.config.model_type
-        self._pooled = pooled
+        self._pooled = pooled and model is backbone
 
     @classmethod
     def from_pretrained(
@@ -72,17 +75,18 @@ class FeatureExtractor:
         """Load a saved captioner or vision backbone and its image processor.
 
         Args:
-            folder (`str` or `os.PathLike`): Folder of `save_pretrained`, or a name on the Hub.
+            folder (`str` or `os.PathLike`): Folder of `save_pretrained`, or a name on the Hub. Of a CLIP or another
+                model of pictures and text, its vision tower is taken.
             device (`str` or `torch.device`, defaults to `"auto"`): Where to run; `"auto"` takes a GPU if there is one.
-            pooled (`bool`, defaults to `False`): See [`FeatureExtractor`]. Of a CLIP model, the projected embedding.
+            pooled (`bool`, defaults to `False`): See [`FeatureExtractor`]. Of a CLIP, the projected embedding.
 
         Raises:
             ValueError: There is no such model or device, or it has no image processor, or see [`FeatureExtractor`].
         """
         target = choose_device(device)
         try:
-            image_processor = AutoImageProcessor.from_pretrained(folder)
-            model: Any = load_vision_tower(str(folder), {}) if pooled else AutoModel.from_pretrained(folder)
+            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # as the captioners' processors
+            model: Any = _load(str(folder), pooled)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: no model with an image processor could be loaded: {error}") from error
         return cls(
@@ -113,6 +117,18 @@ class FeatureExtractor:
             "backbone_sha256": weights.hexdigest(),
             "image_processor_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         }
+
+
+def _load(folder: str, pooled: bool) -> PreTrainedModel:
+    """A captioner, or a vision backbone: with what pools its tokens, as CLIP-GPT2 has it, or without, as DiCO."""
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, CaptionerConfig):
+        if pooled:
+            return load_pooled_tower(folder, {})
+        if "vision_config" in config.sub_configs:
+            return load_grid_tower(folder, {})
+    model: Any = AutoModel
+    return model.from_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .inputs import MetricInputError, Scores
 from .meteor import meteor
 from .pac_score import PacScorer, pac_score
 from .ptb_tokenizer import ptb_tokenize
+from .retrieval import clip_recall, retrieval_recall
 from .rouge_l import rouge_l
 from .spice import spice
 from .spice_cache import SpiceError
@@ -38,11 +39,13 @@ __all__ = [
     "bleu",
     "cider",
     "cider_d",
+    "clip_recall",
     "clip_score",
     "diversity",
     "meteor",
     "pac_score",
     "ptb_tokenize",
+    "retrieval_recall",
     "rouge_l",
     "spice",
 ]

@@ -107,7 +107,7 @@ class ClipReward:
         images: Sequence[Any] | Tensor | None = None,
         captions: Sequence[Sequence[str]] | None = None,
         image_id: Sequence[Any] | Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
         **kwargs: Any,
     ) -> list[float]:
         """The reward of each completion.
@@ -121,8 +121,8 @@ class ClipReward:
             captions (`Sequence[Sequence[str]]`, *optional*): for each completion the references of its picture.
             image_id (`Sequence`, *optional*): for each completion the name of its picture. Rows with the same name have
                 the same picture. For `features` it is needed.
-            pixel_values (`torch.Tensor` of shape (pictures, 3, height, width), *optional*): what the captioner sees,
-                for `use_pixel_values`; a picture per completion, or one per as many completions, side by side.
+            pixel_values (`torch.Tensor` of shape (pictures, 3, height, width), or list, *optional*): what the captioner
+                sees, for `use_pixel_values`; a picture per completion, or one per as many completions, side by side.
             kwargs: what else TRL gives; not looked at.
 
         Returns:
@@ -142,7 +142,8 @@ class ClipReward:
         elif self.use_pixel_values:
             prepared = self._check_pixel_values(pixel_values, number)
             each = number // len(prepared)  # completions of each picture
-            features = self._encode(list(prepared), names[::each]).repeat_interleave(each, dim=0)
+            pictures = _shared(prepared, names[::each])
+            features = self._encode(pictures, names[::each]).repeat_interleave(each, dim=0)
         else:
             pictures = _column("image", images if image is None else image, number)
             is_encoded = isinstance(pictures, Tensor) and pictures.dim() == 2
@@ -186,9 +187,11 @@ class ClipReward:
             found[name] = one.reshape(width)
         return torch.stack([found[name] for name in names])
 
-    def _check_pixel_values(self, pixel_values: Tensor | None, number: int) -> Tensor:
+    def _check_pixel_values(self, pixel_values: Tensor | Sequence[Tensor] | None, number: int) -> Tensor:
         if pixel_values is None:
             raise MetricInputError("no pixel_values: the captioner's batch has none, so leave use_pixel_values away")
+        if not isinstance(pixel_values, Tensor):
+            pixel_values = torch.stack(list(pixel_values))
         if pixel_values.dim() != 4 or not 0 < len(pixel_values) <= number or number % len(pixel_values):
             raise MetricInputError(
                 f"pixel_values of shape {tuple(pixel_values.shape)} for {number} completions; expected (pictures, 3, "

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import PreTrainedModel
+from transformers.trainer_utils import has_length
 
 from .dico_config import DiCOConfig
 from .reward_losses import dico_loss
-from .reward_trainer import RewardTrainer, Rollout
+from .reward_trainer import RewardTrainer
+from .rollout import Rollout
 from .running_metrics import RunningMetrics
 
 
@@ -67,10 +70,26 @@ class DiCOTrainer(RewardTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler: Any = super()._get_train_sampler(train_dataset)
-        if self.args.num_iterations == 1 or sampler is None:
+        if self.args.num_iterations == 1:
             return sampler
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        return RepeatedSteps(sampler, size, self.args.num_iterations)
+        if isinstance(sampler, RandomSampler):  # what accelerate makes of one that it sees: the same order when resumed
+            sampler = SeedableRandomSampler(sampler.data_source, data_seed=self.args.data_seed)
+        return RepeatedSteps(sampler, self._step_size(), self.args.num_iterations)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; `num_iterations` above 1 needs steps that can be repeated."""
+        if self.args.num_iterations > 1 and not (
+            has_length(self.train_dataset) and len(self.train_dataset) >= self._step_size()
+        ):
+            raise ValueError(
+                f"num_iterations={self.args.num_iterations} repeats whole optimizer steps of {self._step_size()} "
+                "pictures; give a train_dataset with a length, and at least as many rows."
+            )
+        return super().get_train_dataloader()
+
+    def _step_size(self) -> int:
+        """Pictures of an optimizer step, on all processes."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def items(self, rollout: Rollout) -> torch.Tensor:
         return torch.tensor(len(rollout.rewards), device=rollout.rewards.device)
@@ -122,6 +141,11 @@ class RepeatedSteps(Sampler):
         self.sampler = sampler
         self.size = size
         self.times = times
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, also by a resumed run."""
+        if isinstance(self.sampler, SeedableRandomSampler):
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.sampler) // self.size * self.size * self.times

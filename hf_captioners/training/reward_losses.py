@@ -45,6 +45,10 @@ def advantages(
     ```
     """
     valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    if baseline != "greedy":  # relative to the best, or equal rewards would differ from their mean by its rounding
+        rewards = rewards - rewards.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True).clamp(
+            min=torch.finfo(rewards.dtype).min
+        )
     kept = rewards.masked_fill(~valid, 0.0)
     total, number = kept.sum(dim=1, keepdim=True), valid.sum(dim=1, keepdim=True)
     if baseline == "greedy":

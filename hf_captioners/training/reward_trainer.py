@@ -7,10 +7,8 @@ computed once with gradient, and the loss of the method is divided by what the w
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,43 +17,19 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.collator import RewardCollator
-from ..metrics.diversity import diversity
 from .captioner_trainer import CaptionerTrainer
 from .collapse import CollapseCallback
-from .completions_table import CompletionRow, log_completions
+from .completions_table import log_completions
+from .forward_pass import call_through, mode
 from .policy import PICTURES, without_adapters
 from .reference import ReferenceModel, SyncReferenceCallback
 from .reward_config import RewardTrainingConfig
 from .reward_functions import RewardFunctions, Rewards
-from .rollout import Candidates, generation_options
+from .rollout import Candidates, Rollout, generation_options
+from .rollout_logs import completion_rows, log_rollout
 from .running_metrics import RunningMetrics
 
 REFERENCE_FOLDER = "reference"
-
-
-@dataclasses.dataclass
-class Rollout:
-    """What a micro-batch of B pictures is when it comes to the loss; k candidates of each picture.
-
-    Attributes:
-        pictures (`dict[str, Any]`): for the policy's `encode`.
-        columns (`dict[str, list]`): the rows' other columns.
-        candidates ([`Candidates`]): captions.
-        rewards (`torch.Tensor` of shape `(B, k)`): weighted sums of the reward functions; 0 where none applies.
-        each ([`Rewards`]): what the functions gave.
-        valid (`torch.BoolTensor` of shape `(B, k)`): candidates that take part.
-        reference (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): log-probabilities of the reference.
-        extra (`dict[str, torch.Tensor]`): what the method adds.
-    """
-
-    pictures: dict[str, Any]
-    columns: dict[str, list[Any]]
-    candidates: Candidates
-    rewards: torch.Tensor
-    each: Rewards
-    valid: torch.Tensor
-    reference: torch.Tensor | None
-    extra: dict[str, torch.Tensor]
 
 
 class RewardTrainer(CaptionerTrainer):
@@ -98,6 +72,8 @@ class RewardTrainer(CaptionerTrainer):
     ) -> None:
         if processing_class is None:
             raise ValueError(f"{type(self).__name__}: give the captioner's processor as processing_class.")
+        if args is None:
+            raise ValueError(f"{type(self).__name__}: give its options as args.")
         if ref_model is model:
             raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
         if data_collator is None:
@@ -190,7 +166,7 @@ class RewardTrainer(CaptionerTrainer):
         rollout = inputs["rollout"]
         metrics = self._metrics["train" if self.model.training else "eval"]
         log_probs, entropies = self._policy_log_probs(model, rollout)
-        self._log_candidates(metrics, rollout, log_probs.detach(), entropies)
+        log_rollout(metrics, rollout, log_probs.detach(), entropies)
         loss = self.loss_sum(log_probs, rollout, metrics)
         if num_items_in_batch is None:
             loss = loss / self.items(rollout).clamp(min=1)
@@ -322,7 +298,7 @@ class RewardTrainer(CaptionerTrainer):
         return False
 
     def _generated(self, model: Any, memory: Any, k: int, **options: Any) -> Candidates:
-        if model.training and model.is_activation_checkpointing:  # GPT-2 and others then lose their cache in silence
+        if model.training:  # a cache and dropout do not go together: some models refuse it, others drop the cache
             options["use_cache"] = False
         sequences = model.generate(encoder_outputs=type(memory)(**memory), **options)
         return Candidates.of(sequences, model.generation_config, self.processing_class, k)
@@ -333,7 +309,7 @@ class RewardTrainer(CaptionerTrainer):
             name: [value for value in values for _ in range(captions.k)] for name, values in columns.items()
         }
         if "pixel_values" in given:
-            repeated["pixel_values"] = given["pixel_values"].repeat_interleave(captions.k, dim=0)
+            repeated["pixel_values"] = [picture for picture in given["pixel_values"] for _ in range(captions.k)]
         result = self.reward_functions(captions.texts, captions.ids, trainer_state=self.state, **repeated)
         return dataclasses.replace(result, total=result.total.to(captions.sequences.device))
 
@@ -348,58 +324,18 @@ class RewardTrainer(CaptionerTrainer):
 
     # -- logs and files ----------------------------------------------------------------------------------------------
 
-    def _log_candidates(
-        self, metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tensor, entropies: torch.Tensor
-    ) -> None:
-        candidates, rewards = rollout.candidates, rollout.rewards
-        metrics.add("reward", rewards[rollout.valid])
-        for name, column in zip(rollout.each.names, rollout.each.per_function.unbind(dim=1), strict=True):
-            known = column[~column.isnan()]
-            metrics.add(f"rewards/{name}/mean", known)
-            metrics.add(f"rewards/{name}/std", known.std(correction=0)[None] if len(known) else known)
-        for name, value in rollout.each.metrics.items():
-            metrics.add(name, torch.tensor([value]))
-        deviations = deviation(rewards, rollout.valid)
-        metrics.add("reward_std", deviations)
-        metrics.add("frac_reward_zero_std", (deviations < 1e-8).float())
-        metrics.add("entropy", entropies[candidates.mask])
-        if rollout.reference is not None:
-            metrics.add("kl", (log_probs - rollout.reference).sum(dim=1))
-        for name in ("mean_length", "min_length", "max_length"):
-            metrics.add(f"completions/{name}", candidates.lengths)
-        metrics.add("completions/clipped_ratio", (~candidates.finished).float())
-        metrics.add("completions/unique_ratio", candidates.firsts.float().mean(dim=1))
-        repetition = diversity(candidates.texts, max_n=2).per_image["repetition_2"]
-        metrics.add("completions/repetition", torch.as_tensor(repetition))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `Trainer`, with what was collected since the last training log, and the last step's completions."""
         if "loss" in logs:
             logs = {**logs, **self._metrics["train"].pop(self.accelerator)}
             logs["num_tokens"] = self.state.num_input_tokens_seen
             if self.args.log_completions and self.is_world_process_zero():
-                rows = [row for rollout in self._last_step for row in self.completion_rows(rollout)]
+                rows = [row for rollout in self._last_step for row in completion_rows(rollout, self.shown(rollout))]
                 number = self.args.num_completions_to_print
                 log_completions(
                     rows, self.state.global_step, str(self.args.output_dir), 8 if number is None else number
                 )
         super().log(logs, start_time)
-
-    def completion_rows(self, rollout: Rollout) -> list[CompletionRow]:
-        """The candidates of a micro-batch with their rewards, for the table."""
-        each, k = rollout.each, rollout.candidates.k
-        names = rollout.columns.get("image_id", list(range(len(rollout.rewards))))
-        further = {**each.extra, **{name: values.tolist() for name, values in self.shown(rollout).items()}}
-        return [
-            CompletionRow(
-                image_id=names[row // k],
-                completion=text,
-                rewards=dict(zip(each.names, each.per_function[row].tolist(), strict=True)),
-                reward=float(each.total[row]),
-                extra={name: values[row] for name, values in further.items()},
-            )
-            for row, text in enumerate(rollout.candidates.texts)
-        ]
 
     def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         """What the method knows of each candidate, `(B * k,)`, for the table of completions."""
@@ -418,67 +354,3 @@ class RewardTrainer(CaptionerTrainer):
         if self.args.sync_ref_model and self.reference is not None and folder.is_dir():
             own: Any = self.reference.model
             own.load_state_dict(type(own).from_pretrained(folder).state_dict())
-
-
-def deviation(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the rewards `(B, k)` of each picture's valid candidates; of pictures that have any."""
-    number = valid.sum(dim=1, keepdim=True)
-    mean = rewards.masked_fill(~valid, 0.0).sum(dim=1, keepdim=True) / number
-    squares = (rewards - mean).square().masked_fill(~valid, 0.0).sum(dim=1, keepdim=True)
-    return (squares / number).sqrt()[number > 0]
-
-
-@contextlib.contextmanager
-def mode(model: Any, training: bool, seed: str | None = None) -> Iterator[None]:
-    """A model in training or evaluation mode for the time of a block.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): the model.
-        training (`bool`): which mode.
-        seed (`str`, *optional*): what chance in the block depends on. Torch's generator is left as it was: a resumed
-            run gets its state back only after the candidates of its first step. By default the generator goes on.
-    """
-    before = model.training
-    model.train(training)
-    try:
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(random.Random(seed).getrandbits(63))
-            yield
-    finally:
-        model.train(before)
-
-
-def call_through(wrapped: Any, base: Any, function: Callable[[], Any]) -> Any:
-    """Call a function that uses the model `base` as if it were the forward pass of what is wrapped around it.
-
-    DistributedDataParallel and its like add up gradients only of what goes through their own forward pass; so that is
-    called, with the function in the place of the model's.
-
-    Args:
-        wrapped (`nn.Module`): what accelerate made of the model.
-        base (`nn.Module`): the model itself.
-        function (`Callable`): without arguments.
-
-    Returns:
-        what the function returns.
-    """
-    if wrapped is base:
-        return function()
-    patched = vars(base).get("forward")  # accelerate may have put autocast there
-
-    def restore() -> None:
-        if patched is None:
-            vars(base).pop("forward", None)
-        else:
-            base.forward = patched
-
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        restore()
-        return function()
-
-    base.forward = instead
-    try:
-        return wrapped()
-    finally:
-        restore()

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from ..modeling.captioner_layers import ended_before
+from .reward_functions import Rewards
 
 STRATEGIES = ("beam", "sample", "diverse_beam")
 
@@ -55,9 +56,11 @@ class Candidates:
 
     @property
     def ids(self) -> list[list[int]]:
-        """The tokens of each caption, end token included, without start token and padding."""
-        rows = zip(self.sequences[:, 1:].tolist(), self.mask.tolist(), strict=True)
-        return [[token for token, counts in zip(*row, strict=True) if counts] for row in rows]
+        """The tokens of each caption, end token included, without start token and the padding behind. Padding that the
+        model wrote between two words stays: the log-probabilities skip it, but it is part of what is rewarded."""
+        places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        stops = (self.mask * places).amax(dim=1).tolist()  # behind the last token that counts
+        return [row[:stop] for row, stop in zip(self.sequences[:, 1:].tolist(), stops, strict=True)]
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -72,10 +75,35 @@ class Candidates:
         return torch.tensor(first, device=self.sequences.device).view(-1, self.k)
 
 
+@dataclass
+class Rollout:
+    """What a micro-batch of B pictures is when it comes to the loss; k candidates of each picture.
+
+    Attributes:
+        pictures (`dict[str, Any]`): for the policy's `encode`.
+        columns (`dict[str, list]`): the rows' other columns.
+        candidates ([`Candidates`]): captions.
+        rewards (`torch.Tensor` of shape `(B, k)`): weighted sums of the reward functions; 0 where none applies.
+        each ([`Rewards`]): what the functions gave.
+        valid (`torch.BoolTensor` of shape `(B, k)`): candidates that take part.
+        reference (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): log-probabilities of the reference.
+        extra (`dict[str, torch.Tensor]`): what the method adds.
+    """
+
+    pictures: dict[str, Any]
+    columns: dict[str, list[Any]]
+    candidates: Candidates
+    rewards: torch.Tensor
+    each: Rewards
+    valid: torch.Tensor
+    reference: torch.Tensor | None
+    extra: dict[str, torch.Tensor]
+
+
 class SampledChoice(LogitsProcessor):
     """Draw the next token from the scores, with a given random number; all other scores become -inf.
 
-    The draw inverts the cumulative distribution in float64.
+    The draw inverts the cumulative distribution in float64, on Apple's GPUs, which have none, in float32.
 
     Args:
         uniforms (`torch.Tensor` of shape `(N, steps)`): numbers in [0, 1), for each caption one per token.
@@ -86,8 +114,8 @@ class SampledChoice(LogitsProcessor):
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        cumulated = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        drawn = self.uniforms[:, self.step, None].to(cumulated) * cumulated[:, -1:]
+        cumulated = scores.to(self.uniforms.dtype).softmax(dim=-1).cumsum(dim=-1)
+        drawn = self.uniforms[:, self.step, None].to(cumulated.device) * cumulated[:, -1:]
         self.step += 1
         return _only(torch.searchsorted(cumulated, drawn, right=True).clamp(max=scores.shape[-1] - 1), scores)
 
@@ -99,10 +127,10 @@ class DiverseChoice(LogitsProcessor):
     Args:
         k (`int`): candidates of a picture, whose rows are side by side.
         penalty (`float`): taken from a token's log-probability for each earlier candidate that has it.
-        eos_token_id (`int` or `list[int]`, *optional*): what ends a caption; one that has ended says nothing more.
+        eos_token_id (`int` or `list[int]`): what ends a caption; one that has ended says nothing more.
     """
 
-    def __init__(self, k: int, penalty: float, eos_token_id: int | Sequence[int] = ()) -> None:
+    def __init__(self, k: int, penalty: float, eos_token_id: int | Sequence[int]) -> None:
         self.k = k
         self.penalty = penalty
         self.eos_token_id = eos_token_id
@@ -141,7 +169,7 @@ def random_numbers(names: Sequence[str], k: int, steps: int) -> torch.Tensor:
 
 
 def generation_options(
-    args: Any, names: Sequence[str], device: torch.device, eos_token_id: int | Sequence[int] = ()
+    args: Any, names: Sequence[str], device: torch.device, eos_token_id: int | Sequence[int]
 ) -> dict[str, Any]:
     """The options of `generate` that give the candidates of a batch.
 
@@ -149,8 +177,8 @@ def generation_options(
         args ([`RewardTrainingConfig`]): `candidate_strategy` and its options.
         names (`Sequence[str]`): for each picture what chance depends on.
         device (`torch.device`): of the model.
-        eos_token_id (`int` or `list[int]`, *optional*): what ends a caption, for `"diverse_beam"`: a candidate that has
-            ended is no longer avoided.
+        eos_token_id (`int` or `list[int]`): what ends a caption; with `"diverse_beam"` a candidate that has ended is no
+            longer avoided.
 
     Returns:
         `dict[str, Any]`
@@ -163,7 +191,8 @@ def generation_options(
     processors: list[LogitsProcessor] = []
     if args.candidate_strategy == "sample":
         processors = _warpers(args)
-        chooser = SampledChoice(random_numbers(names, k, args.max_completion_length).to(device))
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        chooser = SampledChoice(random_numbers(names, k, args.max_completion_length).to(device, wide))
     else:
         chooser = DiverseChoice(k, args.diversity_penalty, eos_token_id)
     # generate's own warpers stay out of it: they would come after the choice

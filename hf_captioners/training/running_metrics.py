@@ -35,7 +35,7 @@ class RunningMetrics:
         """Take in numbers of any shape; none at all change nothing."""
         if not values.numel():
             return
-        values = values.detach().double()
+        values = values.detach().cpu().double()  # an Apple GPU has no float64
         rule = _extreme(name)
         part = (float(values.sum()), values.numel()) if rule is None else (float(rule(values)), 1)
         self._merge(name, part)

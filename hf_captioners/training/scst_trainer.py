@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 from ..metrics.document_frequency import DocumentFrequencies
 from ..rewards.cider import CiderDReward
 from .data_arguments import captions_by_image
+from .forward_pass import mode
 from .reward_losses import advantages, loss_items, self_critical_loss
-from .reward_trainer import RewardTrainer, Rollout, mode
+from .reward_trainer import RewardTrainer
+from .rollout import Rollout
 from .running_metrics import RunningMetrics
 from .scst_config import SCSTConfig
 

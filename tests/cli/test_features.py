@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoImageProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
+from hf_captioners import DicoConfig, DicoForImageCaptioning
 from hf_captioners.cli import features
 from hf_captioners.cli.main import build_parser, main
 from hf_captioners.data.feature_store import DTYPES, FeatureStore
@@ -59,6 +62,29 @@ def test_options(arguments, tmp_path):
     assert (store.ids, str(store.dtype)) == ([1, 2], "torch.float32")
     assert run(arguments, "--dtype", "float32", "--shard-size-mb", "1") == 0
     assert sorted(FeatureStore(tmp_path / "out").ids) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_grid_of_a_whole_clip_is_what_dico_sees(arguments, tmp_path, dtype):
+    """Of the vision tower the class token and the grid, before the last layer norm."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**size, "image_size": 32, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config={**size, "vocab_size": 30}, vision_config=vision, projection_dim=8))
+    clip.vision_model.post_layernorm.weight.data.fill_(3.0)
+    clip.to(getattr(torch, dtype)).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "clip")
+    clip_arguments = {**arguments, "--model": str(tmp_path / "clip"), "--tokens": "grid", "--dtype": "float32"}
+    assert run(clip_arguments) == 0
+    store = FeatureStore(tmp_path / "out")
+    config = DicoConfig(d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=30)
+    model = DicoForImageCaptioning.from_backbone(tmp_path / "clip", config).eval()
+    model.freeze_backbone()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "clip", backend="pil")
+    pictures = [Image.open(tmp_path / "images" / f"{number}.png").convert("RGB") for number in range(3)]
+    expected = model.extract_image_features(processor(pictures, return_tensors="pt")["pixel_values"])
+    assert expected.shape == (3, 17, 16)
+    assert torch.equal(torch.stack([store[number] for number in range(3)]), expected.float())
 
 
 def test_broken_picture(arguments, tmp_path, capfd, caplog):
@@ -169,9 +195,9 @@ class TestConfig:
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("phase", ["1_features", "4_features"])
+    @pytest.mark.parametrize("phase", ["expansionnet_v2/1_features", "expansionnet_v2/4_features", "dico/0_features"])
     def test_the_recipes_are_understood(self, phase):
-        recipe = f"examples/recipes/expansionnet_v2/{phase}.yaml"
+        recipe = f"examples/recipes/{phase}.yaml"
         root = Path(features.__file__).parents[2]
         args = build_parser().parse_args(features.with_config(["features", "--config", str(root / recipe)]))
         assert (args.dtype, args.batch_size, args.num_workers) == ("float16", 16, 4)

@@ -105,6 +105,14 @@ class TestFeatures:
         from_store = model.generate(**processor(image_features=[store[0], store[1]]), max_length=10)
         assert torch.equal(from_pixels, from_store)
 
+    @pytest.mark.parametrize("pooled", [False, True])
+    def test_captioner_has_its_own_way(self, tiny_captioner_dir, pictures, pooled):
+        extractor = FeatureExtractor.from_pretrained(tiny_captioner_dir, "cpu", pooled)
+        pixels = extractor.image_processor(images=Image.open(pictures / "0.png"), return_tensors="pt")["pixel_values"]
+        extractor.model.freeze_backbone()
+        assert torch.equal(extractor(pixels), extractor.model.extract_image_features(pixels))
+        assert extractor.metadata()["backbone"] == tiny_captioner_dir.name
+
     def test_real_backbone_and_pictures(self, shared_data, tmp_path):
         folder = shared_data / "coco_mini"
         rows = load_karpathy(

@@ -16,14 +16,14 @@ import torch
 from contracts.reward_policies import quickly
 from parity.test_dico import VALUES, Case, check_gradients, close
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModel, PreTrainedTokenizerFast, TrainerCallback
 
 from hf_captioners import CaptionerImageProcessor, CaptionerProcessor, DiCOConfig, DiCOTrainer
 from hf_captioners.conversion import convert
-from hf_captioners.metrics import PacScorer
+from hf_captioners.metrics import ClipScorer, PacScorer
 from hf_captioners.rewards import ClipReward
 
-GAMMAS = 1e-3  # 300 times the difference of two rewards stands in the exponent
+REWARDS = 1e-5  # 300 times the difference of two stands in the exponent of gamma
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,6 +88,7 @@ class Step(DiCOTrainer):
             ids = [row["image_id"] for row in rows]
             return {"pixel_values": pixel_values[ids], "columns": {"image_id": ids}}
 
+        checks = [] if gradients is None else [CheckGradients(case, gradients)]
         super().__init__(
             case.policy,
             case.reference,
@@ -96,11 +97,12 @@ class Step(DiCOTrainer):
             [{"image_id": index} for index in range(len(pixel_values))],
             processing_class=processor_of(case),
             data_collator=collate,
-            callbacks=[] if gradients is None else [CheckGradients(case, gradients)],
+            callbacks=list(checks),
         )
         self.candidates = candidates
         self.seen: dict[int, dict[str, torch.Tensor]] = {}  # by picture
         self.train()
+        assert all(one.steps == 1 for one in checks)
 
     def roll_out(self, batch: dict[str, Any]) -> Any:
         if self.candidates is None:
@@ -138,11 +140,14 @@ class Step(DiCOTrainer):
 
 
 class CheckGradients(TrainerCallback):
+    """Compare the gradients of `Case.policy` when they are complete."""
+
     def __init__(self, case: Case, kind: str) -> None:
-        self.case, self.kind = case, kind
+        self.case, self.kind, self.steps = case, kind, 0
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         check_gradients(self.case, self.kind)
+        self.steps += 1
 
 
 def processor_of(case: Case) -> CaptionerProcessor:
@@ -171,7 +176,7 @@ def check(step: Step, case: Case, kind: str, ids: torch.Tensor) -> None:
     """What the fixture has of a step with candidates `ids`."""
     chosen = case[f"{kind}_chosen_mask"]
     assert torch.equal(step.all("weight", chosen) == 1, chosen)
-    close(gammas(step, chosen), case[f"{kind}_gamma"], GAMMAS)
+    close(gammas(step, chosen), case[f"{kind}_gamma"])
     close(step.all("mask", ids[..., 1:]), (ids[..., 1:] != case.pad).bool())
     for mine, original in (("policy", "policy"), ("reference", "ref")):
         close(step.all(mine, ids[..., 1:]).sum(-1), case[f"{kind}_{original}_logps"])
@@ -187,7 +192,7 @@ def test_whole_step(case, pac_score, tmp_path, at_once):
     step = Step(case, pac_score, tmp_path, size, case.settings["n_candidates"], gradients="step")
     ids = case["step_ids"]
     assert torch.equal(step.all("ids", ids, case.pad), ids)
-    close(step.all("rewards", case["step_rewards"]), case["step_rewards"], 1e-5)
+    close(step.all("rewards", case["step_rewards"]), case["step_rewards"], REWARDS)
     check(step, case, "step", ids)
 
 
@@ -213,8 +218,11 @@ def test_equal_rewards(case, tmp_path):
     assert step.logged["loss"] == pytest.approx(case["tie_loss"].item(), abs=VALUES)
 
 
-def test_pac_score_of_given_candidates(case, pac_score, tmp_path):
-    """Also of captions without end token, which all get the reward of no words, and with padding in the middle."""
-    ids = case["score_ids"]
-    step = Step(case, pac_score, tmp_path, len(ids), ids.shape[1], candidates=ids)
-    close(step.all("rewards", case["pacs"]), case["pacs"], 1e-5)
+def test_rewards_of_given_candidates(case, pac_score, tmp_path):
+    """Also of captions without end token, which PAC-S all pools at the start, and with padding in the middle."""
+    ids, clip = case["score_ids"], AutoModel.from_pretrained(case.folder / "clips")
+    clip_score = ClipScorer(clip, prefix="", clip_negative=False, pad_token_id=case.pad)
+    rewards = {"pacs": pac_score, "clips": ClipReward(clip_score, use_ids=True, use_pixel_values=True)}
+    for name, reward in rewards.items():
+        step = Step(case, reward, tmp_path, len(ids), ids.shape[1], candidates=ids)
+        close(step.all("rewards", case[name]), case[name], REWARDS)

@@ -250,6 +250,14 @@ class TestPixelValues:
         prepared = scorer.image_processor(images=[picture(0)], return_tensors="pt")["pixel_values"]  # type: ignore[misc]
         assert trl_call(reward, ["a dog"], pixel_values=prepared) == pytest.approx(plain, abs=1e-6)
 
+    def test_of_one_picture_are_encoded_once(self, scorer: ClipScorer, sizes: list[int]) -> None:
+        reward = ClipReward(scorer, use_pixel_values=True, cache_images=0)
+        prepared = torch.randn(2, 3, 32, 32)
+        names, texts = [7, 7, 8, 8], ["a", "b", "a", "b"]
+        repeated = trl_call(reward, texts, pixel_values=prepared.repeat_interleave(2, dim=0), image_id=names)
+        assert trl_call(reward, texts, pixel_values=prepared, image_id=names) == pytest.approx(repeated, abs=1e-6)
+        assert sizes == [2, 2]
+
     @pytest.mark.parametrize(
         ("shape", "message"),
         [

@@ -1,0 +1,226 @@
+"""Train with rewards on real pictures, and say what became better and what worse.
+
+    python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini
+    python benchmarks/train_flickr8k_rewards.py --data ../shared/data --out runs/flickr8k_mini
+
+Everything starts from the ExpansionNet v2 of the first command, trained with cross-entropy. `scst_cider_d` is
+self-critical training on CIDEr-D; `dico_clip` and `scst_clip` are DiCO and self-critical training on the score of a
+small CLIP model, `clip`, which is trained first. Each step is skipped when its result is there. `rewards.md` in the
+output folder has the scores of the test pictures with intervals from 10,000 bootstrap samples of pictures, and 20
+captions of each; `rewards.png` the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from train_flickr8k_mini import NUM_SHOWN, RECIPES, ROOT, caption_test_pictures, decodings, write_features
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hf_captioners.cli.main import main as hf_captioners_cli
+from hf_captioners.metrics import CaptionMetrics
+from hf_captioners.metrics.clip_score import ClipScorer
+from hf_captioners.metrics.retrieval import clip_recall
+
+START = "expansionnet_v2"
+SAMPLES = 10_000
+SHOWN_SCORES = {  # name -> heading
+    "cider_d": "CIDEr-D x 100",
+    "bleu_4": "BLEU-4 x 100",
+    "meteor": "METEOR x 100",
+    "clip_s": "CLIP-S x 100",
+    "recall_1": "R@1 %",
+    "recall_5": "R@5 %",
+    "recall_10": "R@10 %",
+    "mean_length": "words",
+    "repetition_2": "repetition % of 2-grams",
+    "vocabulary_size": "vocabulary",
+}
+FACTORS = {"mean_length": 1.0, "vocabulary_size": 1.0}
+
+
+class RewardRun:
+    """A captioner, before or after reward training; has what `caption_test_pictures` asks for."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        name: str,
+        example: str = "",
+        phase: Sequence[str] = (),
+        recipe: str = "",
+        **options: Any,
+    ) -> None:
+        self.name, self.folder = name, args.out / name
+        self.captioner = self.folder / "captioner"
+        self.recipe = RECIPES / recipe
+        if not (self.captioner / "trainer_state.json").exists():
+            given = {
+                "config": self.recipe,
+                "model": args.out / START / "captioner",
+                "annotations": args.annotations,
+                "image_root": args.data / "flickr8k_mini/images",
+                "features": write_features(args, "grid"),
+                "output_dir": self.captioner,
+                **options,
+            }
+            run_example(example, *phase, *[word for key, value in given.items() for word in (f"--{key}", str(value))])
+        self.state = json.loads((self.captioner / "trainer_state.json").read_text())
+
+    def load(self) -> tuple[Any, Any]:
+        """The captioner and its processor."""
+        model = AutoModelForImageTextToText.from_pretrained(self.captioner).eval()
+        return model, AutoProcessor.from_pretrained(self.captioner)
+
+
+def run_example(example: str, *words: str) -> None:
+    """One of the example scripts."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    importlib.import_module(example).main(list(words))
+
+
+def train_clip(args: argparse.Namespace) -> Path:
+    """The small CLIP model."""
+    folder = args.out / "clip"
+    if not (folder / "config.json").exists():
+        options = {
+            "config": RECIPES / "mini_clip/flickr8k_mini.yaml",
+            "annotations": args.annotations,
+            "image_root": args.data / "flickr8k_mini/images",
+            "backbone": args.data / "vision_backbone",
+            "output_dir": folder,
+        }
+        run_example("train_mini_clip", *[word for key, value in options.items() for word in (f"--{key}", str(value))])
+    return folder
+
+
+def cross_entropy(args: argparse.Namespace) -> RewardRun:
+    """Where all start."""
+    return RewardRun(args, START)
+
+
+def scst_cider_d(args: argparse.Namespace) -> RewardRun:
+    """Self-critical training on CIDEr-D."""
+    return RewardRun(args, "scst_cider_d", "train_scst", (), "expansionnet_v2/flickr8k_mini_scst.yaml")
+
+
+def dico_clip(args: argparse.Namespace) -> RewardRun:
+    """DiCO on the small CLIP's judgement."""
+    recipe, clip = "dico/flickr8k_mini_dico.yaml", train_clip(args)
+    return RewardRun(args, "dico_clip", "train_dico", ("dico",), recipe, clip_model=clip)
+
+
+def scst_clip(args: argparse.Namespace) -> RewardRun:
+    """Self-critical training on the small CLIP's judgement."""
+    recipe, clip = "expansionnet_v2/flickr8k_mini_scst_clip.yaml", train_clip(args)
+    return RewardRun(args, "scst_clip", "train_scst", (), recipe, clip_model=clip)
+
+
+TRAININGS: dict[str, tuple[str, Callable[[argparse.Namespace], RewardRun]]] = {
+    "cross_entropy": ("cross-entropy", cross_entropy),
+    "scst_cider_d": ("SCST, CIDEr-D", scst_cider_d),
+    "dico_clip": ("DiCO, CLIP", dico_clip),
+    "scst_clip": ("SCST, CLIP", scst_clip),
+}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the mean, from bootstrap samples of the pictures."""
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(SAMPLES)]
+    return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
+
+
+def score(rows: list[dict[str, Any]], way: str, images: Path, scorer: ClipScorer) -> dict[str, Any]:
+    """Numbers of the captions of one way of decoding, and CIDEr-D and CLIP-S per picture."""
+    captions, references = [row[way] for row in rows], [row["references"] for row in rows]
+    evaluation = CaptionMetrics(["bleu", "meteor", "cider_d", "diversity"])(captions, references)
+    pictures = [str(images / row["picture"]) for row in rows]
+    clip, _ = scorer.score(pictures, captions)
+    recall = clip_recall(pictures, captions, scorer=scorer).corpus
+    numbers = dict(evaluation.corpus, clip_s=float(clip.mean()))
+    numbers.update({f"recall_{k}": recall[f"text_to_image_recall_at_{k}"] for k in (1, 5, 10)})
+    return {"numbers": numbers, "cider_d": np.asarray(evaluation.per_image["cider_d"]), "clip_s": clip.double().numpy()}
+
+
+def describe(way: str, scores: dict[str, dict[str, Any]]) -> list[str]:
+    """The scores of one way of decoding as Markdown, with what changed against the start."""
+    lines = [f"### {way}", "", f"| training | {' | '.join(SHOWN_SCORES.values())} |"]
+    lines.append("|---" * (len(SHOWN_SCORES) + 1) + "|")
+    for name, one in scores.items():
+        cells = [f"{one['numbers'][key] * FACTORS.get(key, 100.0):.1f}" for key in SHOWN_SCORES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Difference to cross-entropy, with a 95 % interval over pictures:", ""]
+    lines += ["| training | CIDEr-D x 100 | CLIP-S x 100 |", "|---|---|---|"]
+    first = next(iter(scores))
+    for name, one in scores.items():
+        if name == first:
+            continue
+        cells = []
+        for key in ("cider_d", "clip_s"):
+            gains = (one[key] - scores[first][key]) * 100
+            low, high = interval(gains)
+            cells.append(f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
+    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")
+    parser.add_argument("--num-beams", type=int, default=3, help="beams besides greedy (default: 3)")
+    parser.add_argument("--only", choices=TRAININGS, help="train this one and stop, to train several at a time")
+    args = parser.parse_args()
+    args.annotations = args.data / "flickr8k_mini/dataset_karpathy.json"
+    if args.only is not None:
+        TRAININGS[args.only][1](args)
+        return
+    runs = {name: train(args) for name, train in TRAININGS.values()}
+    clip = train_clip(args)
+    images = args.data / "flickr8k_mini/images"
+    scorer = ClipScorer(clip, prefix="")
+    captions = {name: caption_test_pictures(args, run) for name, run in runs.items()}
+    lines = []
+    for way, _ in decodings(args):
+        lines += describe(way, {name: score(rows, way, images, scorer) for name, rows in captions.items()})
+    lines += describe_training(runs)
+    beam = decodings(args)[-1][0]
+    lines += [f"First {NUM_SHOWN} test pictures, {beam}:", "", f"| picture | {' | '.join(runs)} |"]
+    lines.append("|---" * (len(runs) + 1) + "|")
+    for several in list(zip(*captions.values(), strict=True))[:NUM_SHOWN]:
+        lines.append(f"| {several[0]['picture']} | {' | '.join(row[beam] for row in several)} |")
+    text = "\n".join(lines) + "\n"
+    (args.out / "rewards.md").write_text(text)
+    trained = [str(run.captioner) for name, run in runs.items() if name != "cross-entropy"]
+    hf_captioners_cli(["plot", *trained, "--out", str(args.out / "rewards.png")])
+    print(text)
+
+
+def describe_training(runs: dict[str, RewardRun]) -> list[str]:
+    """Time, steps and seed of each training, as Markdown."""
+    lines = [f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}.", ""]
+    lines += ["| training | minutes | steps | seed |", "|---|---|---|---|"]
+    for name, run in runs.items():
+        if run.recipe.is_file():
+            runtime = next(row["train_runtime"] for row in run.state["log_history"] if "train_runtime" in row)
+            seed = yaml.safe_load(run.recipe.read_text())["seed"]
+            lines.append(f"| {name} | {runtime / 60:.1f} | {run.state['global_step']} | {seed} |")
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
