@@ -249,7 +249,7 @@ def _frequencies(path: str | None) -> Any:
 
     if Path(path).suffix == ".safetensors":
         frequencies = DocumentFrequencies.load(path)
-        if frequencies.words and all(word.isdecimal() for word in frequencies.words):
+        if frequencies.token_ids:
             raise UsageError(
                 f"--document-frequencies {path}: of token ids, which captions do not have; give those of words, as of "
                 "coco-train-words.p"

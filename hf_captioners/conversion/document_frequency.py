@@ -77,8 +77,7 @@ def convert(checkpoint: str | Path, out_path: str | Path, *, overwrite: bool = F
     target.parent.mkdir(parents=True, exist_ok=True)
     _check_out_path(out_path, overwrite)  # reading COCO's takes half a minute; the file may be there by now
     frequencies.save(target)
-    token_ids = all(word.isdecimal() for word in frequencies.words)
-    return FrequencyReport(target, len(frequencies), frequencies.number_of_images, token_ids)
+    return FrequencyReport(target, len(frequencies), frequencies.number_of_images, frequencies.token_ids)
 
 
 def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -> DocumentFrequencies:

@@ -266,6 +266,11 @@ class DocumentFrequencies:
         """Word -> number."""
         return {word: number for number, word in enumerate(self.words)}
 
+    @property
+    def token_ids(self) -> bool:
+        """Whether all words are numbers, so that token ids were counted; not so without any words."""
+        return bool(self.words) and all(word.isdecimal() for word in self.words)
+
     def count(self, ngram: str) -> int:
         """The number of images whose references have an n-gram.
 

@@ -168,7 +168,6 @@ def _check_frequencies(frequencies: DocumentFrequencies, words: CaptionWords) ->
             f"the document frequencies have no {words.eos!r}, so they were counted without the end of captions; count "
             "them with eos=, too, or leave eos away"
         )
-    are_ids = all(word.isdecimal() for word in frequencies.words)
-    if frequencies.words and are_ids != words.token_ids:
-        kind = "token ids" if are_ids else "words"
+    if frequencies.words and frequencies.token_ids != words.token_ids:
+        kind = "token ids" if frequencies.token_ids else "words"
         raise ValueError(f"the document frequencies are of {kind}, but token_ids={words.token_ids}")

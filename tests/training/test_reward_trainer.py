@@ -194,7 +194,6 @@ run.accelerator.end_training()
 """
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(trainer, rows, tmp_path):
     from safetensors.torch import load_file
 
@@ -207,7 +206,8 @@ def test_two_processes_equal_one(trainer, rows, tmp_path):
         "adapters": ("dico", {**common, "adapters": True, "candidate_strategy": "sample"}),
     }
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]  # two, not one
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "script.py"]
     result = subprocess.run(
         [*command, str(tmp_path), json.dumps(rows), json.dumps(runs)], cwd=tmp_path, capture_output=True, text=True,
         timeout=500, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
