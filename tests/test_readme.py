@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import SwinConfig, SwinModel, ViTImageProcessor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, SwinConfig, SwinModel, ViTImageProcessor
 
-from hf_captioners import ExpansionNetV2Config, ExpansionNetV2ForImageCaptioning
+from hf_captioners import (
+    ExpansionNetV2Config,
+    ExpansionNetV2ForImageCaptioning,
+    build_word_tokenizer,
+    special_token_ids,
+)
 from hf_captioners.conversion.expansionnet_v2 import original_name
+from hf_captioners.modeling.tokenization_words import SPECIAL_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
@@ -48,8 +54,23 @@ def place(tmp_path_factory, quickstart_run) -> Path:
     backbone = folder / "microsoft/swin-tiny-patch4-window7-224"
     SwinModel(SwinConfig(**SWIN)).save_pretrained(backbone)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
+    write_clip(folder / "openai/clip-vit-base-patch32")
     write_original_checkpoint(folder)
     return folder
+
+
+def write_clip(folder: Path) -> None:
+    """A small CLIP with the words of the drawn world."""
+    words = ["a", "red", "green", "blue", "circle", "square", "star", *SPECIAL_TOKENS.values()]
+    tokenizer = build_word_tokenizer(words, model_max_length=40)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(words), "max_position_embeddings": 40, **special_token_ids(tokenizer)}
+    del text["unk_token_id"]
+    vision = {**size, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False).save_pretrained(folder)
 
 
 def write_original_checkpoint(folder: Path) -> None:

@@ -252,7 +252,7 @@ class DicoForImageCaptioning(DicoPreTrainedModel, GenerationMixin):
     def from_backbone(
         cls, backbone: str | Path | PreTrainedModel, config: DicoConfig, **kwargs: Any
     ) -> "DicoForImageCaptioning":
-        """A captioner with a pretrained backbone and a fresh body, in float32.
+        """A captioner with a pretrained backbone, in the type it was saved in, and a fresh body in float32.
 
         Args:
             backbone (`str`, `Path` or `PreTrainedModel`): folder or Hub name of a CLIP, of its vision tower, or of any
