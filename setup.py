@@ -24,6 +24,7 @@ EXTRAS = {
     "features": ["datasets>=5.2"],
     "h5": ["h5py>=3.11"],
     "plot": ["matplotlib>=3.9"],
+    "tensorboard": ["tensorboard>=2.18"],
     "onnx": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"],
     "demo": ["gradio>=6"],
 }

@@ -31,6 +31,7 @@ from hf_captioners import (
     special_token_ids,
 )
 from hf_captioners.training.data_arguments import DataArguments, load_rows, training_captions
+from hf_captioners.training.reward_arguments import naming_option
 from hf_captioners.training.script import read_command_line, short_errors, train, train_with_rewards
 
 DROPOUTS = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
@@ -72,10 +73,12 @@ def new_processor(script: ScriptArguments, captions: list[str]) -> DicoProcessor
         source = script.tokenizer or script.backbone
         if source is None:
             raise SystemExit("--tokenizer: give CLIP's tokenizer, a CLIP as --backbone, or --own_vocabulary.")
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with naming_option("backbone" if script.tokenizer is None else "tokenizer", source):
+            tokenizer = AutoTokenizer.from_pretrained(source)
     if script.backbone is None:
         return DicoProcessor(CLIPImageProcessorPil(), tokenizer)
-    return DicoProcessor(AutoImageProcessor.from_pretrained(script.backbone, backend="pil"), tokenizer)
+    with naming_option("backbone", script.backbone):
+        return DicoProcessor(AutoImageProcessor.from_pretrained(script.backbone, backend="pil"), tokenizer)
 
 
 def new_captioner(script: ScriptArguments, features: str | None, captions: list[str]) -> tuple[Any, Any]:
@@ -111,12 +114,14 @@ def train_with_cross_entropy(argv: list[str]) -> None:
     data, script, args = read_command_line(argv, DataArguments, ScriptArguments, XEConfig)
     with short_errors():
         rows, evaluation = load_rows(data)
-    if script.model is None:
-        model, processor = new_captioner(script, data.features, training_captions(rows))
-    else:
-        model = DicoForImageCaptioning.from_pretrained(script.model)
-        processor = AutoProcessor.from_pretrained(script.model)
-    train(XETrainer(model, args, rows, evaluation, processing_class=processor))
+        if script.model is None:
+            model, processor = new_captioner(script, data.features, training_captions(rows))
+        else:
+            with naming_option("model", script.model):
+                model = DicoForImageCaptioning.from_pretrained(script.model)
+                processor = AutoProcessor.from_pretrained(script.model)
+        trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
+    train(trainer)
 
 
 def optimise_for_rewards(argv: list[str]) -> None:

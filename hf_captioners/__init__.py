@@ -14,14 +14,17 @@ from .pipelines import pipeline, register
 __version__ = "0.1.0"
 
 _HOME = {
+    "BleuReward": "rewards.bleu",
     "CaptionCollator": "data.collator",
     "CaptionMetrics": "metrics.suite",
     "CaptionerEnsemble": "inference.ensemble",
     "CaptionerImageProcessor": "modeling.image_processing_captioner",
     "CaptionerProcessor": "modeling.processing_captioner",
+    "CiderDReward": "rewards.cider",
     "ClipGpt2Config": "modeling.configuration_clip_gpt2",
     "ClipGpt2ForImageCaptioning": "modeling.modeling_clip_gpt2",
     "ClipGpt2Processor": "modeling.processing_clip_gpt2",
+    "ClipReward": "rewards.clip",
     "DiCOConfig": "training.dico_config",
     "DiCOTrainer": "training.dico_trainer",
     "DicoConfig": "modeling.configuration_dico",
@@ -33,7 +36,9 @@ _HOME = {
     "FeatureStore": "data.feature_store",
     "ImageError": "modeling.captioner_image_io",
     "ImageToTextPipeline": "modeling.pipeline_image_to_text",
+    "LengthReward": "rewards.length",
     "RegionFeatures": "data.region_features",
+    "RepetitionReward": "rewards.repetition",
     "RewardCollator": "data.collator",
     "SCSTConfig": "training.scst_config",
     "SCSTTrainer": "training.scst_trainer",

@@ -1,10 +1,10 @@
 """DiCO (arXiv 2408.14547): from the authors' captioner to a `save_pretrained` folder.
 
 Source: a folder of transformers 4.20 with `config.json` and `pytorch_model.bin`, an archive of one, or the state dict
-with its `config.json` beside it. All sizes are in the configuration and must agree with the tensors. Our model keeps
-the original's parameter names below the prefixes of `PREFIXES`. What nothing reads is dropped by name (`DEAD`): BERT's
-word embedding and pooler, and buffers that are computed now. No other file is opened; a Trainer's `training_args.bin`
-would run code.
+(also under `state_dict`) with its `config.json` beside it. All sizes are in the configuration and must agree with the
+tensors. Our model keeps the original's parameter names below the prefixes of `PREFIXES`. What nothing reads is dropped
+by name (`DEAD`): BERT's word embedding and pooler, and buffers that are computed now. No other file is opened; a
+Trainer's `training_args.bin` would run code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hf_captioners.modeling.modeling_dico import DicoForImageCaptioning
 from hf_captioners.modeling.processing_dico import DicoProcessor
 
 from .dico_files import CONFIG, opened_files
-from .safe_load import load_checkpoint
+from .safe_load import MODEL_KEYS, load_checkpoint
 from .source import Source
 from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 MODEL_TYPE = "dico"
 RELEASED_TOKENIZER = "openai/clip-vit-large-patch14"
 RELEASED_VOCABULARY = 49409  # CLIP's tokens and one for padding
+KEYS = (*MODEL_KEYS, "state_dict")
 
 # Ours and the original's beginnings of names
 PREFIXES = (
@@ -109,8 +110,8 @@ def convert(
 
     Args:
         checkpoint (`str` or `Path`):
-            The original's folder, a `.zip` or `.tar` (also `.tar.gz`) of it, or its `pytorch_model.bin` with
-            `config.json` beside it.
+            The original's folder, or one that holds it; a `.zip` or `.tar` (also `.tar.gz`) of it; or its
+            `pytorch_model.bin` with `config.json` beside it.
         out_dir (`str` or `Path`):
             The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
         original_config (`str`, `Path` or `Mapping`, *optional*):
@@ -221,12 +222,12 @@ def read_source(weights: Path) -> Source:
     Opens the weights and says what of them is not used.
 
     Args:
-        weights (`Path`): a state dict as `.bin`, `.pth` or `.safetensors`.
+        weights (`Path`): a state dict as `.bin`, `.pth` or `.safetensors`, or in a checkpoint under one of `KEYS`.
 
     Returns:
         [`Source`]
     """
-    tensors = load_checkpoint(weights)
+    tensors = load_checkpoint(weights, KEYS)
     return Source(weights, tensors, [name for name in tensors if DEAD.fullmatch(name)])
 
 

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from .writing import ConversionError
 
 CONFIG = "config.json"
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+SHARDED = tuple(f"{name}.index.json" for name in WEIGHTS)
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MAX_MEMBERS = 10_000
 MAX_BYTES = 16 * 1024**3  # of all members together; the released captioner has about 1 GB
@@ -40,8 +41,8 @@ def opened_files(
     Finds the weights, and reads the configuration.
 
     Args:
-        checkpoint (`str` or `Path`): a folder, an archive of one (`.zip`, `.tar`, `.tar.gz` and the like; told by its
-            content), or a state dict with `config.json` beside it.
+        checkpoint (`str` or `Path`): a folder, or one that holds that folder; an archive of one (`.zip`, `.tar`,
+            `.tar.gz` and the like; told by its content); or a state dict with `config.json` beside it.
         original_config (`str`, `Path` or `Mapping`, *optional*): the configuration, if it is elsewhere.
 
     Yields:
@@ -50,8 +51,8 @@ def opened_files(
 
     Raises:
         FileNotFoundError: there is no such path.
-        ConversionError: one of the two is missing; an archive is damaged, too large, has names that lead outside, or
-            holds several captioners.
+        ConversionError: one of the two is missing; the weights are in several files; an archive is damaged, too large,
+            has names that lead outside, or holds several captioners.
 
     Example:
 
@@ -90,10 +91,11 @@ def opened_files(
 def _find(path: Path, where: str, original_config: str | Path | Mapping[str, Any] | None) -> tuple[Path, Any]:
     folder, weights = path.parent, path
     if path.is_dir():
-        present = [path / name for name in WEIGHTS if (path / name).is_file()]
-        if not present:
-            raise ConversionError(f"{where}: holds no {' and no '.join(WEIGHTS)}")
-        folder, weights = path, present[0]
+        folder = _folder_with_weights(path, where)
+        names = [one.name for one in folder.iterdir() if one.is_file()]
+        weights = folder / _weights_of(names, where)
+    elif path.name in SHARDED:
+        _weights_of([path.name], where)
     if isinstance(original_config, Mapping):
         return weights, original_config
     if original_config is not None:
@@ -103,6 +105,33 @@ def _find(path: Path, where: str, original_config: str | Path | Mapping[str, Any
             f"{where}: there is no {CONFIG} with the weights, which has the sizes; give it as original_config"
         )
     return weights, load_json(folder / CONFIG)
+
+
+def _folder_with_weights(path: Path, where: str) -> Path:
+    """The folder itself, or the one in it that has weights, as an unpacked archive leaves it."""
+    places = [
+        one
+        for one in (path, *sorted(path.iterdir()))
+        if one.is_dir() and any((one / name).is_file() for name in (*WEIGHTS, *SHARDED))
+    ]
+    if path in places or not places:
+        return path
+    if len(places) > 1:
+        raise ConversionError(f"{where}: weights are in {', '.join(one.name for one in places)}; give one of these")
+    return places[0]
+
+
+def _weights_of(names: Collection[str], where: str) -> str:
+    """Which of the names in a folder is that of the weights."""
+    for name in WEIGHTS:
+        if name in names:
+            return name
+    for name in SHARDED:
+        if name in names:
+            raise ConversionError(
+                f"{where}: the weights are in the several files of {name}; put them into one {WEIGHTS[0]} first"
+            )
+    raise ConversionError(f"{where}: holds no {' and no '.join(WEIGHTS)}")
 
 
 def _archive(path: Path) -> Any:
@@ -166,12 +195,13 @@ class _Limits:
 
 def _take(path: Path, members: _Members, folder: Path, needs_config: bool) -> None:
     """Copy configuration and weights out of the one folder of the archive that has them."""
-    places = sorted({str(PurePosixPath(name).parent) for name in members if PurePosixPath(name).name in WEIGHTS})
+    all_names = (*WEIGHTS, *SHARDED)
+    places = sorted({str(PurePosixPath(name).parent) for name in members if PurePosixPath(name).name in all_names})
     if len(places) != 1:
         found = f"{' and '.join(WEIGHTS)} are in none" if not places else f"weights are in {', '.join(places)}"
         raise ConversionError(f"{path}: expected weights in one folder of the archive, but {found}")
     available = {PurePosixPath(name).name: name for name in members if str(PurePosixPath(name).parent) == places[0]}
-    weights = next(name for name in WEIGHTS if name in available)
+    weights = _weights_of(available, str(path))
     if needs_config and CONFIG not in available:
         raise ConversionError(f"{path}: there is no {CONFIG} beside {available[weights]}; give it as original_config")
     for name in [weights, *([CONFIG] if needs_config else [])]:

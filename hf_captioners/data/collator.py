@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers.processing_utils import ProcessorMixin
 
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.image_processing_captioner import open_picture
@@ -15,21 +16,42 @@ from ..modeling.processing_captioner import CaptionerProcessor
 
 logger = logging.getLogger(__name__)
 
+_OF_THE_TRAINER = (  # what reward functions are called with besides the columns
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "pixel_values",
+)
+
 
 class PictureCollator:
     """Open the pictures of rows; what a batch holds besides them is a subclass's matter.
 
     Args:
-        processor ([`CaptionerProcessor`]): makes the tensors.
+        processor ([`CaptionerProcessor`]): makes the tensors. For pictures alone another `ProcessorMixin` with an
+            image processor will do, such as the one of a `VisionEncoderDecoderModel`.
         skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
             warning, instead of raising. A batch in which nothing is left raises all the same.
 
     Attributes:
         training (`bool`): set by the trainer; `False` during evaluation.
+
+    Raises:
+        TypeError: a processor without an image processor.
     """
 
-    def __init__(self, processor: CaptionerProcessor, skip_broken: bool = False) -> None:
-        self.processor = processor
+    def __init__(self, processor: CaptionerProcessor | ProcessorMixin, skip_broken: bool = False) -> None:
+        try:
+            self.image_processor = processor.image_processor
+        except AttributeError as error:
+            raise TypeError(
+                f"{type(self).__name__}: processor is a {type(processor).__name__}, which has no image_processor; give "
+                "CaptionerProcessor(image_processor, tokenizer), or another processor with both."
+            ) from error
+        self.processor: Any = processor
         self.skip_broken = skip_broken
         self.training = True
 
@@ -38,16 +60,16 @@ class PictureCollator:
         and what the subclass adds.
 
         Raises:
-            ValueError: a row lacks `captions`, or `image` and `image_features` both.
+            ValueError: a row lacks `captions`, or `image` and `image_features` both, or what another row has of them.
             ImageError: a picture cannot be opened.
         """
         if "image_features" in rows[0]:
-            return self.batch(rows, image_features=[row["image_features"] for row in rows])
+            return self.batch(rows, image_features=[self.column_of(row, "image_features") for row in rows])
         good: list[Mapping[str, Any]] = []
         pictures = []
         for row in rows:
             try:
-                pictures.append(open_picture(self._image(row), self.processor.image_processor))
+                pictures.append(open_picture(self._image(row), self.image_processor))
                 good.append(row)
             except ImageError as error:
                 if not (self.skip_broken and self.training):  # scores of fewer pictures would not compare
@@ -66,6 +88,16 @@ class PictureCollator:
         if "image" not in row:
             raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
         return row["image"]
+
+    @staticmethod
+    def column_of(row: Mapping[str, Any], name: str) -> Any:
+        """What a row has in a column that another row of its batch has."""
+        if name not in row:
+            raise ValueError(
+                f"image_id {row.get('image_id')!r}: the row lacks {name!r}, which another row of the batch has; give "
+                "all rows the same columns, with None where there is nothing to say."
+            )
+        return row[name]
 
     @staticmethod
     def captions_of(row: Mapping[str, Any]) -> list[str]:
@@ -131,6 +163,7 @@ class CaptionCollator(PictureCollator):
             if value < 1:
                 raise ValueError(f"CaptionCollator: {name} must be at least 1, not {value}.")
         super().__init__(processor, skip_broken)
+        self.processor: CaptionerProcessor = processor
         self.captions_per_image = captions_per_image
         self.eval_captions_per_image = eval_captions_per_image
         self.seed = seed
@@ -152,7 +185,7 @@ class CaptionCollator(PictureCollator):
             draws = [self._random(row, "extras") for row in rows]
             extras = self.processor.training_extras(shown, [row["captions"] for row in rows], draws)
         captions = [caption for one in shown for caption in one]
-        return dict(self.processor(text_target=captions, **extras, **pictures))
+        return dict(self.processor(text_target=captions, return_tensors="pt", **extras, **pictures))
 
     def _random(self, row: Mapping[str, Any], *what: str) -> random.Random:
         """Chance that depends on the seed, the epoch and the picture alone."""
@@ -170,12 +203,17 @@ class RewardCollator(PictureCollator):
     """Open pictures and keep the other columns: batches whose captions are the model's own.
 
     Args: see [`PictureCollator`].
+
+    Raises:
+        ValueError: see [`PictureCollator`]; rows of a batch that have not the same columns; a column whose name is that
+            of something else that reward functions are given, such as `completions`.
     """
 
     def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
         """See [`PictureCollator`]; and `columns`, the rows' other columns by name, `captions` among them."""
         columns: dict[str, list[Any]] = {}
-        for name in rows[0]:
-            if name != "image_features":
-                columns[name] = [self.captions_of(row) if name == "captions" else row[name] for row in rows]
-        return {**self.processor(**pictures), "columns": columns}
+        for name in dict.fromkeys(name for row in rows for name in row if name != "image_features"):
+            if name in _OF_THE_TRAINER:
+                raise ValueError(f"the column {name!r} has the name of what the trainer gives to rewards; rename it.")
+            columns[name] = [self.captions_of(row) if name == "captions" else self.column_of(row, name) for row in rows]
+        return {**self.processor(return_tensors="pt", **pictures), "columns": columns}

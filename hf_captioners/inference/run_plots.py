@@ -2,8 +2,8 @@
 
 A chart holds what is read together: a mean and its spread, chosen and rejected, training and evaluation. What was not
 logged has no chart; what has no chart of its own gets one at the end. Lines are means over neighbouring logs, with the
-single logs pale behind them; logs that are not finite are red crosses below. The same runs give the same file to the
-last byte. matplotlib (the extra `plot`) draws.
+single logs pale behind them; logs that are not finite, or beyond 1e100, are red crosses below. The same runs give the
+same file to the last byte. matplotlib (the extra `plot`) draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 
 _STATE, _CHECKPOINT = "trainer_state.json", re.compile(r"checkpoint-([0-9]+)")
-_NOT_DRAWN = re.compile("step|epoch|total_flos|train_loss|.*num_(input_)?tokens.*|.*(runtime|_per_second|_time)")
-_EVAL = "eval_"
+_NOT_DRAWN = re.compile("step|epoch|collapse|total_flos|train_loss|.*num_(input_)?tokens.*|.*((run|_)time|_per_second)")
+_EVAL, _LARGEST = "eval_", 1e100  # far beyond float32, and far below where axes and sums overflow
 
 _INK, _GREY, _LINE, _GRID, _MARK = "#1a1c21", "#5c5f66", "#b9b9b4", "#e6e6e2", "#b3391f"
 _COLORS = ("#2f6fb0", "#d0692c", "#3a8f6f", "#8a5aa8", "#a8842c", "#4d5560", "#c2568b", "#4aa3c0")
@@ -52,7 +51,7 @@ class RunLog:
         name (`str`): what to call it.
         folder (`Path`): the folder that was asked for.
         values (`dict[str, tuple[np.ndarray, np.ndarray]]`): each logged quantity, as steps (rising, each once) and
-            values, both of shape (number of logs,).
+            values, both of shape (number of logs,); NaN for what is not finite, or beyond 1e100.
         epochs (`float`): how often it has seen its data.
         stop (`tuple[int, str]`, *optional*): the step at which a collapse stopped it, and the diagnosis.
     """
@@ -95,9 +94,10 @@ def read_run(path: str | Path) -> RunLog:
     epochs, stop = 0.0, None
     for index, entry in enumerate(history):
         step = entry.get("step") if isinstance(entry, dict) else None
-        if not isinstance(step, int):
-            raise ValueError(f"{file}: log_history[{index}] has no whole number `step`")
-        numbers = {name: float(value) for name, value in entry.items() if isinstance(value, Real)}
+        if type(step) is not int or not 0 <= step < 2**53:  # nor is True a step
+            raise ValueError(f"{file}: log_history[{index}] has no whole number `step` from 0 on")
+        given = {name: value for name, value in entry.items() if type(value) in (int, float)}  # True is no number
+        numbers = {name: math.nan if abs(value) > _LARGEST else float(value) for name, value in given.items()}
         epochs = max(epochs, numbers.get("epoch", 0.0))
         for name in numbers:
             if not _NOT_DRAWN.fullmatch(name):
@@ -141,6 +141,7 @@ _FIRST = (
 )
 _NEXT = (
     _Chart("Pictures without a signal", "all candidates get the same reward", {"frac_reward_zero_std": ""}, share=True),
+    _Chart("Candidates that take part", "have a reward, not left out", {"completions/valid_ratio": ""}, share=True),
     _Chart("Caption length", "tokens; band: shortest to longest", {_MEAN: "training"}, reach=_BAND),
     _Chart("Captions without an end", "cut off at the length limit", {"completions/clipped_ratio": ""}, share=True),
     _Chart("Repetition", "word pairs said before in the caption", {"completions/repetition": ""}, share=True),
@@ -238,9 +239,8 @@ def plot_runs(
         raise ImportError(f"matplotlib draws the plots: pip install 'hf_captioners[plot]' ({error})") from error
 
     logged = {key for run in runs for key in run.values}
-    charts = list(_charts(logged))
-    if keys is not None:
-        charts = _matching(charts, keys, logged)
+    every = list(_charts(logged))
+    charts = every if keys is None else _matching(every, keys, logged)
     form = path.suffix.lower().removeprefix(".")
     undated: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
     with matplotlib.rc_context():  # whatever the user's settings, and the same every time; names are no formulas
@@ -303,9 +303,8 @@ def _text(lines: Iterable[Sequence[_Words]], side: str, corner: tuple[float, flo
             if word.dashes is not None:
                 pieces.append(DrawingArea(18, 6))
                 pieces[-1].add_artist(Line2D([0, 18], [3, 3], color=word.color, linestyle=word.dashes, linewidth=1.6))
-            pieces.append(
-                TextArea(word.text, textprops={"color": word.color, "size": word.size, "weight": word.weight})
-            )
+            style = {"color": word.color, "size": word.size, "weight": word.weight}
+            pieces.append(TextArea(word.text, textprops=style))
         rows.append(HPacker(children=pieces, align="center", pad=0, sep=5))
     box = VPacker(children=rows, align="left", pad=0, sep=2.5)
     place = {"bbox_to_anchor": corner, "bbox_transform": transform, "pad": 0, "borderpad": 0.25, "frameon": False}
@@ -346,9 +345,10 @@ def _draw_band(axes: Axes, chart: _Chart, run: RunLog, key: str, color: str, win
     if not wanted or any(name not in run.values for name in wanted):
         return False
     (steps, one), (others, two) = (run.values[name] for name in wanted)
-    both = np.intersect1d(steps, others)
-    one, two = one[np.isin(steps, both)], two[np.isin(others, both)]
-    low, high = (one - two, one + two) if chart.spread else (one, two)
+    both, at, here = np.intersect1d(steps, others, return_indices=True)
+    if not len(both):
+        return False
+    low, high = (one[at] - two[here], one[at] + two[here]) if chart.spread else (one[at], two[here])
     axes.fill_between(both, _mean(low, window), _mean(high, window), color=color, alpha=0.15, linewidth=0)
     return True
 

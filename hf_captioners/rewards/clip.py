@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from ..data.feature_store import FeatureStore
+from ..data.opened_pictures import OpenedPictures
 from ..metrics.clip_score import ClipScorer
 from ..metrics.inputs import MetricInputError
 from ..modeling.captioner_image_io import ImageError, open_image
@@ -145,7 +146,8 @@ class ClipReward:
             pictures = _shared(prepared, names[::each])
             features = self._encode(pictures, names[::each]).repeat_interleave(each, dim=0)
         else:
-            pictures = _column("image", images if image is None else image, number)
+            given = images if image is None else image
+            pictures = _column("image", given.closed if isinstance(given, OpenedPictures) else given, number)
             is_encoded = isinstance(pictures, Tensor) and pictures.dim() == 2
             features = pictures if is_encoded else self._encode(_shared(pictures, names), names)
         score, with_references = self.scorer.score(features, texts, references, names)

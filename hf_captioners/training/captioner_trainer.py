@@ -17,7 +17,7 @@ from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .callbacks import EpochCallback, GradientClampCallback
 from .captioner_arguments import CaptionerTrainingArguments
-from .policy import PICTURES, policy_of
+from .policy import PICTURES, policy_of, without_adapters
 from .schedules import SCHEDULES, RectifiedAdam
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,13 @@ class CaptionerTrainer(Trainer):
         if args.eval_with_generation:
             self.policy.check_length(model, "generation_max_length", args.generation_max_length)
         self.policy.freeze_backbone(model, args.train_backbone)
+        _check_adapters(model, peft_config)
         if peft_config is not None:
             model = _with_adapters(model, peft_config)
+        elif train_dataset is not None and not any(one.requires_grad for one in model.parameters()):
+            raise ValueError(
+                f"no parameter of this {type(model).__name__} learns: all of them have requires_grad=False."
+            )
         super().__init__(
             model=model,
             args=args,
@@ -158,13 +163,21 @@ class CaptionerTrainer(Trainer):
         """The loss, and the scores of generated captions in time for callbacks such as early stopping to see them."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self.args.eval_with_generation:
-            scores = self._score_captions(dataloader.dataset)
+            scores = self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
             named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
             output = output._replace(metrics={**(output.metrics or {}), **named})
         return output
 
-    def _score_captions(self, dataset: Any) -> dict[str, float]:
-        captions = self.generate_captions(dataset)
+    def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
+        """What generated captions of a data set's pictures are worth, by name.
+
+        Args:
+            captions (`list[str]`): of the rows, in their order.
+            dataset (`Dataset`): rows with `captions`.
+
+        Returns:
+            `dict[str, float]`
+        """
         references = [list(dataset[index]["captions"]) for index in range(len(captions))]
         for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
             logger.info("generated: %s | reference: %s", caption, reference[0])
@@ -218,3 +231,15 @@ def _with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
     if peft_config.target_modules is None and isinstance(model, CaptionerPreTrainedModel):
         peft_config.target_modules = model.LORA_TARGET_MODULES
     return get_peft_model(model, peft_config)
+
+
+def _check_adapters(model: Any, peft_config: Any) -> None:
+    """Refuse models whose adapters would be lost or would not learn."""
+    if without_adapters(model) is not model:
+        if peft_config is not None:
+            raise ValueError("peft_config: the model is a PeftModel and has adapters already; leave peft_config out.")
+    elif "peft_config" in vars(model):  # put there by transformers' from_pretrained
+        raise ValueError(
+            "the model has adapters that from_pretrained put into it, frozen; open its folder with "
+            "peft.PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train them on."
+        )

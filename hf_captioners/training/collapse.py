@@ -8,12 +8,15 @@ is watched are the logs that reward trainers write anyway; none of the rules ask
    (`loss` alone does not show it: `logging_nan_inf_filter` of the Trainer leaves such steps out of the mean.)
 2. No signal: almost no picture has candidates with different rewards, so almost no gradient is left.
 3. No end: captions run into the length limit, after at least half of them ended earlier in the run. Weak models, and
-   limits below the usual length, have that from their first step, and learning may still repair it.
+   limits below the usual length, have that from their first step, and learning may still repair it: after `patience`
+   logs there is a warning, and a stop after ten times as many if the share has not fallen at all.
 4. Length: more than twice, or less than half of what it was. Shortening is fine where most captions had no end.
 5. Repetition: a third more of the word pairs were said before. A caption that says one phrase twice, "in a red shirt in
    a red shirt", has a third.
 6. Reward: it has fallen from the best level of the run by more than the spread of a picture's candidates, that is, the
    mean caption is now what a bad candidate was then, and by more than four times the noise between logs.
+
+7. Nobody takes part: no candidate has a reward, or all of them are left out. Such a run has not even a `reward` to log.
 
 All of them but the first ask for `patience` logs in a row. Everything is computed from the run's log history, which
 checkpoints hold, so that a resumed run is judged as if it had never stopped.
@@ -36,9 +39,11 @@ logger = logging.getLogger(__name__)
 
 Logs = Sequence[Mapping[str, Any]]
 
+_CLIPPED = "completions/clipped_ratio"
 _START_LOGS = 3  # their median is where the run started; more would count a fast collapse as the start
 _FEW_TOKENS = 5.0  # a start with shorter captions is taken as this long: it has not learnt to speak yet
 _ENDED_ONCE = 0.5
+_NEVER_ENDED = 10  # times patience
 _NOISE_FACTOR = 4.0
 _MEDIAN_DIFFERENCE = 0.954  # of two Gaussian values, absolute, in standard deviations: 0.6745 * sqrt(2)
 
@@ -59,7 +64,8 @@ class CollapseCallback(TrainerCallback):
         patience (`int`, defaults to 5): logs in a row that must look collapsed; 0 switches the rail off. A log should
             be a mean over some dozens of pictures: with a smaller `logging_steps` x batch, be more patient.
         max_zero_std (`float`, defaults to 0.95): largest `frac_reward_zero_std`, a share of the pictures.
-        max_clipped (`float`, defaults to 0.9): largest `completions/clipped_ratio`, a share of the captions.
+        max_clipped (`float`, defaults to 0.9): largest `completions/clipped_ratio`, a share of the captions. Where it
+            is larger from the start on there is a warning, and a stop after 10 x `patience` logs without any fall.
         max_length_ratio (`float`, defaults to 2.0), min_length_ratio (`float`, defaults to 0.5): bounds of
             `completions/mean_length` over what it was at the start.
         max_repetition (`float`, defaults to 0.3): largest rise of `completions/repetition` over the start.
@@ -126,7 +132,9 @@ class CollapseCallback(TrainerCallback):
         run = _Run(logs, self.patience)
         findings = (
             _not_finite(run),
+            _nobody_takes_part(run),
             _without_end(run, self.max_clipped),
+            _never_ended(run, self.max_clipped),
             _repetitive(run, self.max_repetition),
             _too_long(run, self.max_length_ratio),
             _too_short(run, self.min_length_ratio),
@@ -145,6 +153,8 @@ class CollapseCallback(TrainerCallback):
             return
         self.diagnosis = self.diagnose(state.log_history)
         if self.diagnosis is None:
+            if state.is_world_process_zero:
+                self._warn(state.log_history)
             return
         entry: dict[str, Any] = {"collapse": self.diagnosis, "step": state.global_step}
         state.log_history.append(entry)
@@ -153,6 +163,16 @@ class CollapseCallback(TrainerCallback):
         if state.is_world_process_zero:
             advice = "collapse_patience=0 goes on all the same"
             logger.error("training stopped at step %d: %s (%s)", state.global_step, self.diagnosis, advice)
+
+    def _warn(self, history: Logs) -> None:
+        """Once, in the log in which captions have been without an end for `patience` logs from the start on."""
+        clipped = _Run([entry for entry in history if _is_of_training(entry)], self.patience).values(_CLIPPED)
+        if 0 < self.patience == len(clipped) and _CLIPPED in history[-1] and min(clipped) >= self.max_clipped:
+            logger.warning(
+                "captions have no end: %s is %.2f or more since the start. Is eos_token_id that of the captions that "
+                "the model was trained with, and max_completion_length long enough for them?",
+                *(_CLIPPED, min(clipped)),
+            )
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -207,16 +227,38 @@ def _not_finite(run: _Run) -> str | None:
 
 
 def _without_end(run: _Run, limit: float) -> str | None:
-    clipped = run.window("completions/clipped_ratio")
+    clipped = run.window(_CLIPPED)
     if not clipped or min(clipped) < limit:
         return None
-    lowest = min(run.finite("completions/clipped_ratio"))
+    lowest = min(run.finite(_CLIPPED))
     if lowest > _ENDED_ONCE:
         return None
     return (
-        f"captions do not end any more: completions/clipped_ratio is {run.span(clipped)}, and was {lowest:.2f}. The "
+        f"captions do not end any more: {_CLIPPED} is {run.span(clipped)}, and was {lowest:.2f}. The "
         "reward does not miss the end. Try a reward that sees the end token, mask_truncated_completions, a lower "
         "learning_rate, a larger beta."
+    )
+
+
+def _never_ended(run: _Run, limit: float) -> str | None:
+    clipped = run.finite(_CLIPPED)
+    if len(clipped) < _NEVER_ENDED * run.patience or min(clipped) < max(limit, clipped[0]):
+        return None
+    return (
+        f"captions have had no end since the start: {_CLIPPED} is {min(clipped):.2f} or more in all {len(clipped)} "
+        "logs, and has not fallen. Try the eos_token_id of the captions that the model was trained with, a larger "
+        "max_completion_length, cross-entropy training before this one."
+    )
+
+
+def _nobody_takes_part(run: _Run) -> str | None:
+    taking_part = run.window("completions/valid_ratio")
+    if not taking_part or max(taking_part) > 0:
+        return None
+    return (
+        f"no candidate takes part: completions/valid_ratio is {run.span(taking_part)}. Either all rewards return None "
+        "for every caption, or mask_truncated_completions leaves out all captions for want of an end. Try a reward "
+        "that applies, a larger max_completion_length, the eos_token_id that the model was trained with."
     )
 
 
@@ -245,7 +287,7 @@ def _too_short(run: _Run, ratio: float) -> str | None:
     lengths, start = run.window("completions/mean_length"), run.start("completions/mean_length")
     if not lengths or start is None or not max(lengths) < ratio * start:
         return None
-    clipped = run.start("completions/clipped_ratio")
+    clipped = run.start(_CLIPPED)
     if clipped is not None and clipped > _ENDED_ONCE:  # the start was the length limit, not the length of captions
         return None
     return (

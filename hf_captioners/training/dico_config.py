@@ -16,6 +16,8 @@ class DiCOConfig(RewardTrainingConfig):
         learning_rate (`float`, defaults to 1e-6), lr_scheduler_type (`str`, defaults to `"constant"`)
         beta (`float`, defaults to 0.2):
             Scale of the implicit reward, as in DPO.
+            The logged implicit rewards and `kl` are those of the loss: the policy's dropout is in them, unless
+            `disable_dropout`, and makes `kl` negative.
         reward_temperature (`float`, defaults to 1 / 300):
             The losers' weights are the softmax of the reward gaps over this. For rewards of another scale than PAC-S
             choose another one: it should be about the usual gap between two candidates.
@@ -23,8 +25,6 @@ class DiCOConfig(RewardTrainingConfig):
             Instead, its reciprocal: the paper's code has 300.
         num_iterations (`int`, defaults to 1):
             Optimizer steps with the same candidates. A step that is to be saved must be the last of them.
-        deduplicate_candidates (`bool`, defaults to `False`):
-            Of candidates with the same text only the first takes part.
     """
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Rate of the optimizer."})
@@ -33,7 +33,6 @@ class DiCOConfig(RewardTrainingConfig):
     reward_temperature: float = field(default=1 / 300, metadata={"help": "Of the softmax over the reward gaps."})
     tau: float | None = field(default=None, metadata={"help": "Reciprocal of --reward_temperature, instead of it."})
     num_iterations: int = field(default=1, metadata={"help": "Optimizer steps with the same candidates."})
-    deduplicate_candidates: bool = field(default=False, metadata={"help": "Drop candidates that repeat another one."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,11 +58,14 @@ class DiCOConfig(RewardTrainingConfig):
             )
 
     @classmethod
-    def reference(cls, output_dir: str, **changes: Any) -> DiCOConfig:
+    def reference(cls, output_dir: str | None = None, **changes: Any) -> DiCOConfig:
         """The settings of the paper's training script, for two devices, with what it does by accident.
 
+        The best checkpoint is the one with the best RefPAC-S of captions by beam search, so the reward functions are
+        PAC-S and, with weight 0, RefPAC-S: `ClipReward(scorer)` and `ClipReward(scorer, use_references=True)`.
+
         Args:
-            output_dir (`str`): where to save.
+            output_dir (`str`, *optional*): where to save.
             changes: options that are to differ.
 
         Returns:
@@ -92,7 +94,17 @@ class DiCOConfig(RewardTrainingConfig):
             "generate_with_dropout": True,
             "max_grad_norm": 0.0,
             "weight_decay": 0.0,
+            "reward_weights": [1.0, 0.0],
+            "eval_strategy": "steps",
+            "eval_steps": 1770,
+            "eval_with_generation": True,
             "generation_num_beams": 5,
             "generation_max_length": 30,
+            "save_strategy": "steps",
+            "save_steps": 1770,
+            "save_total_limit": 2,
+            "metric_for_best_model": "ref_pac_s",
+            "greater_is_better": True,
+            "seed": 42,
         }
         return cls(output_dir=output_dir, **{**settings, **changes})

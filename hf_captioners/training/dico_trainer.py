@@ -52,6 +52,7 @@ class DiCOTrainer(RewardTrainer):
     """
 
     args: DiCOConfig
+    config_class = DiCOConfig
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -93,11 +94,6 @@ class DiCOTrainer(RewardTrainer):
 
     def items(self, rollout: Rollout) -> torch.Tensor:
         return torch.tensor(len(rollout.rewards), device=rollout.rewards.device)
-
-    def finish_step(self, rollouts: list[Rollout]) -> None:
-        if self.args.deduplicate_candidates:
-            for rollout in rollouts:
-                rollout.valid &= rollout.candidates.firsts
 
     def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
         assert rollout.reference is not None  # beta is above 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from .captioner_arguments import CaptionerTrainingArguments
@@ -50,6 +51,8 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
             Write the candidates with dropout, as the original of DiCO does by accident.
         mask_truncated_completions (`bool`, defaults to `False`):
             Candidates without end token teach nothing.
+        deduplicate_candidates (`bool`, defaults to `False`):
+            Of candidates with the same text only the first takes part.
 
         > Parameters that control the rewards
 
@@ -101,6 +104,7 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Candidates without end token teach nothing."}
     )
+    deduplicate_candidates: bool = field(default=False, metadata={"help": "Drop candidates that repeat another one."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "A weight for each reward function."})
     beta: float = field(default=0.0, metadata={"help": "Strength of the tie to the reference model."})
     disable_dropout: bool = field(default=False, metadata={"help": "Learn in evaluation mode."})
@@ -123,7 +127,7 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
             known = ", ".join(STRATEGIES)
             raise ValueError(f"candidate_strategy must be one of {known}, not {self.candidate_strategy!r}.")
         for name in ("temperature", "repetition_penalty"):
-            if vars(self)[name] <= 0:
+            if not 0 < vars(self)[name] < math.inf:
                 raise ValueError(f"{name} must be above 0, not {vars(self)[name]}.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}.")
@@ -134,6 +138,10 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
         for name in ("beta", "top_k", "collapse_patience", "diversity_penalty"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative, it is {vars(self)[name]}.")
+            if not math.isfinite(vars(self)[name]):
+                raise ValueError(f"{name} must be finite, not {vars(self)[name]}.")
+        if (self.num_completions_to_print or 0) < 0:
+            raise ValueError(f"num_completions_to_print must not be negative, it is {self.num_completions_to_print}.")
         if self.cache_image_features and self.train_backbone != "none":
             raise ValueError(
                 f"cache_image_features=True keeps what the backbone sees, but train_backbone={self.train_backbone!r} "
@@ -160,3 +168,8 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
                     f"generation_kwargs: {name} has no effect with candidate_strategy={self.candidate_strategy!r}; "
                     f"{instead}."
                 )
+        if options.get("num_beams", self.num_generations) < self.num_generations:
+            raise ValueError(
+                f"generation_kwargs: num_beams={options['num_beams']} beams do not give "
+                f"num_generations={self.num_generations} candidates."
+            )

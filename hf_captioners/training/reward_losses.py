@@ -1,7 +1,8 @@
 """The losses of reward training, as functions of log-probabilities and rewards.
 
 B pictures have k candidates each. Everything here is in the type of its arguments, float32 or float64, and only the
-policy's log-probabilities carry a gradient.
+policy's log-probabilities carry a gradient. Integer rewards are taken as float32. Shapes must be those that are
+documented: none is broadcast.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def advantages(
         with.
 
     Raises:
-        ValueError: another baseline; `"greedy"` without greedy rewards.
+        ValueError: another baseline; `"greedy"` without greedy rewards; other shapes. Rewards that are not finite are
+            no error: the advantages of their picture are not either, and a training says so in its logs.
 
     Example:
 
@@ -44,7 +46,9 @@ def advantages(
 
     ```
     """
-    valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    rewards, valid = _checked_rewards(rewards, valid)
+    if greedy is not None:
+        _check_shape("greedy", greedy, "rewards", rewards, rewards.shape[:1])
     if baseline != "greedy":  # relative to the best, or equal rewards would differ from their mean by its rounding
         rewards = rewards - rewards.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True).clamp(
             min=torch.finfo(rewards.dtype).min
@@ -82,9 +86,13 @@ def self_critical_loss(
         `torch.Tensor` of shape `()`: - sum of A log p.
 
     Raises:
-        ValueError: another normalization.
+        ValueError: another normalization; other shapes.
     """
     _check_normalization(normalization)
+    if log_probs.ndim != 2:
+        raise ValueError(f"log_probs must have the shape (N, T), not {tuple(log_probs.shape)}.")
+    _check_shape("mask", mask, "log_probs", log_probs, log_probs.shape)
+    _check_shape("advantages", advantages, "log_probs", log_probs, log_probs.shape[:1])
     scores = log_probs.masked_fill(mask == 0, 0.0).sum(dim=1)
     if normalization == "caption":
         scores = scores / mask.sum(dim=1).clamp(min=1)
@@ -100,6 +108,26 @@ def loss_items(mask: torch.Tensor, normalization: str) -> torch.Tensor:
 def _check_normalization(normalization: str) -> None:
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, not {normalization!r}.")
+
+
+def _check_shape(
+    name: str, given: torch.Tensor, other_name: str, other: torch.Tensor, expected: tuple[int, ...]
+) -> None:
+    if given.shape != expected:
+        shapes = f"{tuple(given.shape)}, but {other_name} has {tuple(other.shape)}"
+        raise ValueError(f"{name} has the shape {shapes}; expected {tuple(expected)}.")
+
+
+def _checked_rewards(rewards: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards as floating-point numbers and who takes part, both (B, k)."""
+    if rewards.ndim != 2:
+        raise ValueError(f"rewards must have the shape (B, k), not {tuple(rewards.shape)}.")
+    if valid is None:
+        valid = torch.ones_like(rewards, dtype=torch.bool)
+    _check_shape("valid", valid, "rewards", rewards, rewards.shape)
+    if valid.dtype != torch.bool:
+        raise ValueError(f"valid must be of torch.bool, not {valid.dtype}.")
+    return rewards if rewards.is_floating_point() else rewards.float(), valid
 
 
 @dataclass
@@ -142,11 +170,15 @@ def dico_loss(
         reference_log_probs (`torch.Tensor` of shape `(B, k)`): of the frozen reference model.
         rewards (`torch.Tensor` of shape `(B, k)`): the first one of equal best rewards wins.
         beta (`float`): scale of the implicit reward.
-        reward_temperature (`float`): of the softmax; the paper's code multiplies the gaps by 300, so 1 / 300.
+        reward_temperature (`float`): of the softmax, above 0; the paper's code multiplies the gaps by 300, so 1 / 300.
         valid (`torch.BoolTensor` of shape `(B, k)`, *optional*): candidates that take part; by default all.
 
     Returns:
         [`DiCOLoss`]
+
+    Raises:
+        ValueError: other shapes; a reward of a candidate that takes part is not finite; a temperature that is not
+            above 0.
 
     Example:
 
@@ -160,8 +192,16 @@ def dico_loss(
 
     ```
     """
-    rewards = rewards.detach()
-    valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    rewards, valid = _checked_rewards(rewards.detach(), valid)
+    _check_shape("policy_log_probs", policy_log_probs, "rewards", rewards, rewards.shape)
+    _check_shape("reference_log_probs", reference_log_probs, "rewards", rewards, rewards.shape)
+    if not reward_temperature > 0:
+        raise ValueError(f"reward_temperature must be above 0, not {reward_temperature}.")
+    lost = valid & ~rewards.isfinite()
+    if lost.any():
+        row, column = lost.nonzero()[0].tolist()
+        number = float(rewards[row, column])
+        raise ValueError(f"rewards[{row}, {column}] is {number}; expected a finite number, or valid=False there.")
     best = rewards.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
     winners = torch.zeros_like(valid).scatter(1, best, True)
     losers = valid & ~winners

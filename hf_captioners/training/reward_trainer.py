@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.collator import RewardCollator
+from ..data.opened_pictures import OpenedPictures
 from .captioner_trainer import CaptionerTrainer
 from .collapse import CollapseCallback
 from .completions_table import log_completions
 from .forward_pass import call_through, mode
-from .policy import PICTURES, without_adapters
+from .policy import PICTURES, policy_of, without_adapters
 from .reference import ReferenceModel, SyncReferenceCallback
 from .reward_config import RewardTrainingConfig
 from .reward_functions import RewardFunctions, Rewards
@@ -45,7 +46,9 @@ class RewardTrainer(CaptionerTrainer):
             other columns go to the reward functions too.
         processing_class ([`CaptionerProcessor`]): the captioner's processor; for a `VisionEncoderDecoderModel` make one
             of its image processor and tokenizer.
+        reward_processing_classes, compute_metrics: must be `None`; they are where TRL's trainers have them.
         data_collator (`Callable`, *optional*): by default a [`RewardCollator`].
+        callbacks, optimizers: see `Trainer`.
         peft_config (`PeftConfig`, *optional*): train adapters only.
         kwargs: further arguments of [`CaptionerTrainer`] and of `Trainer`.
 
@@ -55,6 +58,7 @@ class RewardTrainer(CaptionerTrainer):
     """
 
     args: RewardTrainingConfig
+    config_class: type[RewardTrainingConfig]
     loss_is_scaled_for_ga = True  # the loss is divided by what the whole optimizer step holds
 
     def __init__(
@@ -66,16 +70,20 @@ class RewardTrainer(CaptionerTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        reward_processing_classes: None = None,
         data_collator: Callable | None = None,
+        compute_metrics: None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        if processing_class is None:
-            raise ValueError(f"{type(self).__name__}: give the captioner's processor as processing_class.")
-        if args is None:
-            raise ValueError(f"{type(self).__name__}: give its options as args.")
-        if ref_model is model:
-            raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
+        args = self.config_class() if args is None else args
+        self._check(model, ref_model, reward_funcs, args, processing_class)
+        if reward_processing_classes is not None:
+            raise ValueError("reward_processing_classes: reward functions are called as they are; prepare in them.")
+        if compute_metrics is not None:
+            raise ValueError("compute_metrics: evaluation keeps no predictions; give compute_caption_metrics.")
         if data_collator is None:
             data_collator = RewardCollator(processing_class, skip_broken=args.skip_broken_images)
         self.reward_functions = RewardFunctions(reward_funcs, args.reward_weights)
@@ -87,6 +95,8 @@ class RewardTrainer(CaptionerTrainer):
             processing_class,
             data_collator,
             peft_config=peft_config,
+            callbacks=callbacks,
+            optimizers=optimizers,
             **kwargs,
         )
         base = without_adapters(self.model)
@@ -102,6 +112,27 @@ class RewardTrainer(CaptionerTrainer):
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         self._last_step: list[Rollout] = []
         self._seen: dict[bytes, dict[str, torch.Tensor]] = {}  # a picture's digest -> what the backbone made of it
+
+    def _check(self, model: Any, ref_model: Any, reward_funcs: Any, args: Any, processing_class: Any) -> None:
+        """Say at once what would only fail later, or in silence."""
+        name, config = type(self).__name__, self.config_class.__name__
+        if not isinstance(args, self.config_class):
+            raise TypeError(f"{name}: args must be a {config}, not a {type(args).__name__}.")
+        if processing_class is None:
+            raise ValueError(f"{name}: give the captioner's processor as processing_class.")
+        if reward_funcs is None:
+            raise ValueError(f"{name}: give reward_funcs, a function or several.")
+        if ref_model is model:
+            raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
+        policy = policy_of(model)
+        if ref_model is None:
+            return
+        sizes = [without_adapters(one).get_output_embeddings().weight.shape[0] for one in (model, ref_model)]
+        if type(policy_of(ref_model)) is not type(policy) or sizes[0] != sizes[1]:
+            raise ValueError(
+                f"ref_model, a {type(ref_model).__name__} of {sizes[1]} tokens, cannot score the captions of a "
+                f"{type(model).__name__} of {sizes[0]} tokens."
+            )
 
     def _follow_policy(self) -> None:
         if self.reference is None or self.reference.model is None:
@@ -166,7 +197,7 @@ class RewardTrainer(CaptionerTrainer):
         rollout = inputs["rollout"]
         metrics = self._metrics["train" if self.model.training else "eval"]
         log_probs, entropies = self._policy_log_probs(model, rollout)
-        log_rollout(metrics, rollout, log_probs.detach(), entropies)
+        log_rollout(metrics, rollout, rollout.extra.get("log_probs", log_probs.detach()), entropies)
         loss = self.loss_sum(log_probs, rollout, metrics)
         if num_items_in_batch is None:
             loss = loss / self.items(rollout).clamp(min=1)
@@ -212,6 +243,17 @@ class RewardTrainer(CaptionerTrainer):
         named = {f"{metric_key_prefix}_{name}": value for name, value in collected.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
+    def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
+        """Also what the reward functions give for generated captions, by their names."""
+        size, tokenizer, found = self.args.eval_batch_size, self.processing_class.tokenizer, []
+        for start in range(0, len(captions), size):
+            some = captions[start : start + size]
+            ids = [[*one, tokenizer.eos_token_id] for one in tokenizer(some, add_special_tokens=False).input_ids]
+            batch = self.data_collator([dataset[start + row] for row in range(len(some))])
+            found.append(self._call_rewards(some, ids, 1, batch).per_function)
+        means = torch.cat(found).nanmean(dim=0).tolist()
+        return dict(zip(self.reward_functions.names, means, strict=True)) | super().score_captions(captions, dataset)
+
     # -- candidates and rewards --------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -231,10 +273,12 @@ class RewardTrainer(CaptionerTrainer):
         with self.accelerator.autocast():
             pictures = self._look(model, given)
             candidates, greedy = self._write(model, pictures, columns)
-        rewards = self._reward(candidates, columns, given)
+        rewards = self._reward(candidates, batch)
         valid = ~rewards.total.isnan()  # no reward function applies
         if self.args.mask_truncated_completions:
             valid &= candidates.finished
+        if self.args.deduplicate_candidates:
+            valid &= candidates.firsts.flatten()
         rollout = Rollout(
             pictures=pictures,
             columns=columns,
@@ -246,7 +290,7 @@ class RewardTrainer(CaptionerTrainer):
             extra={},
         )
         if greedy is not None:
-            total = self._reward(greedy, columns, given).total
+            total = self._reward(greedy, batch).total
             rollout.extra["greedy"] = total.nan_to_num(0.0)
             rollout.valid &= ~total.isnan()[:, None]
         return rollout
@@ -303,15 +347,27 @@ class RewardTrainer(CaptionerTrainer):
         sequences = model.generate(encoder_outputs=type(memory)(**memory), **options)
         return Candidates.of(sequences, model.generation_config, self.processing_class, k)
 
-    def _reward(self, captions: Candidates, columns: dict[str, list[Any]], given: dict[str, Any]) -> Rewards:
+    def _reward(self, captions: Candidates, batch: dict[str, Any]) -> Rewards:
         """What the reward functions give for captions, on their device."""
-        repeated: dict[str, Any] = {
-            name: [value for value in values for _ in range(captions.k)] for name, values in columns.items()
-        }
-        if "pixel_values" in given:
-            repeated["pixel_values"] = [picture for picture in given["pixel_values"] for _ in range(captions.k)]
-        result = self.reward_functions(captions.texts, captions.ids, trainer_state=self.state, **repeated)
+        result = self._call_rewards(captions.texts, captions.ids, captions.k, batch)
         return dataclasses.replace(result, total=result.total.to(captions.sequences.device))
+
+    def _call_rewards(self, texts: list[str], ids: list[list[int]], k: int, batch: dict[str, Any]) -> Rewards:
+        """What the reward functions give for k captions of each picture of a batch."""
+        columns: dict[str, Any] = {
+            name: [value for value in values for _ in range(k)] for name, values in batch["columns"].items()
+        }
+        if "pixel_values" in batch:
+            columns["pixel_values"] = [picture for picture in batch["pixel_values"] for _ in range(k)]
+        return self.reward_functions(texts, ids, trainer_state=self.state, **self._with_pictures(columns))
+
+    def _with_pictures(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """The columns with `images`, which are open to who looks at them, as is `image` where we have closed it."""
+        if "image" not in columns:
+            return columns
+        pictures = OpenedPictures(columns["image"], self.processing_class.image_processor)
+        closed = any(isinstance(one, dict) for one in columns["image"])
+        return {"images": pictures, **columns, **({"image": pictures} if closed else {})}
 
     def _reference_log_probs(
         self, model: Any, given: dict[str, Any], pictures: dict[str, Any], candidates: Candidates

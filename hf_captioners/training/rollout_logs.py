@@ -23,7 +23,7 @@ def log_rollout(metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tens
     for name, column in zip(rollout.each.names, rollout.each.per_function.unbind(dim=1), strict=True):
         known = column[~column.isnan()]
         metrics.add(f"rewards/{name}/mean", known)
-        metrics.add(f"rewards/{name}/std", known.std(correction=0)[None] if len(known) else known)
+        metrics.add_deviation(f"rewards/{name}/std", known)
     for name, value in rollout.each.metrics.items():
         metrics.add(name, torch.tensor([value]))
     deviations = deviation(rewards, rollout.valid)
@@ -34,6 +34,7 @@ def log_rollout(metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tens
         metrics.add("kl", (log_probs - rollout.reference).sum(dim=1))
     for name in ("mean_length", "min_length", "max_length"):
         metrics.add(f"completions/{name}", candidates.lengths)
+    metrics.add("completions/valid_ratio", rollout.valid.float())
     metrics.add("completions/clipped_ratio", (~candidates.finished).float())
     metrics.add("completions/unique_ratio", candidates.firsts.float().mean(dim=1))
     repetition = diversity(candidates.texts, max_n=2).per_image["repetition_2"]

@@ -12,6 +12,8 @@ from .reward_losses import BASELINES
 class SCSTConfig(RewardTrainingConfig):
     r"""Options of [`SCSTTrainer`], beside those of [`RewardTrainingConfig`].
 
+    TRL's `num_iterations` is missing: the loss has no importance ratio that would make up for older candidates.
+
     Parameters:
         baseline (`str`, defaults to `"greedy"`):
             What a candidate's reward is compared with: `"greedy"`, that of the greedy caption (Rennie et al., 2017);
@@ -25,7 +27,8 @@ class SCSTConfig(RewardTrainingConfig):
         normalize_advantages (`bool`, defaults to `False`):
             Divide the advantages by their standard deviation over the optimizer step.
         beta (`float`, defaults to 0.0):
-            Subtract from the reward `beta` times the log-ratio of policy and reference, as RLOO does.
+            Subtract from the reward `beta` times the log-ratio of policy and reference, as RLOO does. With 0 there is
+            no reference, and no `kl` in the log.
         learning_rate (`float`, defaults to 5e-6)
     """
 

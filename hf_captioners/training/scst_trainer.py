@@ -11,6 +11,7 @@ from ..metrics.document_frequency import DocumentFrequencies
 from ..rewards.cider import CiderDReward
 from .data_arguments import captions_by_image
 from .forward_pass import mode
+from .policy import policy_of
 from .reward_losses import advantages, loss_items, self_critical_loss
 from .reward_trainer import RewardTrainer
 from .rollout import Rollout
@@ -49,6 +50,7 @@ class SCSTTrainer(RewardTrainer):
     """
 
     args: SCSTConfig
+    config_class = SCSTConfig
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class SCSTTrainer(RewardTrainer):
         *further: Any,
         **kwargs: Any,
     ) -> None:
+        policy_of(model)
         if reward_funcs is None:
             eos: Any = model.generation_config.eos_token_id
             reward_funcs = default_reward(train_dataset, eos if isinstance(eos, int) else None)
@@ -73,7 +76,7 @@ class SCSTTrainer(RewardTrainer):
         for rollout in rollouts:
             rewards = rollout.rewards
             if rollout.reference is not None:
-                own = self._own_log_probs(rollout)
+                own = rollout.extra["log_probs"] = self._own_log_probs(rollout)
                 rewards = rewards - self.args.beta * (own - rollout.reference).sum(dim=1).view_as(rewards)
             greedy = rollout.extra.get("greedy")
             rollout.extra["advantages"] = advantages(rewards, self.args.baseline, greedy, rollout.valid)
@@ -101,7 +104,7 @@ class SCSTTrainer(RewardTrainer):
 
     def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
         gains = rollout.extra["advantages"]
-        metrics.add("advantage_std", gains.std(correction=0)[None])
+        metrics.add_deviation("advantage_std", gains[rollout.valid])
         if "greedy" in rollout.extra:
             metrics.add("baseline", rollout.extra["greedy"])
         return self_critical_loss(log_probs, rollout.candidates.mask, gains.flatten(), self.args.normalization)

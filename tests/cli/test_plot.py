@@ -49,6 +49,20 @@ def test_one_run(folder, tmp_path, capsys):
     assert (tmp_path / "run/training.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "logs",
+    [
+        [{"step": 1, "reward": 1}, {"step": 2, "reward_std": 0.1}],
+        [{"step": 1, "loss": 10**400}, {"step": 2, "loss": 1e308, "grad_norm": -1e308, "reward": 1e308}],
+        [{"step": 0, "loss": 1.0, "epoch": 10**400}],
+    ],
+    ids=["band of other steps", "large values", "a large epoch"],
+)
+def test_odd_logs(folder, tmp_path, logs, capsys):
+    assert main(["plot", folder("run", logs)]) == 0
+    assert (tmp_path / "run/training.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_running_one(folder, tmp_path, capsys):
     folder("run/checkpoint-2")
     assert main(["plot", "run"]) == 0

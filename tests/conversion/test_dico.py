@@ -295,6 +295,20 @@ class TestSources:
             self.same(original / "pytorch_model.bin", tmp_path, expected, original_config=given)
             shutil.rmtree(tmp_path / "out")
 
+    def test_an_unpacked_archive(self, original, expected, tmp_path):
+        outer = tmp_path / "outer"
+        shutil.copytree(original, outer / "dico-ViTL14")
+        (outer / "README.txt").write_text("weights")
+        self.same(outer, tmp_path, expected)
+        shutil.copytree(original, outer / "other")
+        with pytest.raises(ConversionError, match=r"outer: weights are in dico-ViTL14, other; give one of these"):
+            convert("dico", outer, tmp_path / "again")
+
+    @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+    def test_a_checkpoint_with_more_than_the_weights(self, original, expected, tmp_path, key):
+        torch.save({key: expected, "epoch": 3}, original / "pytorch_model.bin")
+        self.same(original, tmp_path, expected)
+
     def test_half_precision(self, tmp_path):
         state = {name: value.half() if value.is_floating_point() else value for name, value in original_state().items()}
         write_original(tmp_path / "x", state)
@@ -403,6 +417,19 @@ class TestErrors:
         weights.unlink()
         self.refused(original, tmp_path / "out", "holds no pytorch_model.bin and no model.safetensors")
         self.refused(tmp_path / "nowhere", tmp_path / "out", "checkpoint not found", FileNotFoundError)
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+    def test_weights_in_several_files(self, original, tmp_path, name):
+        (original / "pytorch_model.bin").rename(original / f"{name.split('.')[0]}-00001-of-00002.bin")
+        index = original / f"{name}.index.json"
+        index.write_text("{}")
+        message = rf"the weights are in the several files of {name}\.index\.json; put them into one"
+        self.refused(original, tmp_path / "out", message)
+        self.refused(index, tmp_path / "out", message)
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            for path in original.iterdir():
+                archive.write(path, f"dico/{path.name}")
+        self.refused(tmp_path / "x.zip", tmp_path / "out", message)
 
     def test_tokenizers(self, original, tokenizer_dir, shared_data, tmp_path):
         self.refused(original, tmp_path / "out", "no tokenizer could be loaded", tokenizer=tmp_path / "nowhere")

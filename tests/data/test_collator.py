@@ -9,9 +9,10 @@ import datasets
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, TrOCRProcessor, ViTImageProcessor
 
 from hf_captioners import CaptionCollator, ImageError
+from hf_captioners.data.collator import RewardCollator
 
 WORDS = ["a", "red", "circle", "above", "blue"]  # of the tiny captioner; each is a caption here
 
@@ -190,3 +191,55 @@ class TestErrors:
     def test_options(self, processor, name):
         with pytest.raises(ValueError, match=f"CaptionCollator: {name} must be at least 1, not 0"):
             CaptionCollator(processor, **{name: 0})
+
+
+class TestRewards:
+    """Batches of reward training: the rows' columns beside the pictures."""
+
+    def test_columns(self, processor):
+        batch = RewardCollator(processor)([row(1, topic="a"), row(2, topic=None)])
+        assert batch.keys() == {"pixel_values", "columns"}
+        assert batch["columns"].keys() == {"image_id", "image", "captions", "topic"}
+        assert (batch["columns"]["image_id"], batch["columns"]["topic"]) == ([1, 2], ["a", None])
+
+    def test_features_are_no_column(self, processor):
+        rows = [row(index, image_features=torch.ones(2, 3)) for index in range(2)]
+        assert "image_features" not in RewardCollator(processor)(rows)["columns"]
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_rows_with_other_columns(self, processor, order):
+        rows = [row(1, topic="a"), row(2)][::order]
+        with pytest.raises(ValueError, match="image_id 2: the row lacks 'topic', which another row of the batch has"):
+            RewardCollator(processor)(rows)
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_a_row_without_captions(self, processor, order):
+        other = {name: value for name, value in row(2).items() if name != "captions"}
+        with pytest.raises(ValueError, match="image_id 2: 'captions' must be a list of captions, not None"):
+            RewardCollator(processor)([row(1), other][::order])
+
+    @pytest.mark.parametrize("collator", [CaptionCollator, RewardCollator])
+    def test_a_row_without_features(self, processor, collator):
+        with pytest.raises(ValueError, match="image_id 2: the row lacks 'image_features'"):
+            collator(processor)([row(1, image_features=torch.ones(2, 3)), row(2)])
+
+    @pytest.mark.parametrize(
+        "name",
+        ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "pixel_values"],
+    )
+    def test_columns_with_the_name_of_what_the_trainer_gives(self, processor, name):
+        with pytest.raises(ValueError, match=f"the column '{name}' has the name of what the trainer gives to rewards"):
+            RewardCollator(processor)([row(1, **{name: "mine"})])
+
+    def test_a_processor_of_transformers(self, processor):
+        """One that makes lists unless it is asked for tensors."""
+        other = TrOCRProcessor(ViTImageProcessor(size={"height": 8, "width": 8}), processor.tokenizer)
+        pixels = RewardCollator(other)([row(1), row(2)])["pixel_values"]
+        assert isinstance(pixels, torch.Tensor) and pixels.shape == (2, 3, 8, 8)
+
+    @pytest.mark.parametrize("collator", [CaptionCollator, RewardCollator])
+    def test_no_image_processor(self, processor, collator):
+        with pytest.raises(
+            TypeError, match=rf"{collator.__name__}: processor is a .*, which has no image_processor; give"
+        ):
+            collator(processor.tokenizer)

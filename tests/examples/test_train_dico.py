@@ -114,6 +114,9 @@ def test_what_is_missing_is_said(main, world, tmp_path):
         train(main, tmp_path, "out", **data)
     with pytest.raises(SystemExit, match="--backbone: give a pretrained CLIP"):
         train(main, tmp_path, "out", **data, own_vocabulary=True)
+    for option in ("model", "backbone", "tokenizer"):
+        with pytest.raises(SystemExit, match=f"^--{option} no_such: there is no such file or folder"):
+            train(main, tmp_path, "out", **data, **{option: "no_such"})
 
 
 def test_the_recipe_is_one_that_the_script_reads(main, monkeypatch):

@@ -34,6 +34,7 @@ def of_rewards(step):
         "completions/min_length": 7.0,
         "completions/max_length": 16.0,
         "completions/clipped_ratio": 0.0,
+        "completions/valid_ratio": 1.0,
         "completions/unique_ratio": 1.0,
         "completions/repetition": wave(step, 0.03, 0.01),
         "num_tokens": 100.0 * step,
@@ -188,6 +189,11 @@ class TestRead:
             ('{"log_history": {}}', "no list `log_history`"),
             ('{"log_history": [{"loss": 1.0}]}', r"log_history\[0\] has no whole number `step`"),
             ('{"log_history": [{"loss": 1.0, "step": 1}, 3]}', r"log_history\[1\] has no whole number `step`"),
+            ('{"log_history": [{"loss": 1.0, "step": true}]}', "no whole number `step` from 0 on"),
+            ('{"log_history": [{"loss": 1.0, "step": -1}]}', "no whole number `step` from 0 on"),
+            ('{"log_history": [{"loss": 1.0, "step": 1' + "0" * 400 + "}]}", "no whole number `step` from 0 on"),
+            ('{"log_history": [{"loss": true, "step": 1}]}', "nothing to draw was logged yet"),
+            ('{"log_history": [{"collapse": 5, "step": 1}]}', "nothing to draw was logged yet"),
             ('{"log_history": []}', "nothing to draw was logged yet"),
             ('{"log_history": [{"train_loss": 1.0, "epoch": 1.0, "step": 1}]}', "nothing to draw was logged yet"),
         ],
@@ -203,15 +209,16 @@ class TestRead:
 class TestCharts:
     def test_of_self_critical_training(self, run, drawn):
         assert list(drawn([run(history(scst))])) == [
-            "Loss", "Reward", "Pictures without a signal", "Caption length", "Captions without an end", "Repetition",
-            "Distinct candidates", "Distance from the start", "Entropy", "Advantages", "CIDEr-D", "BLEU-1 to 4",
+            "Loss", "Reward", "Pictures without a signal", "Candidates that take part", "Caption length",
+            "Captions without an end", "Repetition", "Distinct candidates",
+            "Distance from the start", "Entropy", "Advantages", "CIDEr-D", "BLEU-1 to 4",
             "Words per caption", "ROUGE-L", "Gradient norm", "Learning rate",
         ]  # fmt: skip
 
     def test_of_dico(self, run, drawn):
         titles = list(drawn([run(history(dico))]))
         assert titles[1:4] == ["Reward", "PacScoreReward", "RepetitionPenaltyReward"]
-        assert titles[10:17] == [
+        assert titles[11:18] == [
             "Entropy", "Preference", "Margin", "Implicit reward", "Log-probability", "Reward gap", "Largest weight"
         ]  # fmt: skip
 
@@ -313,6 +320,32 @@ class TestLines:
         assert (mean[8], mean[11], mean[13]) == (8.5, 12.0, 14.5)  # of 8 and 9; of 12 alone; of 14 and 15
         marks = [line for line in axes.lines if line.get_marker() == "x"]
         assert marks[0].get_xdata().tolist() == [10, 11, 13]
+
+    def test_a_band_of_other_steps_than_its_mean(self, run, drawn):
+        axes = drawn([run([{"step": 1, "reward": 1.0}, {"step": 2, "reward_std": 0.1}])])["Reward"]
+        assert len(axes.collections) == 0
+        assert "band" not in texts(axes)
+
+    def test_a_band_where_both_were_logged(self, run, drawn):
+        logs = [
+            {"step": 1, "reward": 9.0},
+            {"step": 2, "reward_std": 7.0},
+            {"step": 3, "reward": 1.0, "reward_std": 0.5},
+        ]
+        edges = drawn([run(logs)])["Reward"].collections[0].get_paths()[0].get_extents()
+        assert (edges.x0, edges.x1, edges.y0, edges.y1) == (3.0, 3.0, 0.5, 1.5)
+
+    @pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, -1e308])
+    def test_values_too_large_to_draw(self, run, drawn, value):
+        one = run([{"loss": 1.0, "step": 1}, {"loss": value, "step": 2}])
+        assert np.isnan(one.values["loss"][1]).tolist() == [False, True]
+        assert "× 1 not finite" in texts(drawn([one])["Loss"])
+
+    @pytest.mark.parametrize("value", [1e100, 1e38])
+    def test_large_values_are_drawn(self, run, tmp_path, value):
+        pytest.importorskip("matplotlib")
+        logs = [{"loss": (-1) ** step * value, "step": step} for step in range(40)]
+        assert plot_runs([run(logs)], tmp_path / "out.png", smooth=7) == ["Loss"]
 
     def test_nothing_finite(self, run, drawn):
         axes = drawn([run([{"kl": math.nan, "grad_norm": math.nan, "step": step} for step in (1, 2)])])

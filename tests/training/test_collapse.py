@@ -20,6 +20,7 @@ HEALTHY = {
     "kl": 0.2,
     "completions/mean_length": 10.0,
     "completions/clipped_ratio": 0.02,
+    "completions/valid_ratio": 1.0,
     "completions/unique_ratio": 0.9,
     "completions/repetition": 0.02,
 }
@@ -45,6 +46,7 @@ COLLAPSES = {
     "candidates alike": ({"frac_reward_zero_std": 0.97, "completions/unique_ratio": 0.2}, "They are the same captions"),
     "rewards alike": ({"frac_reward_zero_std": 0.97, "completions/unique_ratio": 1.0}, "a reward with finer steps"),
     "no end": ({"completions/clipped_ratio": 0.95}, "captions do not end any more"),
+    "nobody": ({"completions/valid_ratio": 0.0}, "no candidate takes part: completions/valid_ratio is 0.00"),
     "too long": ({"completions/mean_length": 20.5}, "captions run away in length: 20.5 over"),
     "too short": ({"completions/mean_length": 4.5}, "captions shrink: 4.5 over"),
     "repetition": ({"completions/repetition": 0.4}, "captions repeat themselves: completions/repetition is 0.40"),
@@ -100,6 +102,23 @@ class TestDiagnosis:
 
     def test_healthy(self):
         assert first_stop(run((50, {}))) is None
+
+    def test_captions_that_have_never_had_an_end(self):
+        never = {"completions/clipped_ratio": 1.0}
+        number, diagnosis = first_stop(run((60, never)))
+        assert number == 50
+        assert "captions have had no end since the start: completions/clipped_ratio is 1.00 or more" in diagnosis
+        assert "Try the eos_token_id" in diagnosis
+        assert first_stop(run((60, never)), patience=2)[0] == 20
+        assert (
+            first_stop(run((3, never), (1, {"completions/clipped_ratio": 0.99}), (60, never))) is None
+        )  # it has fallen
+        assert first_stop(run((60, {"completions/clipped_ratio": 0.85}))) is None
+
+    def test_nobody_takes_part_from_the_first_log_on(self):
+        """Then there are no rewards to log."""
+        logs = [{"loss": 0.0, "completions/valid_ratio": 0.0, "step": step} for step in range(1, 9)]
+        assert first_stop(logs)[0] == 5
 
     def test_cross_entropy_training(self):
         assert first_stop([{"loss": 5.0 / step, "grad_norm": 1.0, "step": step} for step in range(1, 40)]) is None
@@ -221,10 +240,12 @@ class Line(torch.nn.Module):
 class Scripted(Trainer):
     """Logs a collapse of length from step 6 on, as a reward trainer would."""
 
+    changes: dict = {}
+
     def log(self, logs, start_time=None):
         if "loss" in logs:
             length = 10.0 if self.state.global_step < 6 else 30.0
-            logs = {**logs, **HEALTHY, "loss": logs["loss"], "completions/mean_length": length}
+            logs = {**logs, **HEALTHY, "loss": logs["loss"], "completions/mean_length": length, **self.changes}
         super().log(logs, start_time)
 
 
@@ -259,6 +280,20 @@ class TestTraining:
         run.save_state()
         history = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
         assert {"collapse": callback.diagnosis, "step": 10} in history
+
+    def test_warns_once_of_captions_without_an_end(self, trainer, tmp_path, caplog):
+        """After five logs, and not again when it is resumed; after fifty it would stop."""
+        run, resumed = trainer(CollapseCallback()), trainer(CollapseCallback(), folder="resumed")
+        for one in (run, resumed):
+            one.changes = {"completions/clipped_ratio": 1.0, "completions/mean_length": 10.0}
+        with caplog.at_level(logging.WARNING):
+            run.train()
+            warnings = [one for one in caplog.records if one.name.endswith("training.collapse")]
+            resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-8"))
+        (record,) = [one for one in caplog.records if one.name.endswith("training.collapse")]
+        assert warnings == [record] and record.levelno == logging.WARNING
+        assert "eos_token_id" in record.getMessage() and "max_completion_length" in record.getMessage()
+        assert (run.state.global_step, resumed.state.global_step) == (40, 40)
 
     def test_the_collapsed_step_is_not_saved(self, trainer, tmp_path):
         run = trainer(CollapseCallback(), save_steps=5, save_total_limit=1)

@@ -298,6 +298,67 @@ def test_errors_name_what_would_be_right():
         loss_items(rewards, "tokens")
 
 
+B_K = torch.linspace(0.1, 0.6, 6).view(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: advantages(B_K[0], "mean"), r"rewards must have the shape \(B, k\), not \(3,\)"),
+        (
+            lambda: advantages(B_K, "greedy", torch.ones(2, 1)),
+            r"greedy has the shape \(2, 1\), but rewards has \(2, 3\); expected \(2,\)",
+        ),
+        (lambda: advantages(B_K, "greedy", torch.ones(3)), r"greedy has the shape \(3,\)"),
+        (
+            lambda: advantages(B_K, "mean", valid=torch.ones(2, 1).bool()),
+            r"valid has the shape \(2, 1\), but rewards has \(2, 3\); expected \(2, 3\)",
+        ),
+        (
+            lambda: advantages(B_K, "mean", valid=torch.ones(2, 3).long()),
+            r"valid must be of torch.bool, not torch.int64",
+        ),
+        (
+            lambda: self_critical_loss(B_K, B_K, torch.ones(2, 1)),
+            r"advantages has the shape \(2, 1\), but log_probs has \(2, 3\); expected \(2,\)",
+        ),
+        (lambda: self_critical_loss(B_K, B_K, torch.tensor(1.0)), r"advantages has the shape \(\)"),
+        (lambda: self_critical_loss(B_K, B_K[:1], torch.ones(2)), r"mask has the shape \(1, 3\), but log_probs has"),
+        (lambda: self_critical_loss(B_K[0], B_K[0], torch.ones(3)), r"log_probs must have the shape \(N, T\)"),
+        (
+            lambda: dico_loss(B_K[:, :1], B_K, B_K, 0.2, 0.1),
+            r"policy_log_probs has the shape \(2, 1\), but rewards has \(2, 3\); expected \(2, 3\)",
+        ),
+        (lambda: dico_loss(B_K, B_K[0], B_K, 0.2, 0.1), r"reference_log_probs has the shape \(3,\)"),
+        (lambda: dico_loss(B_K, B_K, B_K, 0.2, 0.0), r"reward_temperature must be above 0, not 0.0"),
+        (lambda: dico_loss(B_K, B_K, B_K, 0.2, -1.0), r"reward_temperature must be above 0, not -1.0"),
+        (lambda: dico_loss(B_K, B_K, B_K, 0.2, math.nan), r"reward_temperature must be above 0, not nan"),
+        (
+            lambda: dico_loss(B_K, B_K, torch.tensor([[0.0, 1.0, 2.0], [0.0, math.nan, 1.0]]), 0.2, 0.1),
+            r"rewards\[1, 1\] is nan; expected a finite number, or valid=False there",
+        ),
+        (
+            lambda: dico_loss(B_K, B_K, torch.tensor([[0.0, 1.0, math.inf], [0.0, 0.0, 1.0]]), 0.2, 0.1),
+            r"rewards\[0, 2\] is inf",
+        ),
+    ],
+    ids=range(16),
+)
+def test_shapes_and_values_that_would_give_wrong_numbers(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_integer_rewards_are_numbers_too():
+    rewards = torch.tensor([[1, 2, 6]])
+    for baseline in BASELINES:
+        got, expected = (advantages(one, baseline, torch.tensor([2])) for one in (rewards, rewards.float()))
+        assert torch.equal(got, expected) and got.dtype == torch.float32
+    policy = torch.tensor([[-4.0, -5.0, -6.0]])
+    got, expected = (dico_loss(policy, policy + 1, one, 0.2, 0.5) for one in (rewards, rewards.float()))
+    assert torch.equal(got.per_image, expected.per_image) and torch.equal(got.gammas, expected.gammas)
+
+
 def self_critical_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two captions, of 2 and 3 tokens; behind them is what no one may look at."""
     log_probs = torch.tensor([[-1.0, -2.0, -torch.inf, torch.nan], [-3.0, -0.5, -1.0, 7.0]], dtype=torch.float64)

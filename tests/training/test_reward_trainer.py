@@ -17,6 +17,7 @@ import pytest
 import torch
 from contracts.reward_policies import (
     LORA_TARGETS,
+    SIDE,
     TOKENIZER,
     arbitrary,
     assert_close,
@@ -30,6 +31,7 @@ from contracts.reward_policies import (
     weights,
 )
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners import DiCOConfig, FeatureStore, ImageError, SCSTConfig, SCSTTrainer
@@ -227,7 +229,7 @@ def test_two_processes_equal_one(trainer, rows, tmp_path):
         assert_close(weights(one.model), first, start)
         (history, found), others = (json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in range(2))
         expected = [entry for entry in one.state.log_history if "loss" in entry]
-        for key in expected[0].keys() - {"advantage_std", "rewards/arbitrary/std", "step", "epoch"}:  # of each batch
+        for key in expected[0].keys() - {"step", "epoch"}:
             assert [entry[key] for entry in history] == pytest.approx([entry[key] for entry in expected], abs=2e-4), key
         same = ["eval_reward", "eval_entropy", "eval_completions/max_length"]
         for key in same + ["eval_loss"] * (config is DiCOConfig):  # of SCST a mean of batches' means, which differ
@@ -261,8 +263,8 @@ class TestRewards:
         run.train()
         (call,), (rollout,) = spy.calls, seen.rollouts
         assert set(call) == {
-            "prompts", "completions", "completion_ids", "captions", "image_id", "image", "source", "pixel_values",
-            "trainer_state", "log_extra", "log_metric",
+            "prompts", "completions", "completion_ids", "captions", "image_id", "image", "images", "source",
+            "pixel_values", "trainer_state", "log_extra", "log_metric",
         }  # fmt: skip
         assert call["prompts"] == [""] * 12
         assert call["completions"] == rollout.candidates.texts
@@ -270,6 +272,7 @@ class TestRewards:
         assert call["image_id"] == [one for one in pictures for _ in range(3)]
         assert call["captions"] == [rows[one]["captions"] for one in call["image_id"]]
         assert call["image"] == [rows[one]["image"] for one in call["image_id"]]
+        assert [one.size for one in call["images"]] == [(SIDE, SIDE)] * 12
         assert call["source"] == [f"s{one}" for one in call["image_id"]]
         prepared = tiny_processor("satic")(images=[rows[one]["image"] for one in call["image_id"]])["pixel_values"]
         assert torch.equal(torch.stack(call["pixel_values"]), prepared)
@@ -316,6 +319,7 @@ class TestRewards:
         values = [5.0 + one for one in arbitrary(rollout.candidates.ids)]
         pairs = [(values[row], values[row + 2]) for row in (3, 6, 9)]
         assert log["reward"] == pytest.approx(sum(map(sum, pairs)) / 6)
+        assert log["completions/valid_ratio"] == 0.5
         assert log["reward_std"] == pytest.approx(sum(abs(a - b) / 2 for a, b in pairs) / 3)
         assert log["frac_reward_zero_std"] == pytest.approx(sum(a == b for a, b in pairs) / 3)
         if config is SCSTConfig:
@@ -395,7 +399,10 @@ class TestRows:
         spy = Spy()
         run = trainer(train=dataset, reward=[clip_reward(), spy])
         run.train()
-        assert spy.calls[0]["image"][0] == pictures[spy.calls[0]["image_id"][0]]
+        image, images = spy.calls[0]["image"], spy.calls[0]["images"]
+        assert image.closed[0] == pictures[spy.calls[0]["image_id"][0]]
+        with Image.open(rows[spy.calls[0]["image_id"][0]]["image"]) as picture:
+            assert image[0].tobytes() == images[0].tobytes() == picture.convert("RGB").tobytes()
         plain = trainer(reward=[clip_reward(), arbitrary])
         plain.train()
         assert_same(weights(run.model), weights(plain.model))
@@ -481,8 +488,8 @@ def log_probs_by_hand(model, rollout):
 COMMON = [
     "loss", "grad_norm", "learning_rate", "epoch", "reward", "reward_std", "frac_reward_zero_std", "entropy",
     "rewards/arbitrary/mean", "rewards/arbitrary/std", "completions/mean_length", "completions/min_length",
-    "completions/max_length", "completions/clipped_ratio", "completions/unique_ratio", "completions/repetition",
-    "num_tokens", "step",
+    "completions/max_length", "completions/clipped_ratio", "completions/valid_ratio", "completions/unique_ratio",
+    "completions/repetition", "num_tokens", "step",
 ]  # fmt: skip
 OF_SCST = ["advantage_std", "baseline"]
 OF_DICO = [
@@ -536,6 +543,8 @@ class TestLogs:
         rewards = torch.tensor(arbitrary(captions)).view(4, 3)
         assert log["reward"] == log["rewards/arbitrary/mean"] == pytest.approx(float(rewards.mean()))
         assert log["reward_std"] == pytest.approx(float(rewards.std(dim=1, correction=0).mean()), abs=1e-6)
+        assert log["rewards/arbitrary/std"] == pytest.approx(float(rewards.double().std(correction=0)), abs=1e-6)
+        assert log["completions/valid_ratio"] == 1.0
         assert log["frac_reward_zero_std"] == float((rewards.std(dim=1) == 0).float().mean())
         if config is DiCOConfig:
             assert log["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -876,13 +885,52 @@ class TestErrors:
         with pytest.raises(ValueError, match="Trainer: give the captioner's processor as processing_class"):
             trainer(config, processing_class=None)
 
-    def test_no_options(self):
-        with pytest.raises(ValueError, match="SCSTTrainer: give its options as args"):
+    def test_no_options(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=r"max_completion_length \+ 1=30 is beyond"):  # SCSTConfig's default
             SCSTTrainer(tiny_policy("satic"), reward_funcs=star, processing_class=tiny_processor("satic"))
 
+    def test_options_of_something_else(self, tmp_path):
+        with pytest.raises(TypeError, match="SCSTTrainer: args must be a SCSTConfig, not a DiCOConfig"):
+            args = DiCOConfig(output_dir=str(tmp_path), use_cpu=True)
+            SCSTTrainer(tiny_policy("satic"), None, star, args, processing_class=tiny_processor("satic"))
+
+    @pytest.mark.parametrize("name", ["reward_processing_classes", "compute_metrics"])
+    def test_arguments_of_trl_that_have_no_use(self, tmp_path, name):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            args = SCSTConfig(output_dir=str(tmp_path), use_cpu=True)
+            model, processor = tiny_policy("satic"), tiny_processor("satic")
+            SCSTTrainer(model, None, star, args, processing_class=processor, **{name: star})
+
     def test_no_reward(self, trainer):
-        with pytest.raises(TypeError, match=r"None \(NoneType\) is no reward function"):
+        with pytest.raises(ValueError, match="DiCOTrainer: give reward_funcs"):
             trainer(DiCOConfig, reward=None)
+
+    def test_a_model_that_is_none(self, tmp_path):
+        with pytest.raises(TypeError, match="a str cannot be trained here"):
+            SCSTTrainer("satic", args=SCSTConfig(output_dir=str(tmp_path), use_cpu=True), processing_class=object())
+
+    def test_a_reference_with_other_words(self, trainer):
+        other = tiny_policy("satic")
+        other.config.vocab_size += 1
+        other = type(other)(other.config)
+        with pytest.raises(ValueError, match=f"of {other.config.vocab_size} tokens, cannot score the captions"):
+            trainer(DiCOConfig, ref_model=other)
+
+    def test_adapters_beside_adapters(self, trainer):
+        model = get_peft_model(tiny_policy("satic"), LoraConfig(target_modules=r".*linears\.0"))
+        with pytest.raises(ValueError, match="has adapters already; leave peft_config out"):
+            trainer(model=model, peft_config=LoraConfig(r=2))
+
+    def test_adapters_that_from_pretrained_put_into_the_model(self, trainer):
+        model = tiny_policy("satic")
+        model.add_adapter(LoraConfig(target_modules=r".*linears\.0"))
+        with pytest.raises(ValueError, match="is_trainable=True"):
+            trainer(model=model)
+
+    def test_nothing_learns(self, trainer):
+        with pytest.raises(ValueError, match="no parameter of this SaticForImageCaptioning learns"):
+            trainer(model=tiny_policy("satic").requires_grad_(False))
 
     @pytest.mark.parametrize("config", [SCSTConfig, DiCOConfig])
     def test_the_model_as_its_own_reference(self, trainer, config):

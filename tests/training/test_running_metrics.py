@@ -1,8 +1,11 @@
 """Means between two logs: over numbers, not over batches, and over processes."""
 
 import json
+import math
+import statistics
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ from hf_captioners.training.running_metrics import RunningMetrics
 accelerator, metrics = Accelerator(cpu=True), RunningMetrics()
 assert accelerator.num_processes == 2
 for name, values in json.load(open(f"{folder}/given.json"))[rank]:
-    metrics.add(name, torch.tensor(values))
+    (metrics.add_deviation if name.endswith("/std") else metrics.add)(name, torch.tensor(values))
 results = [metrics.pop(accelerator)]
 metrics.add("reward", torch.tensor([float(rank)]))
 results.append(metrics.pop(accelerator))
@@ -39,7 +42,7 @@ def accelerator():
 def popped(accelerator, given):
     metrics = RunningMetrics()
     for name, values in given:
-        metrics.add(name, values)
+        (metrics.add_deviation if name.endswith("/std") else metrics.add)(name, values)
     return metrics.pop(accelerator)
 
 
@@ -76,14 +79,37 @@ def test_extremes(accelerator):
     assert popped(accelerator, given) == expected
 
 
+@pytest.mark.parametrize("sizes", [[24], [1] * 24, [1, 4, 0, 12, 7]])
+def test_the_deviation_is_of_the_numbers_whatever_the_batches(accelerator, sizes):
+    values = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).flatten() * 0.1 + 1000  # a mean far from 0
+    parts = [("rewards/x/std", part) for part in values.split(sizes)]
+    expected = statistics.pstdev(map(Fraction, values.tolist()))  # exact sums
+    assert popped(accelerator, parts) == {"rewards/x/std": pytest.approx(float(expected), rel=1e-12)}
+
+
+def test_equal_numbers_have_no_deviation(accelerator):
+    """Not even by the rounding of their mean."""
+    assert popped(accelerator, [("a/std", torch.full((size,), 2.3)) for size in (7, 1, 12)]) == {"a/std": 0.0}
+    assert popped(accelerator, [("a/std", torch.tensor([2, 4])), ("a/std", torch.tensor(3))])["a/std"] ** 2 == (
+        pytest.approx(2 / 3)
+    )
+
+
+def test_deviation_of_what_is_no_number(accelerator):
+    assert math.isnan(
+        popped(accelerator, [("a/std", torch.tensor([1.0, math.nan])), ("a/std", torch.ones(3))])["a/std"]
+    )
+
+
 def test_nothing_added_is_nothing_logged(accelerator):
-    assert popped(accelerator, [("rewards/chosen", torch.tensor([]))]) == {}
+    assert popped(accelerator, [("rewards/chosen", torch.tensor([])), ("rewards/x/std", torch.tensor([]))]) == {}
 
 
 def test_it_forgets_what_was_asked_for(accelerator):
     metrics = RunningMetrics()
     metrics.add("max_length", torch.tensor([9.0]))
-    assert metrics.pop(accelerator) == {"max_length": 9.0}
+    metrics.add_deviation("a/std", torch.tensor([0.0, 2.0]))
+    assert metrics.pop(accelerator) == {"max_length": 9.0, "a/std": 1.0}
     assert metrics.pop(accelerator) == {}
     metrics.add("max_length", torch.tensor([2.0]))
     assert metrics.pop(accelerator) == {"max_length": 2.0}
@@ -93,12 +119,15 @@ def test_two_processes_equal_one(tmp_path, accelerator):
     """Also for a name that only one of them knows, as when a picture has no pair."""
     given = [
         [("reward", [1.0, 2.0, 6.0]), ("min_length", [4, 6]), ("max_length", [4, 6]), ("rewards/chosen", [0.5])],
-        [("reward", [11.0]), ("min_length", [3]), ("max_length", [3])],
+        [("reward", [11.0]), ("min_length", [3]), ("max_length", [3]), ("b/std", [1.0, 5.0])],
     ]
+    given[0].append(("a/std", [1.0, 2.0, 6.0]))
+    given[1].append(("a/std", [11.0]))
     (tmp_path / "given.json").write_text(json.dumps(given))
     processes = [subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     expected = popped(accelerator, [(name, torch.tensor(values)) for one in given for name, values in one])
-    assert expected == {"reward": 5.0, "min_length": 3.0, "max_length": 6.0, "rewards/chosen": 0.5}
+    numbers = {"reward": 5.0, "min_length": 3.0, "max_length": 6.0, "rewards/chosen": 0.5}
+    assert expected == {**numbers, "b/std": 2.0, "a/std": pytest.approx(statistics.pstdev([1, 2, 6, 11]), rel=1e-12)}
     for rank in range(2):
         assert json.loads((tmp_path / f"result_{rank}.json").read_text()) == [expected, {"reward": 0.5}]
