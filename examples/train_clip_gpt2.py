@@ -104,12 +104,13 @@ def main(argv: list[str] | None = None) -> None:
     data, script, args = read_command_line(argv, DataArguments, ScriptArguments, XEConfig)
     with short_errors():
         rows, evaluation = load_rows(data)
-    if script.model is None:
-        model, processor = new_captioner(script, training_captions(rows))
-    else:
-        model = ClipGpt2ForImageCaptioning.from_pretrained(script.model)
-        processor = AutoProcessor.from_pretrained(script.model)
-    train(XETrainer(model, args, rows, evaluation, processing_class=processor))
+        if script.model is None:
+            model, processor = new_captioner(script, training_captions(rows))
+        else:
+            model = ClipGpt2ForImageCaptioning.from_pretrained(script.model)
+            processor = AutoProcessor.from_pretrained(script.model)
+        trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
+    train(trainer)
 
 
 if __name__ == "__main__":

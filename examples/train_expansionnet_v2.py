@@ -111,8 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     data, script, args = read_command_line(argv, DataArguments, ScriptArguments, XEConfig)
     with short_errors():
         rows, evaluation = load_rows(data)
-    model, processor = start_from(script, data.features, training_captions(rows))
-    train(XETrainer(model, args, rows, evaluation, processing_class=processor))
+        model, processor = start_from(script, data.features, training_captions(rows))
+        trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
+    train(trainer)
 
 
 if __name__ == "__main__":

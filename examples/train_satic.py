@@ -84,12 +84,14 @@ def main(argv: list[str] | None = None) -> None:
     data, script, args = read_command_line(argv, DataArguments, ScriptArguments, XEConfig)
     with short_errors():
         rows, evaluation = load_rows(data)
-    if script.model is None:
-        model, processor = new_captioner(script, data.features, training_captions(rows))
-    else:
-        model = SaticForImageCaptioning.from_pretrained(script.model, group_size=script.group_size, **rates(script))
-        processor = AutoProcessor.from_pretrained(script.model)
-    train(XETrainer(model, args, rows, evaluation, processing_class=processor))
+        if script.model is None:
+            model, processor = new_captioner(script, data.features, training_captions(rows))
+        else:
+            options: dict[str, Any] = {"group_size": script.group_size, **rates(script)}
+            model = SaticForImageCaptioning.from_pretrained(script.model, **options)
+            processor = AutoProcessor.from_pretrained(script.model)
+        trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
+    train(trainer)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ def read_command_line(argv: list[str] | None, *dataclasses: Any) -> Any:
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """End the script with the message of a `ValueError`, a mistake in the options or the data, without a traceback."""
+    """End the script with the message of a mistake in the options or the data, or of a file that is not there, without
+    a traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
 
 
