@@ -472,7 +472,7 @@ class TestBadArchives:
         for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../secret"), (tarfile.FIFOTYPE, "")):
             info = tarfile.TarInfo("pytorch_model.bin")
             info.type, info.linkname = kind, target
-            self.refused(self.tar(tmp_path / "x.tar.gz", (info, b"")), "cannot be read as an archive: .*Error")
+            self.refused(self.tar(tmp_path / "x.tar.gz", (info, b"")), "'pytorch_model.bin' is a link or a device")
 
     def test_too_much(self, original, tmp_path, monkeypatch):
         content = {path.name: path.read_bytes() for path in original.iterdir()}
