@@ -142,11 +142,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
-def score(rows: list[dict[str, Any]], way: str, images: Path, scorer: ClipScorer) -> dict[str, Any]:
+def score(rows: list[dict[str, Any]], way: str, pictures: torch.Tensor, scorer: ClipScorer) -> dict[str, Any]:
     """Numbers of the captions of one way of decoding, and CIDEr-D and CLIP-S per picture."""
     captions, references = [row[way] for row in rows], [row["references"] for row in rows]
     evaluation = CaptionMetrics(["bleu", "meteor", "cider_d", "diversity"])(captions, references)
-    pictures = [str(images / row["picture"]) for row in rows]
     clip, _ = scorer.score(pictures, captions)
     recall = clip_recall(pictures, captions, scorer=scorer).corpus
     numbers = dict(evaluation.corpus, clip_s=float(clip.mean()))
@@ -190,12 +189,13 @@ def main() -> None:
         return
     runs = {name: train(args) for name, train in TRAININGS.values()}
     clip = train_clip(args)
-    images = args.data / "flickr8k_mini/images"
     scorer = ClipScorer(clip, prefix="")
     captions = {name: caption_test_pictures(args, run) for name, run in runs.items()}
+    images, first = args.data / "flickr8k_mini/images", next(iter(captions.values()))
+    pictures = scorer.image_features([str(images / row["picture"]) for row in first])
     lines = []
     for way, _ in decodings(args):
-        lines += describe(way, {name: score(rows, way, images, scorer) for name, rows in captions.items()})
+        lines += describe(way, {name: score(rows, way, pictures, scorer) for name, rows in captions.items()})
     lines += describe_training(runs)
     beam = decodings(args)[-1][0]
     lines += [f"First {NUM_SHOWN} test pictures, {beam}:", "", f"| picture | {' | '.join(runs)} |"]
