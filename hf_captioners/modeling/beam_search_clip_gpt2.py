@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
-from .captioner_layers import at_least_float32
+from .captioner_beam_loop import run_beam_search
 
 
 def clipcap_beam_search(
@@ -45,46 +45,15 @@ def clipcap_beam_search(
         `GenerateBeamEncoderDecoderOutput`, whose `sequences_scores` are the final scores and whose `scores` and
         `beam_indices` go into `compute_transition_scores(…, normalize_logits=False)`.
     """
-    config: Any = generation_config  # generate has put the special tokens there, on the right device
-    all_scores: list[torch.Tensor] = []
-    all_logits: list[torch.Tensor] = []
-    beams = _Hypotheses(input_ids, config)
-    while beams.ids.shape[1] < config.max_length and not beams.finished.all():
-        is_first = beams.ids.shape[1] == input_ids.shape[1]
-        new_tokens = 1 if model_kwargs.get("use_cache") and not is_first else None
-        inputs = model.prepare_inputs_for_generation(
-            beams.ids, next_sequence_length=new_tokens, is_first_iteration=is_first, **model_kwargs
-        )
-        outputs = model(**inputs, return_dict=True)
-        logits = at_least_float32(outputs.logits[:, -1])
-        log_probs: Any = logits_processor(beams.ids, logits.log_softmax(-1))  # type: ignore[arg-type]
-        all_logits += [logits] if config.output_logits else []
-        all_scores += [log_probs] if config.output_scores else []
-        rows = beams.advance(log_probs)
-        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
-        if model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"].reorder_cache(rows)
-        if stopping_criteria(beams.ids, log_probs).all():
-            break
-    sequences, scores, sources = beams.best(config.num_return_sequences)
-    if not config.return_dict_in_generate:
-        return sequences
-    output: Any = GenerateBeamEncoderDecoderOutput  # its annotations are narrower than what transformers puts there
-    return output(
-        sequences=sequences,
-        sequences_scores=scores,
-        scores=tuple(all_scores) or None,
-        logits=tuple(all_logits) or None,
-        beam_indices=sources,
-        past_key_values=model_kwargs.get("past_key_values"),
-    )
+    search = _Hypotheses(input_ids, generation_config)
+    return run_beam_search(search, model, logits_processor, stopping_criteria, generation_config, model_kwargs)
 
 
 class _Hypotheses:
     """The hypotheses of B pictures, K of each: rows of `ids` (B * K, length), best first after every step."""
 
     def __init__(self, prompts: torch.Tensor, config: Any) -> None:
-        self.config = config
+        self.config = config  # generate has put the special tokens there, on the right device
         count, device = config.num_beams, prompts.device
         pictures = prompts.shape[0] // count
         self.ids = prompts
@@ -96,6 +65,9 @@ class _Hypotheses:
         # (B * K, steps): which row each word was predicted in
         self.sources = torch.empty(pictures * count, 0, dtype=torch.long, device=device)
         self._first_rows = torch.arange(pictures, device=device)[:, None] * count
+
+    def is_over(self) -> bool:
+        return bool(self.finished.all())
 
     def advance(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Append a word to every hypothesis; returns the rows (B * K,) that the new hypotheses continue."""
