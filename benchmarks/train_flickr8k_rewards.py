@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import platform
+import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,6 +154,22 @@ def score(rows: list[dict[str, Any]], way: str, pictures: torch.Tensor, scorer: 
     return {"numbers": numbers, "cider_d": np.asarray(evaluation.per_image["cider_d"]), "clip_s": clip.double().numpy()}
 
 
+def describe_clip(rows: list[dict[str, Any]], pictures: torch.Tensor, scorer: ClipScorer) -> list[str]:
+    """How often the first reference of a picture scores higher than what is worse, as Markdown: what CLIP judges."""
+    true, rng = [row["references"][0] for row in rows], random.Random(0)
+    worse = {
+        "that of the next picture": true[1:] + true[:1],
+        "its words in another order": [" ".join(rng.sample(one.split(), len(one.split()))) for one in true],
+        "itself twice": [f"{one} {one}" for one in true],
+    }
+    score, _ = scorer.score(pictures, true)
+    shares = {
+        name: float((score > scorer.score(pictures, captions)[0]).double().mean()) for name, captions in worse.items()
+    }
+    told = ", ".join(f"{name} {share * 100:.0f} %" for name, share in shares.items())
+    return [f"The CLIP model scores a reference above another caption in so many of the pictures: {told}.", ""]
+
+
 def describe(way: str, scores: dict[str, dict[str, Any]]) -> list[str]:
     """The scores of one way of decoding as Markdown, with what changed against the start."""
     lines = [f"### {way}", "", f"| training | {' | '.join(SHOWN_SCORES.values())} |"]
@@ -193,7 +210,7 @@ def main() -> None:
     captions = {name: caption_test_pictures(args, run) for name, run in runs.items()}
     images, first = args.data / "flickr8k_mini/images", next(iter(captions.values()))
     pictures = scorer.image_features([str(images / row["picture"]) for row in first])
-    lines = []
+    lines = describe_clip(first, pictures, scorer)
     for way, _ in decodings(args):
         lines += describe(way, {name: score(rows, way, pictures, scorer) for name, rows in captions.items()})
     lines += describe_training(runs)
