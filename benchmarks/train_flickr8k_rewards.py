@@ -31,8 +31,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.metrics import CaptionMetrics
-from hf_captioners.metrics.clip_score import ClipScorer
-from hf_captioners.metrics.retrieval import clip_recall
+from hf_captioners.metrics.clip.clip_score import ClipScorer
+from hf_captioners.metrics.clip.retrieval import clip_recall
 
 START = "expansionnet_v2"
 SAMPLES = 10_000

@@ -233,8 +233,8 @@ def _evaluate(args: argparse.Namespace, captions: _Captions) -> "Evaluation":
 
 def _clip_scorer(metric: str, model: str, args: argparse.Namespace) -> Any:
     from ..inference.device import choose_device
-    from ..metrics.clip_score import ClipScorer
-    from ..metrics.pac_score import PacScorer
+    from ..metrics.clip.clip_score import ClipScorer
+    from ..metrics.clip.pac_score import PacScorer
 
     scorer = ClipScorer if metric == "clip_s" else PacScorer
     return scorer(model, device=choose_device(args.device), show_progress=True)

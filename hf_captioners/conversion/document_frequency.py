@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..metrics.document_frequency import DocumentFrequencies, DocumentFrequencyError
+from ..metrics.cider.document_frequency import DocumentFrequencies, DocumentFrequencyError
 from .safe_load import DEFAULTDICT, CheckpointError, load_plain_pickle
 
 MAX_BYTES = 1024**3  # COCO's have four million n-grams

@@ -7,18 +7,18 @@ Captions are tokenised as the reference tools do, or taken as tokens with `token
 from pathlib import Path
 
 from .bleu import bleu
-from .cider import cider, cider_d
-from .clip_score import ClipScorer, clip_score
+from .cider.cider import cider, cider_d
+from .cider.document_frequency import DocumentFrequencies
+from .clip.clip_score import ClipScorer, clip_score
+from .clip.pac_score import PacScorer, pac_score
+from .clip.retrieval import clip_recall, retrieval_recall
 from .diversity import diversity
-from .document_frequency import DocumentFrequencies
 from .inputs import MetricInputError, Scores
-from .meteor import meteor
-from .pac_score import PacScorer, pac_score
-from .ptb_tokenizer import ptb_tokenize
-from .retrieval import clip_recall, retrieval_recall
+from .meteor.meteor import meteor
+from .ptb.tokenizer import ptb_tokenize
 from .rouge_l import rouge_l
-from .spice import spice
-from .spice_cache import SpiceError
+from .spice.cache import SpiceError
+from .spice.spice import spice
 from .suite import DEFAULT_METRICS, METRICS, CaptionMetrics, Evaluation
 
 EVALUATE_MODULE = str(Path(__file__).with_name("evaluate_module.py"))

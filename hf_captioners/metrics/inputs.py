@@ -117,7 +117,7 @@ def prepare_pairs(
     check_pairs(predictions, references, image_ids)
     if tokenized:
         return list(predictions), [list(several) for several in references]
-    from .ptb_tokenizer import ptb_tokenize
+    from .ptb.tokenizer import ptb_tokenize
 
     flat = iter(ptb_tokenize([one for several in references for one in several], in_sequence=in_sequence))
     tokens = [list(itertools.islice(flat, len(several))) for several in references]

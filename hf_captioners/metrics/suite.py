@@ -8,10 +8,10 @@ from typing import Any
 
 from .. import __version__
 from .bleu import bleu
-from .cider import cider, cider_d
+from .cider.cider import cider, cider_d
+from .cider.document_frequency import DocumentFrequencies
 from .distributed import gather_rows
 from .diversity import diversity
-from .document_frequency import DocumentFrequencies
 from .inputs import MetricInputError, Scores, check_pairs, prepare_pairs
 from .rouge_l import rouge_l
 from .signature import hash_captions, signature_text
@@ -176,8 +176,8 @@ class CaptionMetrics:
     ) -> Scores:
         options: dict[str, Any] = {"image_ids": names, **self.options.get(metric, {})}
         if metric in ON_IMAGES:
-            from .clip_score import clip_score
-            from .pac_score import pac_score
+            from .clip.clip_score import clip_score
+            from .clip.pac_score import pac_score
 
             if images is None:
                 raise MetricInputError(f"{metric} looks at the pictures; give images=")
@@ -187,11 +187,11 @@ class CaptionMetrics:
                 )
             return (clip_score if metric == "clip_s" else pac_score)(images, *captions, **options)
         if metric == "meteor":
-            from .meteor import meteor  # with its tables and stemmer, an extra
+            from .meteor.meteor import meteor  # with its tables and stemmer, an extra
 
             return meteor(*tokens, tokenized=True, **options)
         if metric == "spice":
-            from .spice import spice
+            from .spice.spice import spice
 
             return spice(*tokens, tokenized=True, **options)
         if metric == "diversity":

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics.caption_words import CaptionWords
-from ..metrics.cider import CiderD
-from ..metrics.cider_references import PreparedReferences, join_references
-from ..metrics.document_frequency import DocumentFrequencies
+from ..metrics.cider.caption_words import CaptionWords
+from ..metrics.cider.cider import CiderD
+from ..metrics.cider.document_frequency import DocumentFrequencies
+from ..metrics.cider.references import PreparedReferences, join_references
 from ..metrics.inputs import MetricInputError
 
 

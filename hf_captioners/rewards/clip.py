@@ -20,7 +20,7 @@ from transformers import CLIPModel
 
 from ..data.feature_store import FeatureStore
 from ..data.opened_pictures import OpenedPictures
-from ..metrics.clip_score import ClipScorer
+from ..metrics.clip.clip_score import ClipScorer
 from ..metrics.inputs import MetricInputError
 from ..modeling.captioner_image_io import ImageError, open_image
 
@@ -58,7 +58,7 @@ class ClipReward:
     ```python
     >>> import torch
     >>> from transformers import CLIPConfig, CLIPModel
-    >>> from hf_captioners.metrics.clip_score import ClipScorer
+    >>> from hf_captioners.metrics.clip.clip_score import ClipScorer
     >>> from hf_captioners.rewards.clip import ClipReward
     >>> size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     >>> config = CLIPConfig(text_config={**size, "vocab_size": 20, "bos_token_id": 18, "eos_token_id": 19},

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.feature_store import FeatureDataset
-from ..metrics.clip_score import ClipScorer
-from ..metrics.document_frequency import DocumentFrequencies
-from ..metrics.pac_score import PacScorer
+from ..metrics.cider.document_frequency import DocumentFrequencies
+from ..metrics.clip.clip_score import ClipScorer
+from ..metrics.clip.pac_score import PacScorer
 from ..modeling.processing_captioner import CaptionerProcessor
 from ..rewards import BleuReward, CiderDReward, ClipReward, LengthReward, RepetitionReward
 from .scst_trainer import END, default_reward

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..metrics.document_frequency import DocumentFrequencies
+from ..metrics.cider.document_frequency import DocumentFrequencies
 from ..rewards.cider import CiderDReward
 from .data_arguments import captions_by_image
 from .forward_pass import mode

@@ -15,7 +15,7 @@ import pytest
 from hf_captioners.conversion import convert
 from hf_captioners.conversion.document_frequency import FrequencyReport, convert_document_frequencies
 from hf_captioners.conversion.safe_load import CheckpointError
-from hf_captioners.metrics.document_frequency import DocumentFrequencies
+from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
 from hf_captioners.rewards.cider import CiderDReward
 
 COUNTS = {("5",): 3.0, ("5", "0"): 2.0, ("0",): 3.0}

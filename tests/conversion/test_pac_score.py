@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from hf_captioners.conversion import convert
 from hf_captioners.conversion.pac_score import original_name
 from hf_captioners.conversion.writing import ConversionError, ConversionReport
-from hf_captioners.metrics.pac_score import PacScorer
+from hf_captioners.metrics.clip.pac_score import PacScorer
 
 
 @pytest.fixture(scope="module", params=["case_a", "case_b"])

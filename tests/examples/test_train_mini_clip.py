@@ -21,8 +21,8 @@ from transformers import (
 from hf_captioners.data.karpathy import load_karpathy
 from hf_captioners.data.sample import write_sample_world
 from hf_captioners.metrics import ClipScorer
-from hf_captioners.metrics.clip_features import ClipFeatures
-from hf_captioners.metrics.retrieval import clip_recall
+from hf_captioners.metrics.clip.features import ClipFeatures
+from hf_captioners.metrics.clip.retrieval import clip_recall
 from hf_captioners.modeling.tokenization_words import build_vocabulary, build_word_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from hf_captioners.conversion.document_frequency import convert_document_frequencies
-from hf_captioners.metrics.cider import cider_d
-from hf_captioners.metrics.document_frequency import DocumentFrequencies
+from hf_captioners.metrics.cider.cider import cider_d
+from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
 from hf_captioners.metrics.inputs import MetricInputError
 from hf_captioners.rewards.cider import CiderDReward
 

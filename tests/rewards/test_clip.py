@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from hf_captioners.conversion import convert
 from hf_captioners.data.feature_store import FeatureStore, FeatureWriter
-from hf_captioners.metrics.clip_score import ClipScorer
+from hf_captioners.metrics.clip.clip_score import ClipScorer
+from hf_captioners.metrics.clip.pac_score import PacScorer
 from hf_captioners.metrics.inputs import MetricInputError
-from hf_captioners.metrics.pac_score import PacScorer
 from hf_captioners.modeling.captioner_image_io import ImageError
 from hf_captioners.rewards.clip import ClipReward
 

@@ -18,9 +18,9 @@ from transformers import (
 
 from hf_captioners import CaptionerProcessor, DicoProcessor, FeatureStore
 from hf_captioners.data.feature_store import FeatureWriter, attach_features
-from hf_captioners.metrics.clip_score import ClipScorer
-from hf_captioners.metrics.document_frequency import DocumentFrequencies
-from hf_captioners.metrics.pac_score import PacScorer
+from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
+from hf_captioners.metrics.clip.clip_score import ClipScorer
+from hf_captioners.metrics.clip.pac_score import PacScorer
 from hf_captioners.rewards import ClipReward
 from hf_captioners.training.reward_arguments import (
     CLIP_VARIANTS,

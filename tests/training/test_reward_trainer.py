@@ -368,7 +368,7 @@ def clip_reward():
     """CLIP-S by a model of a few thousand parameters, of token ids."""
     from transformers import CLIPConfig, CLIPModel
 
-    from hf_captioners.metrics.clip_score import ClipScorer
+    from hf_captioners.metrics.clip.clip_score import ClipScorer
     from hf_captioners.rewards import ClipReward
 
     torch.manual_seed(3)

@@ -1,0 +1,1 @@
+"""CIDEr and CIDEr-D, the document frequencies and what a word of a caption is."""

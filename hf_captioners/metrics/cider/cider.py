@@ -1,0 +1,263 @@
+"""CIDEr and CIDEr-D: how much a caption agrees with the consensus of the references (Vedantam et al., 2015).
+
+For each order of n-grams, caption and reference are vectors of tf-idf weights, and CIDEr is ten times their cosine,
+averaged over orders 1 to 4 and over the references (section 4). CIDEr-D, the one that papers report, clips the
+caption's weights at the reference's and punishes another length by a Gaussian (section 8). What the reference tools do
+beyond the paper is done here, too:
+
+1. The length is the number of 2-grams, so an empty caption and a caption of one word are equally long.
+2. The term frequency is the count itself, not divided by the caption's length.
+3. An n-gram that no reference of the corpus has counts as one that a single image has.
+4. A vector of length 0 (an empty caption; a caption whose n-grams are in all images) agrees with nothing.
+
+One difference: a single image without document frequencies is refused, where the tools give 0 for every caption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..inputs import MetricInputError, Scores, prepare_pairs
+from ..ngram_tree import Words, count_ngrams, read_words, spans
+from .document_frequency import DocumentFrequencies
+from .references import PreparedReferences, prepare_references
+
+CAPTIONS_AT_ONCE = 8192
+
+
+class Cider:
+    """Plain CIDEr of any number of captions against references that are prepared once.
+
+    Args:
+        document_frequencies ([`DocumentFrequencies`]): of the corpus that makes n-grams rare or common.
+        n (`int`, defaults to 4): the highest order of n-grams.
+
+    Raises:
+        ValueError: `n` is below 1 or above the order of the document frequencies.
+        MetricInputError: the document frequencies are those of a single image.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.metrics.cider.cider import CiderD
+    >>> from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
+    >>> references = [["a dog runs", "a dog"], ["two cats"], ["a red bus"]]
+    >>> scorer = CiderD(DocumentFrequencies.from_references(references, tokenized=True))
+    >>> prepared = scorer.prepare(references)
+    >>> scorer.score(["a dog runs", "a dog", "two cats"], prepared, image_index=[0, 0, 1]).round(4)
+    array([5.5207, 4.2707, 5.    ])
+
+    ```
+    """
+
+    def __init__(self, document_frequencies: DocumentFrequencies, *, n: int = 4) -> None:
+        if not 1 <= n <= document_frequencies.n:
+            raise ValueError(f"n is {n}, expected 1 to {document_frequencies.n}, the order of the document frequencies")
+        if document_frequencies.number_of_images == 1:
+            raise MetricInputError("the document frequencies are of one image, so all words weigh 0; expected more")
+        self.document_frequencies = document_frequencies
+        self.n = n
+        # Words of references that the document frequencies lack get numbers when they are met. They are few.
+        self._numbers = dict(document_frequencies.numbers)
+
+    def prepare(self, references: Sequence[Sequence[str]]) -> PreparedReferences:
+        """The vectors of the references of images.
+
+        Args:
+            references (`Sequence[Sequence[str]]`): the references of each image, at least one, as tokens joined by
+                spaces.
+
+        Returns:
+            [`PreparedReferences`]: for this scorer only.
+        """
+        words = read_words([one for several in references for one in several], self._numbers)
+        self._numbers.update(words.new)
+        counts = np.array([len(several) for several in references], np.int64)
+        return prepare_references(words, counts, self.document_frequencies, self.n, self._numbers)
+
+    def score(
+        self, predictions: Sequence[str], references: PreparedReferences, image_index: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Score captions.
+
+        Args:
+            predictions (`Sequence[str]`): tokens joined by spaces.
+            references ([`PreparedReferences`]): what `prepare` gave.
+            image_index (`Sequence[int]`, *optional*): for each caption the position of its image; images may come
+                several times or never. By default a caption per image, in order.
+
+        Returns:
+            `np.ndarray`: float64 of shape (captions,), 0 to 10.
+
+        Raises:
+            ValueError: a caption without an image, or references that another scorer prepared.
+        """
+        if references.numbers is not self._numbers:
+            raise ValueError("the references were prepared by another scorer; expected what prepare() of this one gave")
+        images = len(references.roots)
+        image = np.arange(images) if image_index is None else np.asarray(image_index, np.int64)
+        if len(image) != len(predictions) or (len(image) and not 0 <= image.min() <= image.max() < images):
+            raise ValueError(
+                f"{len(predictions)} predictions, {len(image)} image positions; expected one each, 0 to {images - 1}"
+            )
+        scores = [
+            self._score(read_words(predictions[first:end], self._numbers), image[first:end], references)
+            for first in range(0, len(predictions), CAPTIONS_AT_ONCE)
+            for end in [first + CAPTIONS_AT_ONCE]
+        ]
+        return np.concatenate([np.empty(0), *scores])
+
+    def _score(self, words: Words, image: np.ndarray, references: PreparedReferences) -> np.ndarray:
+        captions = np.arange(len(image))
+        first = references.first_reference[image]
+        several = references.first_reference[image + 1] - first  # (captions,)
+        # A pair is a caption and a reference of its image; `pair` is where those of a caption begin.
+        caption_of_pair = np.repeat(captions, several)
+        reference_of_pair = spans(first, several)
+        pair = np.cumsum(several) - several
+        similarity = np.zeros(len(caption_of_pair))
+        frequency_node = np.zeros(len(image), np.int64)
+        reference_node = references.roots[image]
+        for order, level in enumerate(count_ngrams(words, captions, len(captions), self.n)):
+            frequency_node = self.document_frequencies.find(frequency_node[level.parent], level.word)
+            reference_node = references.find(reference_node[level.parent], level.word)
+            weight = level.count * self.document_frequencies.idf(frequency_node)  # (n-grams of captions,)
+            norm = np.sqrt(np.bincount(level.group, weight**2, minlength=len(captions)))
+            ngram, entry = references.entries(reference_node)
+            product = self._products(weight[ngram], references.weight[entry])
+            shared = pair[level.group[ngram]] + references.reference[entry]
+            norms = norm[caption_of_pair] * references.norm[reference_of_pair, order]
+            dot = np.bincount(shared, product, minlength=len(similarity))
+            similarity += np.divide(dot, norms, out=np.zeros(len(dot)), where=norms > 0)
+        bigrams = np.maximum(words.length - 1, 0)
+        similarity *= self._penalty(bigrams[caption_of_pair] - references.bigrams[reference_of_pair])
+        return 10 * np.bincount(caption_of_pair, similarity, minlength=len(captions)) / (self.n * several)
+
+    def _products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """What each n-gram that they share adds to the dot product, from both weights."""
+        return prediction * reference
+
+    def _penalty(self, difference: np.ndarray) -> np.ndarray:
+        """The factor for each difference of lengths."""
+        return np.ones(len(difference))
+
+
+class CiderD(Cider):
+    """CIDEr-D of any number of captions against references that are prepared once. See [`Cider`].
+
+    Args:
+        document_frequencies ([`DocumentFrequencies`]): of the corpus that makes n-grams rare or common.
+        n (`int`, defaults to 4): the highest order of n-grams.
+        sigma (`float`, defaults to 6.0): the standard deviation of the length penalty, in words.
+
+    Raises:
+        ValueError: `n` as above, or `sigma` is not positive.
+    """
+
+    def __init__(self, document_frequencies: DocumentFrequencies, *, n: int = 4, sigma: float = 6.0) -> None:
+        super().__init__(document_frequencies, n=n)
+        if not sigma > 0:
+            raise ValueError(f"sigma is {sigma}, expected a positive number of words")
+        self.sigma = sigma
+
+    def _products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return np.minimum(prediction, reference) * reference
+
+    def _penalty(self, difference: np.ndarray) -> np.ndarray:
+        return np.exp(-(difference**2) / (2 * self.sigma**2))
+
+
+def cider(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    document_frequencies: DocumentFrequencies | None = None,
+    n: int = 4,
+    tokenized: bool = False,
+    image_ids: Sequence[Any] | None = None,
+) -> Scores:
+    """Plain CIDEr, without clipping and length penalty.
+
+    Args:
+        predictions (`Sequence[str]`): a caption per image.
+        references (`Sequence[Sequence[str]]`): the references of each image, at least one.
+        document_frequencies ([`DocumentFrequencies`], *optional*): of a corpus; by default of the references.
+        n (`int`, defaults to 4): the highest order of n-grams.
+        tokenized (`bool`, defaults to `False`): captions are tokens joined by spaces already.
+        image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
+
+    Returns:
+        [`Scores`]: `cider`, 0 to 10; papers print 100 times that. The corpus score is the mean over the images.
+
+    Raises:
+        MetricInputError: captions that cannot be scored, among them a single image without document frequencies.
+        ValueError: `n` is below 1 or above the order of the document frequencies.
+    """
+    tokens = prepare_pairs(predictions, references, tokenized, image_ids)
+    frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
+    return _scores("cider", Cider(frequencies, n=n), *tokens)
+
+
+def cider_d(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    document_frequencies: DocumentFrequencies | None = None,
+    n: int = 4,
+    sigma: float = 6.0,
+    tokenized: bool = False,
+    image_ids: Sequence[Any] | None = None,
+) -> Scores:
+    """CIDEr-D, what papers and the COCO server call CIDEr.
+
+    Args:
+        predictions (`Sequence[str]`): a caption per image.
+        references (`Sequence[Sequence[str]]`): the references of each image, at least one.
+        document_frequencies ([`DocumentFrequencies`], *optional*): of a corpus; by default of the references.
+        n (`int`, defaults to 4): the highest order of n-grams.
+        sigma (`float`, defaults to 6.0): the standard deviation of the length penalty, in words.
+        tokenized (`bool`, defaults to `False`): captions are tokens joined by spaces already.
+        image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
+
+    Returns:
+        [`Scores`]: `cider_d`, 0 to 10; papers print 100 times that. The corpus score is the mean over the images.
+
+    Raises:
+        MetricInputError: captions that cannot be scored, among them a single image without document frequencies.
+        ValueError: `n` or `sigma` out of range.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.metrics.cider.cider import cider_d
+    >>> references = [["a dog runs on the grass"], ["two cats on a chair"]]
+    >>> cider_d(["a dog runs on the grass", "two dogs"], references, tokenized=True).per_image["cider_d"].round(4)
+    array([10.    ,  0.9007])
+
+    ```
+    """
+    tokens = prepare_pairs(predictions, references, tokenized, image_ids)
+    frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
+    return _scores("cider_d", CiderD(frequencies, n=n, sigma=sigma), *tokens)
+
+
+def _frequencies(
+    references: list[list[str]], given: DocumentFrequencies | None, n: int, image_ids: Sequence[Any] | None
+) -> DocumentFrequencies:
+    if given is not None:
+        return given
+    if len(references) == 1:
+        name = 0 if image_ids is None else image_ids[0]
+        raise MetricInputError(
+            f"image {name}: a single image says nothing about how rare words are, so its score would be 0; give "
+            "document_frequencies=DocumentFrequencies.from_references(…) of a corpus, such as the training split"
+        )
+    return DocumentFrequencies.from_references(references, tokenized=True, n=n)
+
+
+def _scores(name: str, scorer: Cider, predictions: list[str], references: list[list[str]]) -> Scores:
+    per_image = scorer.score(predictions, scorer.prepare(references))
+    return Scores({name: float(per_image.mean())}, {name: per_image})

@@ -1,0 +1,1 @@
+"""Scores of captions on their images by a CLIP: CLIP-S, PAC-S and retrieval."""

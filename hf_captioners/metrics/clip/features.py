@@ -1,0 +1,283 @@
+"""Pictures and captions through a CLIP model: the features that CLIP-S and PAC-S compare.
+
+Radford et al., 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    VisionTextDualEncoderModel,
+)
+
+from ...modeling.captioner_image_io import ImageError
+from ...modeling.image_processing_captioner import open_picture
+from ..inputs import MetricInputError
+
+Captions: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Tensor
+Images: TypeAlias = Sequence[Any] | Tensor
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer_config.json")
+
+
+def fill_ids(
+    rows: Captions,
+    *,
+    fill_token_id: int,
+    bos_token_id: int,
+    eos_token_id: int,
+    pad_token_id: int | None = None,
+    length: int = 77,
+) -> Tensor:
+    """Token ids of a captioner as a CLIP text tower takes them: from BOS on, filled to the tower's length.
+
+    This is what the DiCO code does with generated ids (it fills with 0 for PAC-S, with EOS for CLIP-S), except for
+    captions that are too long, where it stops: here they end like a text that the CLIP tokenizer truncates.
+
+    Args:
+        rows (`Sequence[Sequence[int]]` or `torch.Tensor` of shape (captions, tokens)): the ids. A row that does not
+            begin with BOS gets one.
+        fill_token_id (`int`): what each PAD becomes, also one between two words, and what fills a row.
+        bos_token_id, eos_token_id (`int`): of the CLIP model.
+        pad_token_id (`int`, *optional*): PAD of the captioner; `None` if no row has any.
+        length (`int`, defaults to 77): tokens per row; a longer caption is cut and ends with EOS.
+
+    Returns:
+        `torch.Tensor` of shape (captions, length): int64, on the CPU.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.metrics.clip.features import fill_ids
+    >>> fill_ids([[7, 3, 9, 9]], fill_token_id=0, bos_token_id=6, eos_token_id=7, pad_token_id=9, length=6).tolist()
+    [[6, 7, 3, 0, 0, 0]]
+
+    ```
+    """
+    filled = torch.full((len(rows), length), fill_token_id)
+    for row, ids in enumerate(rows.tolist() if isinstance(rows, Tensor) else rows):
+        tokens = [int(token) for token in ids]
+        while tokens and tokens[-1] == pad_token_id:
+            tokens.pop()
+        if tokens[:1] != [bos_token_id]:
+            tokens.insert(0, bos_token_id)
+        if len(tokens) > length:
+            tokens = [*tokens[: length - 1], eos_token_id]
+        tokens = [fill_token_id if token == pad_token_id else token for token in tokens]
+        filled[row, : len(tokens)] = torch.tensor(tokens)
+    return filled
+
+
+class ClipFeatures:
+    """A CLIP model with what prepares its inputs.
+
+    Args:
+        model (`str`, `Path`, `CLIPModel` or `VisionTextDualEncoderModel`): the model, or its folder or Hub name. An
+            object is put into eval mode, and moved if `device` or `dtype` says so.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): for captions as text; by default from the model's folder.
+        image_processor (`BaseImageProcessor`, *optional*): for pictures; by default from the model's folder.
+        pad_token_id (`int`, *optional*): PAD in the token ids of the captioner, for captions as ids.
+        fill_token_id (`int`, *optional*): what takes the place of PAD there, see [`fill_ids`]; by default EOS.
+        batch_size (`int`, defaults to 64): pictures or captions at a time.
+        device (`str` or `torch.device`, *optional*): by default the CPU, or where the model object is.
+        dtype (`torch.dtype`, *optional*): of the computation, by default float32, or that of the model object.
+            Features come back in float32 in any case.
+        show_progress (`bool`, defaults to `False`): a progress bar for the pictures on a terminal.
+
+    Raises:
+        TypeError: another kind of model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: BaseImageProcessor | None = None,
+        *,
+        pad_token_id: int | None = None,
+        fill_token_id: int | None = None,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        if isinstance(model, (str, Path)):
+            folder, model = model, AutoModel.from_pretrained(model, dtype=dtype or torch.float32)
+            if tokenizer is None and _has_tokenizer(folder):
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+            if image_processor is None:
+                image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        if not isinstance(model, (CLIPModel, VisionTextDualEncoderModel)):
+            raise TypeError(f"a {type(model).__name__} is no CLIPModel or VisionTextDualEncoderModel")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        model.to(device or model.device, dtype or model.dtype)  # type: ignore[arg-type]
+        self.model: CLIPModel | VisionTextDualEncoderModel = model.eval()
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.pad_token_id = pad_token_id
+        self.fill_token_id = fill_token_id
+        self.batch_size = batch_size
+        self.show_progress = show_progress
+
+    @torch.no_grad()
+    def image_features(self, images: Images, names: Sequence[Any] | None = None) -> Tensor:
+        """Features of pictures.
+
+        Args:
+            images: pictures (paths, URLs, bytes, PIL pictures: what `open_image` takes, or tensors of shape (3, height,
+                width)), of which one that occurs several times is encoded once; or `pixel_values` of shape (images, 3,
+                height, width); or features of shape (images, width), which pass.
+            names (`Sequence`, *optional*): of the pictures, for messages; by default positions.
+
+        Returns:
+            `torch.Tensor` of shape (images, width): float32, projected, not normalised.
+
+        Raises:
+            ImageError: a picture that cannot be read; its name and its source are given.
+            ValueError: no image processor, or a tensor of another shape.
+        """
+        if isinstance(images, Tensor):
+            return self._prepared_images(images)
+        if not len(images):
+            raise MetricInputError("no images to score; expected at least one")
+        first: dict[Any, int] = {}  # a picture -> where it occurs first
+        keys = [os.fspath(one) if isinstance(one, (str, os.PathLike)) else id(one) for one in images]
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+        labels = range(len(keys)) if names is None else names
+        bar = tqdm(first.values(), desc="pictures", unit="image", disable=None if self.show_progress else True)
+        prepare = (self._open(images[position], labels[position]) for position in bar)
+        features = self._in_batches(prepare, lambda batch: self._encode_pixels(torch.stack(batch)))
+        place = {key: row for row, key in enumerate(first)}
+        return features[[place[key] for key in keys]]
+
+    @torch.no_grad()
+    def text_features(self, captions: Captions) -> Tensor:
+        """Features of captions.
+
+        Args:
+            captions (`Sequence[str]`, `Sequence[Sequence[int]]` or `torch.Tensor` of shape (captions, tokens)): texts,
+                truncated to the length of the model, of which equal ones are encoded once; or token ids, see
+                [`fill_ids`].
+
+        Returns:
+            `torch.Tensor` of shape (captions, width): float32, projected, not normalised.
+
+        Raises:
+            ValueError: no tokenizer for texts; ids outside the model's vocabulary, or given to a model whose text tower
+                is not CLIP's.
+        """
+        if not len(captions):
+            raise MetricInputError("no captions to score; expected at least one")
+        if isinstance(captions[0], str):
+            distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+            return self._in_batches(distinct, self._encode_texts)[[distinct[caption] for caption in captions]]
+        return self._in_batches(self.fill_ids(captions), lambda batch: self._encode_ids(torch.stack(batch)))
+
+    def fill_ids(self, captions: Captions) -> Tensor:
+        """The ids of captions as they are fed, see [`fill_ids`].
+
+        Args:
+            captions (`Sequence[Sequence[int]]` or `torch.Tensor` of shape (captions, tokens)): token ids.
+
+        Returns:
+            `torch.Tensor` of shape (captions, length of the model): int64.
+
+        Raises:
+            ValueError: see [`~ClipFeatures.text_features`].
+        """
+        if not isinstance(self.model, CLIPModel):
+            raise ValueError(f"a {type(self.model).__name__} takes captions as text; token ids need a CLIPModel")
+        text: Any = self.model.config.text_config
+        # Configurations from before transformers 4.32 hold 0 and 2; in CLIP's vocabulary BOS and EOS are the last two.
+        bos = text.vocab_size - 2 if text.bos_token_id in (None, 0) else text.bos_token_id
+        eos = text.vocab_size - 1 if text.eos_token_id in (None, 2) else text.eos_token_id
+        filled = fill_ids(
+            captions,
+            fill_token_id=eos if self.fill_token_id is None else self.fill_token_id,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=self.pad_token_id,
+            length=text.max_position_embeddings,
+        )
+        wrong = ((filled < 0) | (filled >= text.vocab_size)).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise ValueError(
+                f"caption {row}: token id {int(filled[row, column])} is not in the CLIP model's vocabulary of "
+                f"{text.vocab_size}; if it is the captioner's PAD, give pad_token_id"
+            )
+        return filled
+
+    def _prepared_images(self, images: Tensor) -> Tensor:
+        width = self.model.config.projection_dim
+        if images.dim() == 4:
+            return self._in_batches(images, lambda batch: self._encode_pixels(torch.stack(batch)))
+        if images.dim() != 2 or images.shape[1] != width:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}; expected pixel_values (images, 3, height, width) or features "
+                f"(images, {width})"
+            )
+        return images.to(self.model.device, torch.float32)
+
+    def _open(self, image: Any, name: Any) -> Tensor:
+        if isinstance(image, Tensor):
+            return image
+        if self.image_processor is None:
+            raise ValueError("no image_processor to prepare pictures with; give one, or prepared pixel_values")
+        try:
+            picture = open_picture(image, self.image_processor)
+        except ImageError as error:
+            raise ImageError(f"image {name}: {error}") from error
+        return self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+    def _encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        if self.tokenizer is None:
+            raise ValueError("no tokenizer for captions as text: the model's folder has none; give tokenizer=")
+        text: Any = self.model.config.text_config
+        length = min(self.tokenizer.model_max_length, text.max_position_embeddings)
+        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return self.model.get_text_features(**inputs.to(self.model.device)).pooler_output
+
+    def _encode_ids(self, ids: Tensor) -> Tensor:
+        # The tower is causal and pools the first EOS: of what fills the longest caption, one token at most can count.
+        differ = (ids != ids[:, -1:]).any(0).nonzero()
+        used = int(differ.max()) + 2 if len(differ) else 1
+        return self.model.get_text_features(input_ids=ids[:, :used].to(self.model.device)).pooler_output
+
+    def _in_batches(self, inputs: Iterable[Any], encode: Callable[[list[Any]], Tensor]) -> Tensor:
+        """Features of all inputs in float32; inputs are taken as they are needed."""
+        features: list[Tensor] = []
+        batch: list[Any] = []
+        for one in inputs:
+            batch.append(one)
+            if len(batch) == self.batch_size:
+                features.append(encode(batch).float())
+                batch = []
+        if batch:
+            features.append(encode(batch).float())
+        return torch.cat(features)
+
+
+def _has_tokenizer(folder: str | Path) -> bool:
+    """Whether a tokenizer can be expected there: any Hub name, or a folder with one of its files."""
+    return not Path(folder).is_dir() or any((Path(folder) / name).exists() for name in TOKENIZER_FILES)

@@ -1,0 +1,1 @@
+"""The tokens of the COCO caption evaluation, without Java."""

@@ -1,0 +1,1 @@
+"""SPICE by its own Java program, and a cache of its scores."""

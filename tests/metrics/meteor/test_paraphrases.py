@@ -1,0 +1,134 @@
+"""The paraphrase table and its cache file."""
+
+import gzip
+import logging
+import multiprocessing
+import random
+import re
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from hf_captioners.metrics.meteor.paraphrases import MeteorDataError, ParaphraseTable, load_paraphrases
+
+PAIRS = [("a lot of", "many"), ("a lot of", "much"), ("many", "a lot of"), ("café", "bar"), ("dog", "canine friend")]
+
+
+def write(path, pairs):
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(f"0.5\n{source}\n{target}\n" for source, target in pairs)
+    return path
+
+
+def pairs_of(table):
+    phrases = np.split(table.phrase_words, np.cumsum(table.phrase_lengths)[:-1])
+    texts = [" ".join(table.words[number] for number in phrase) for phrase in phrases]
+    return [(texts[source], texts[target]) for source, target in zip(table.sources, table.targets, strict=True)]
+
+
+def test_keeps_the_entries_in_their_order():
+    assert pairs_of(ParaphraseTable.from_pairs(iter(PAIRS))) == PAIRS
+
+
+def test_among_gives_every_entry_whose_phrases_occur():
+    rng = random.Random(0)
+    words = ["a", "b", "c", "d", "e"]
+
+    def phrase(most):
+        return " ".join(rng.choices(words, k=rng.randint(1, most)))
+
+    pairs = list({(phrase(3), phrase(3)): None for _ in range(300)})
+    table = ParaphraseTable.from_pairs(pairs)
+    for _ in range(50):
+        sentences = [phrase(5) for _ in range(rng.randint(1, 3))]
+        found = {
+            (s, t): place
+            for s, several in table.among(map(str.split, sentences)).items()
+            for t, place in several.items()
+        }
+        for place, (source, target) in enumerate(pairs):
+            occur = all(any(f" {text} " in f" {line} " for line in sentences) for text in (source, target))
+            known = {pair for line in sentences for pair in zip(line.split(), line.split()[1:], strict=False)}
+            used = {word for line in sentences for word in line.split()}
+            possible = all(
+                set(text.split()) <= used and set(zip(text.split(), text.split()[1:], strict=False)) <= known
+                for text in (source, target)
+            )
+            assert (not occur or possible) and ((source, target) in found) == possible
+            assert found.get((source, target), place) == place
+
+
+def test_nothing_matters_for_no_words():
+    assert ParaphraseTable.from_pairs(PAIRS).among([[], ["unknown"]]) == {}
+    assert ParaphraseTable.from_pairs([]).among([["many"]]) == {}
+
+
+def test_second_load_reads_the_cache(tmp_path, monkeypatch):
+    source, cache = write(tmp_path / "p.gz", PAIRS), tmp_path / "deep" / "cache"
+    first = load_paraphrases(source, cache)
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+    monkeypatch.setattr(gzip, "open", None)
+    second = load_paraphrases(source, cache)
+    assert pairs_of(first) == pairs_of(second) == PAIRS
+    assert second.words == first.words
+
+
+def test_another_table_is_not_taken_from_the_cache(tmp_path):
+    source = write(tmp_path / "p.gz", PAIRS)
+    load_paraphrases(source, tmp_path / "cache")
+    write(source, PAIRS[1:])
+    assert pairs_of(load_paraphrases(source, tmp_path / "cache")) == PAIRS[1:]
+
+
+def test_broken_cache_is_replaced(tmp_path, caplog):
+    source = write(tmp_path / "p.gz", PAIRS)
+    load_paraphrases(source, tmp_path)
+    (cached,) = tmp_path.glob("*.safetensors")
+    content = cached.read_bytes()
+    cached.write_bytes(content[:100])
+    with caplog.at_level(logging.WARNING):
+        assert pairs_of(load_paraphrases(source, tmp_path)) == PAIRS
+    assert cached.name in caplog.text
+    assert cached.read_bytes() == content
+
+
+def test_works_where_nothing_can_be_kept(tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file, no folder")
+    with caplog.at_level(logging.WARNING):
+        table = load_paraphrases(write(tmp_path / "p.gz", PAIRS), tmp_path / "cache")
+    assert pairs_of(table) == PAIRS
+    assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"0.5\na lot\nmany\n0.5\nmuch\n"),
+        gzip.compress(b"0.5\na lot\nmany\nmuch\nall\n0.5\n"),
+        gzip.compress(b"0.5\na lot\nmany\n" * 99)[:-20],
+        gzip.compress(b"0.5\na\xff\nmany\n"),
+        b"no archive",
+    ],
+    ids=["line missing", "out of step", "cut off", "not UTF-8", "not compressed"],
+)
+def test_says_what_is_no_table(tmp_path, content):
+    path = tmp_path / "p.gz"
+    path.write_bytes(content)
+    with pytest.raises(MeteorDataError, match=re.escape(f"{path}: not a paraphrase table")):
+        load_paraphrases(path, tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_says_that_the_table_is_missing(tmp_path):
+    with pytest.raises(MeteorDataError, match="paraphrase table is not there"):
+        load_paraphrases(tmp_path / "p.gz", tmp_path)
+
+
+def test_processes_that_start_together_share_one_cache(tmp_path):
+    source = write(tmp_path / "p.gz", [(f"word {n} here", f"there {n % 99}") for n in range(20_000)])
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
+        tables = list(pool.map(load_paraphrases, [source] * 6, [tmp_path / "cache"] * 6))
+    line = ["word", "7", "here", "there", "7"]
+    assert all(table.among([line]) == {"word 7 here": {"there 7": 7}} for table in tables)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
