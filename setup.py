@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hf_captioners/__init__.py").read_text("utf-8"), re.M)[1]
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hf_captioners/_version.py").read_text("utf-8"), re.M)[1]
 
 CORE = [
     "torch>=2.10",

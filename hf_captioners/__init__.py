@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ._version import __version__
 from .pipelines import pipeline, register
-
-__version__ = "0.1.0"
 
 _HOME = {
     "BleuReward": "rewards.bleu",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from .bleu import bleu
 from .cider.cider import cider, cider_d
 from .cider.document_frequency import DocumentFrequencies

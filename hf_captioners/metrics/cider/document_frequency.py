@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ... import __version__
+from ..._version import __version__
 from ...data.files import write_whole
 from ..inputs import MetricInputError, check_image_ids
 from ..ngram_tree import WORD_BITS, Words, count_ngrams, find, pack, read_words, unpack
