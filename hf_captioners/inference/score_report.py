@@ -26,7 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.files import write_whole
-from ..metrics.inputs import Scores, check_pairs
+from ..metrics.inputs import check_pairs
+from ..metrics.scores import Scores
 from ..metrics.suite import IN_PAPERS
 from ..modeling.captioner_image_io import ImageError, open_image
 from .score_report_charts import Chart, draw_bars, draw_histogram
@@ -85,7 +86,7 @@ def write_report(
     >>> import tempfile
     >>> import numpy as np
     >>> from hf_captioners.inference.score_report import write_report
-    >>> from hf_captioners.metrics.inputs import Scores
+    >>> from hf_captioners.metrics.scores import Scores
     >>> scores = Scores({"bleu_1": 0.75}, {"bleu_1": np.array([1.0, 0.5])})
     >>> folder = tempfile.mkdtemp()
     >>> page = write_report(folder, scores, [7, 9], ["a dog", "a cat"], [["a dog"], ["a hat"]], signature={"beam": 5})

@@ -13,10 +13,11 @@ from .clip.clip_score import ClipScorer, clip_score
 from .clip.pac_score import PacScorer, pac_score
 from .clip.retrieval import clip_recall, retrieval_recall
 from .diversity import diversity
-from .inputs import MetricInputError, Scores
+from .inputs import MetricInputError
 from .meteor.meteor import meteor
 from .ptb.tokenizer import ptb_tokenize
 from .rouge_l import rouge_l
+from .scores import Scores
 from .spice.cache import SpiceError
 from .spice.spice import spice
 from .suite import DEFAULT_METRICS, METRICS, CaptionMetrics, Evaluation

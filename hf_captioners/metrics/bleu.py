@@ -21,8 +21,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .inputs import Scores, prepare_pairs
-from .ngrams import NgramCounts, ngram_counts, row_groups
+from .ngrams import Level, changes, count_ngrams, read_words
+from .scores import Scores
+from .tokens import prepare_pairs
 
 EffectiveLength = Literal["closest", "shortest", "average"]
 
@@ -129,16 +130,19 @@ def count_matches(
     """
     if effective_length not in get_args(EffectiveLength):
         raise ValueError(f"effective_length is {effective_length!r}, expected one of {get_args(EffectiveLength)}")
+    if max_n < 1:
+        raise ValueError(f"max_n is {max_n}, expected an order of n-grams, at least 1")
     pairs = list(zip(predictions, references, strict=True))
-    table = ngram_counts([caption for pair in pairs for captions in pair for caption in captions], max_n)
+    words = read_words([caption for pair in pairs for captions in pair for caption in captions], {})
     sizes = [len(captions) for pair in pairs for captions in pair]  # predictions, references, predictions, …
     image = np.repeat(np.arange(len(sizes)) // 2, sizes)  # (captions,)
     predicted = np.repeat(np.arange(len(sizes)) % 2 == 0, sizes)  # (captions,): True for predictions
 
-    length = table.lengths[predicted].astype(np.float64)
-    matches = np.stack([_clipped(counts, image, predicted) for counts in table.orders], axis=1)
+    length = words.length[predicted].astype(np.float64)
+    levels = count_ngrams(words, image, len(pairs), max_n)
+    matches = np.stack([_clipped(level, predicted) for level in levels], axis=1)
     totals = np.maximum(length[:, None] - np.arange(max_n), 0.0)
-    lengths = iter(table.lengths.tolist())
+    lengths = iter(words.length.tolist())
     reference_length: list[float] = []
     for captions, several in pairs:
         own, theirs = list(islice(lengths, len(captions))), list(islice(lengths, len(several)))
@@ -146,14 +150,14 @@ def count_matches(
     return BleuCounts(matches, totals, length, np.array(reference_length, dtype=np.float64))
 
 
-def _clipped(counts: NgramCounts, image: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def _clipped(level: Level, predicted: np.ndarray) -> np.ndarray:
     """Matches of one order, (predictions,): an n-gram counts as often as one of the references has it, at most."""
-    starts = row_groups(counts, image)
-    of_prediction = predicted[counts.caption]  # (rows,)
-    limit = np.maximum.reduceat(np.where(of_prediction, 0, counts.count), starts)  # (groups,)
-    limit = np.repeat(limit, np.diff(starts, append=len(counts.count)))  # (rows,)
-    clipped = np.minimum(counts.count, limit)[of_prediction]
-    return np.bincount(counts.caption[of_prediction], weights=clipped, minlength=len(image))[predicted]
+    of_prediction = predicted[level.caption]  # (entries,)
+    limit = np.zeros(len(level.word), np.int64)  # (nodes,): the n-grams of each image
+    if len(limit):
+        limit = np.maximum.reduceat(np.where(of_prediction, 0, level.count), np.flatnonzero(changes(level.node)))
+    clipped = np.minimum(level.count, limit[level.node])[of_prediction]
+    return np.bincount(level.caption[of_prediction], weights=clipped, minlength=len(predicted))[predicted]
 
 
 def _effective_length(length: int, references: list[int], which: EffectiveLength) -> float:

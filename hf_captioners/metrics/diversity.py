@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .inputs import Scores, prepare_pairs
-from .ngrams import ngram_counts
+from .ngrams import count_ngrams, read_words
+from .scores import Scores
+from .tokens import prepare_pairs
 
 
 def diversity(
@@ -57,20 +58,22 @@ def diversity(
 
     ```
     """
+    if max_n < 1:
+        raise ValueError(f"max_n is {max_n}, expected an order of n-grams, at least 1")
     number = len(predictions) if isinstance(predictions, Sequence) else 0
     predictions, _ = prepare_pairs(predictions, [[""]] * number, tokenized, image_ids)
-    table = ngram_counts(predictions, max_n)
+    words = read_words(predictions, {})
     distinct, repetition, per_image = {}, {}, {}
-    for order, counts in enumerate(table.orders, start=1):
-        total = np.maximum(table.lengths - order + 1, 0)  # (captions,)
-        repeated = total - np.bincount(counts.caption, minlength=number)  # a row is a distinct n-gram of a caption
-        distinct[f"distinct_{order}"] = len(counts.first) / max(total.sum(), 1)
+    for order, level in enumerate(count_ngrams(words, np.zeros(number, np.int64), 1, max_n), start=1):
+        total = np.maximum(words.length - order + 1, 0)  # (captions,)
+        repeated = total - np.bincount(level.caption, minlength=number)  # an entry is a distinct n-gram of a caption
+        distinct[f"distinct_{order}"] = len(level.word) / max(total.sum(), 1)
         repetition[f"repetition_{order}"] = repeated.sum() / max(total.sum(), 1)
         per_image[f"repetition_{order}"] = repeated / np.maximum(total, 1)
     others = {
-        "vocabulary_size": len(table.orders[0].first),
-        "mean_length": table.lengths.mean(),
+        "vocabulary_size": len(words.new),
+        "mean_length": words.length.mean(),
         "unique_captions": len({" ".join(caption.split()) for caption in predictions}) / number,
     }
     corpus = {name: float(value) for name, value in {**distinct, **repetition, **others}.items()}
-    return Scores(corpus, {**per_image, "length": table.lengths.astype(np.float64)})
+    return Scores(corpus, {**per_image, "length": words.length.astype(np.float64)})

@@ -1,30 +1,17 @@
-"""What every metric takes and returns, and what it refuses."""
+"""Checks of what every metric takes: captions, references and the names of images."""
 
 from __future__ import annotations
 
-import itertools
+import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class MetricInputError(ValueError):
     """Captions that cannot be scored. The message names the image."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a metric gives.
-
-    Attributes:
-        corpus (`dict[str, float]`): name -> score of the whole corpus. Not always the mean over the images.
-        per_image (`dict[str, np.ndarray]`): name -> float64 of shape (number of images,), in the order of the captions.
-    """
-
-    corpus: dict[str, float]
-    per_image: dict[str, np.ndarray]
 
 
 def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids: Sequence[Any] | None = None) -> None:
@@ -52,7 +39,7 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
     """
     for name, captions in (("predictions", predictions), ("references", references)):
         if isinstance(captions, (str, bytes)) or not isinstance(captions, Sequence):
-            raise MetricInputError(f"{name}: expected a list with one entry per image, not {_shown(captions)}")
+            raise MetricInputError(f"{name}: expected a list with one entry per image, not {shown(captions)}")
     if len(predictions) != len(references):
         raise MetricInputError(
             f"{len(predictions)} predictions but {len(references)} lists of references; expected one of each per image"
@@ -63,14 +50,14 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
     check_image_ids(names, len(predictions))
     for name, prediction, several in zip(names, predictions, references, strict=True):
         if not isinstance(prediction, str):
-            raise MetricInputError(f"image {name}: the prediction is {_shown(prediction)}, expected a string")
+            raise MetricInputError(f"image {name}: the prediction is {shown(prediction)}, expected a string")
         if isinstance(several, (str, bytes)) or not isinstance(several, Sequence):
-            raise MetricInputError(f"image {name}: the references are {_shown(several)}, expected a list of strings")
+            raise MetricInputError(f"image {name}: the references are {shown(several)}, expected a list of strings")
         if not several:
             raise MetricInputError(f"image {name}: no references; every image needs at least one")
         for position, reference in enumerate(several):
             if not isinstance(reference, str):
-                raise MetricInputError(f"image {name}: reference {position} is {_shown(reference)}, expected a string")
+                raise MetricInputError(f"image {name}: reference {position} is {shown(reference)}, expected a string")
 
 
 def check_image_ids(image_ids: Sequence[Any], number: int) -> None:
@@ -94,36 +81,23 @@ def check_image_ids(image_ids: Sequence[Any], number: int) -> None:
         seen.add(name)
 
 
-def prepare_pairs(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    tokenized: bool = False,
-    image_ids: Sequence[Any] | None = None,
-    in_sequence: bool = False,
-) -> tuple[list[str], list[list[str]]]:
-    """The captions checked and as tokens joined by spaces, the form in which the reference tools score them.
+def shown(value: Any) -> str:
+    """A short text of a value and its type, for messages.
 
     Args:
-        predictions (`Sequence[str]`), references (`Sequence[Sequence[str]]`), image_ids: see [`check_pairs`].
-        tokenized (`bool`, defaults to `False`): they are tokens joined by spaces already.
-        in_sequence (`bool`, defaults to `False`): see [`~hf_captioners.metrics.ptb_tokenize`].
+        value (`Any`): such as a caption that is none.
 
     Returns:
-        `tuple[list[str], list[list[str]]]`: predictions and references.
+        `str`
 
-    Raises:
-        MetricInputError: see [`check_pairs`].
+    Example:
+
+    ```python
+    >>> from hf_captioners.metrics.inputs import shown
+    >>> shown(None)
+    'None (NoneType)'
+
+    ```
     """
-    check_pairs(predictions, references, image_ids)
-    if tokenized:
-        return list(predictions), [list(several) for several in references]
-    from .ptb.tokenizer import ptb_tokenize
-
-    flat = iter(ptb_tokenize([one for several in references for one in several], in_sequence=in_sequence))
-    tokens = [list(itertools.islice(flat, len(several))) for several in references]
-    return ptb_tokenize(predictions, in_sequence=in_sequence), tokens
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _SHORT.repr(value)  # the whole of nested lists that share their parts may never end
     return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

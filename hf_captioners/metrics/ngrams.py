@@ -1,134 +1,187 @@
 """The n-grams of many captions, counted at once with numpy: what BLEU, CIDEr and the diversity of captions share.
 
-Each word gets a number, and an n-gram gets the number of its first n - 1 words combined with that of its last. One sort
-per order then brings equal n-grams together. Ids are exact: nothing is hashed.
+N-grams form a tree in one sorted array. A node is an n-gram; its parent is the same n-gram without its last word; above
+the 1-grams stand roots. A node's key is its parent's number and its last word in one integer, and numbers are positions
+in the sorted array of keys. So counting is a sort per order, looking up an n-gram is a binary search per word, for many
+n-grams at once, and nothing is hashed.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+WORD_BITS = 32
+WORD_MASK = (1 << WORD_BITS) - 1
+CAPTIONS_AT_ONCE = 16_384  # words are split and looked up in pieces, so that millions of captions fit in memory
+
 
 @dataclass(frozen=True)
-class NgramCounts:
-    """How often each n-gram of one order occurs in each caption. A row is an n-gram of a caption.
-
-    Rows are sorted by n-gram, then by caption. So if captions of the same image stand side by side, the rows of an
-    n-gram in an image do too, and [`row_groups`] finds them.
+class Words:
+    """Captions as numbers.
 
     Attributes:
-        ngram (`np.ndarray`): int64 of shape (rows,), the id of the n-gram, counted from 0 without gaps.
-            The same n-gram has the same id in all captions. Ids of different orders are unrelated.
-        caption (`np.ndarray`): int64 of shape (rows,), the position of the caption.
-        count (`np.ndarray`): int64 of shape (rows,), at least 1.
-        first (`np.ndarray`): int64 of shape (distinct n-grams,), where each id first occurs among the tokens of all
-            captions; [`NgramTable.texts`] makes words of it.
+        word (`np.ndarray`): int64 of shape (words,), of all captions, one after another.
+        length (`np.ndarray`): int64 of shape (captions,), the number of words.
+        new (`dict[str, int]`): word -> number of those that were not known; they follow the known ones.
     """
 
-    ngram: np.ndarray
+    word: np.ndarray
+    length: np.ndarray
+    new: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The n-grams of one order in groups of captions. A node is an n-gram of a group, an entry one of its captions.
+
+    Attributes:
+        parent (`np.ndarray`): int64 of shape (nodes,), the node of the order below, or the group.
+        word (`np.ndarray`): int64 of shape (nodes,), the last word. Nodes are sorted by parent, then by word.
+        group (`np.ndarray`): int64 of shape (nodes,), ascending.
+        node (`np.ndarray`): int64 of shape (entries,), ascending.
+        caption (`np.ndarray`): int64 of shape (entries,), ascending within a node.
+        count (`np.ndarray`): int64 of shape (entries,), how often the caption has the n-gram, at least 1.
+    """
+
+    parent: np.ndarray
+    word: np.ndarray
+    group: np.ndarray
+    node: np.ndarray
     caption: np.ndarray
     count: np.ndarray
-    first: np.ndarray
 
 
-@dataclass(frozen=True)
-class NgramTable:
-    """The n-grams of a list of captions.
-
-    Attributes:
-        orders (`list[NgramCounts]`): of 1-grams, 2-grams, …
-        lengths (`np.ndarray`): int64 of shape (captions,), the number of tokens.
-        vocabulary (`list[str]`): the distinct tokens.
-        token_ids (`np.ndarray`): int64 of shape (tokens,), positions in the vocabulary, one caption after another.
-    """
-
-    orders: list[NgramCounts]
-    lengths: np.ndarray
-    vocabulary: list[str]
-    token_ids: np.ndarray
-
-    def texts(self, order: int) -> list[str]:
-        """The n-grams of an order as words joined by spaces, by id: `texts(2)[i]` is the 2-gram with the id i."""
-        words = self.token_ids[self.orders[order - 1].first[:, None] + np.arange(order)]  # (distinct n-grams, order)
-        return [" ".join([self.vocabulary[word] for word in ngram]) for ngram in words.tolist()]
-
-
-def ngram_counts(captions: Sequence[str], max_n: int = 4) -> NgramTable:
-    """Count the n-grams of captions.
+def read_words(captions: Sequence[str], known: Mapping[str, int]) -> Words:
+    """Give every word its number.
 
     Args:
-        captions (`Sequence[str]`): tokens separated by white space. A caption without tokens has no n-grams.
-        max_n (`int`, defaults to 4): highest order; every order from 1 is counted.
+        captions (`Sequence[str]`): tokens separated by white space.
+        known (`Mapping[str, int]`): word -> number, from 0 without gaps.
 
     Returns:
-        `NgramTable`: for each order the rows (n-gram, caption, count), and the length of each caption.
+        [`Words`]
 
     Example:
 
     ```python
-    >>> from hf_captioners.metrics.ngrams import ngram_counts
-    >>> table = ngram_counts(["a dog and a dog", "a dog"], max_n=2)
-    >>> table.texts(2)
-    ['a dog', 'dog and', 'and a']
-    >>> table.orders[1].ngram, table.orders[1].caption, table.orders[1].count
-    (array([0, 0, 1, 2]), array([0, 1, 0, 0]), array([2, 1, 1, 1]))
+    >>> from hf_captioners.metrics.ngrams import read_words
+    >>> read_words(["a dog", "the dog"], {"a": 0, "cat": 1})
+    Words(word=array([0, 2, 3, 2]), length=array([2, 2]), new={'dog': 2, 'the': 3})
 
     ```
     """
-    if max_n < 1:
-        raise ValueError(f"max_n is {max_n}, expected an order of n-grams, at least 1")
-    vocabulary: defaultdict[str, int] = defaultdict(itertools.count().__next__)  # a new token gets the next number
-    numbers: list[int] = []
-    sizes: list[int] = []
-    for caption in captions:
-        words = caption.split()
-        numbers.extend(map(vocabulary.__getitem__, words))
-        sizes.append(len(words))
-    token_ids = np.array(numbers, dtype=np.int64)
-    lengths = np.array(sizes, dtype=np.int64)
-    owner = np.repeat(np.arange(len(lengths)), lengths)  # (tokens,): the caption of each token
-    remaining = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(numbers))  # (tokens,): to the caption's end
-
-    orders = []
-    ids = np.zeros_like(token_ids)  # (tokens,): id of the n-gram that starts here
-    for order in range(1, max_n + 1):
-        start = np.flatnonzero(remaining >= order)
-        # Below 2^63 as long as (number of tokens)^2 is: three thousand million tokens.
-        key = ids[start] * len(vocabulary) + token_ids[start + order - 1]
-        by_ngram = np.argsort(key, kind="stable")  # equal n-grams stay in the order of the captions
-        start, key = start[by_ngram], key[by_ngram]
-        new_ngram = _changes(key)
-        ngram = np.cumsum(new_ngram) - 1
-        ids[start] = ngram
-        rows = np.flatnonzero(new_ngram | _changes(owner[start]))
-        count = np.diff(rows, append=len(start))
-        orders.append(NgramCounts(ngram[rows], owner[start[rows]], count, start[new_ngram]))
-    return NgramTable(orders, lengths, list(vocabulary), token_ids)
+    new: dict[str, int] = {}
+    pieces, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for first in range(0, len(captions), CAPTIONS_AT_ONCE):
+        split = [caption.split() for caption in captions[first : first + CAPTIONS_AT_ONCE]]
+        tokens = list(itertools.chain.from_iterable(split))
+        numbers = {}
+        for token in dict.fromkeys(tokens):
+            number = known.get(token)
+            numbers[token] = new.setdefault(token, len(known) + len(new)) if number is None else number
+        pieces.append(np.fromiter(map(numbers.__getitem__, tokens), np.int64, len(tokens)))
+        lengths.append(np.fromiter(map(len, split), np.int64, len(split)))
+    return Words(np.concatenate(pieces), np.concatenate(lengths), new)
 
 
-def row_groups(counts: NgramCounts, image: np.ndarray) -> np.ndarray:
-    """Where the rows of another n-gram or another image begin.
-
-    `np.add.reduceat(values, starts)` and `np.maximum.reduceat(values, starts)` then give a value per n-gram of an
-    image, and `np.repeat(value, np.diff(starts, append=len(counts.count)))` gives it back to its rows.
+def count_ngrams(words: Words, group: np.ndarray, groups: int, n: int) -> Iterator[Level]:
+    """Count the n-grams of groups of captions, such as the references of an image.
 
     Args:
-        counts (`NgramCounts`): rows of one order.
-        image (`np.ndarray`): int64 of shape (captions,), the image of each caption, in ascending order.
+        words ([`Words`]): of the captions.
+        group (`np.ndarray`): int64 of shape (captions,), the group of each caption, ascending.
+        groups (`int`): their number.
+        n (`int`): the highest order.
+
+    Yields:
+        [`Level`] of the 1-grams, the 2-grams, …
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_captioners.metrics.ngrams import count_ngrams, read_words
+    >>> one, two = count_ngrams(read_words(["a dog a dog", "a cat"], {}), np.array([0, 0]), 1, n=2)
+    >>> two.parent, two.word  # 0 = a, 1 = dog, 2 = cat
+    (array([0, 0, 1]), array([1, 2, 0]))
+    >>> two.node, two.caption, two.count
+    (array([0, 1, 2]), array([0, 1, 0]), array([2, 1, 1]))
+
+    ```
+    """
+    owner = np.repeat(np.arange(len(words.length)), words.length)  # (words,): the caption
+    remaining = np.repeat(np.cumsum(words.length), words.length) - np.arange(len(owner))  # words up to its end
+    node = group[owner]  # (words,): of the n-gram of the order below that starts here
+    group_of_node = np.arange(groups)
+    for order in range(n):
+        start = np.flatnonzero(remaining > order)
+        key, start = _sorted(pack(node[start], words.word[start + order]), start)
+        is_new = changes(key)
+        number = np.cumsum(is_new) - 1
+        node[start] = number
+        entry = np.flatnonzero(is_new | changes(owner[start]))
+        parent, word = unpack(key[is_new])
+        group_of_node = group_of_node[parent]
+        count = np.diff(entry, append=len(start))
+        yield Level(parent, word, group_of_node, number[entry], owner[start[entry]], count)
+
+
+def _sorted(key: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys in ascending order, equal ones in that of their starts, and the starts."""
+    parent, word = unpack(key)
+    bits = [int(part.max(initial=0)).bit_length() for part in (parent, word, start)]
+    if sum(bits) > 63:
+        by_key = np.argsort(key, kind="stable")
+        return key[by_key], start[by_key]
+    # all three in one integer: sorting numbers is several times as fast as sorting their positions
+    packed = np.sort(((parent << bits[1] | word) << bits[2]) | start)
+    parent_and_word = packed >> bits[2]
+    return pack(parent_and_word >> bits[1], parent_and_word & ((1 << bits[1]) - 1)), packed & ((1 << bits[2]) - 1)
+
+
+def find(keys: np.ndarray, parent: np.ndarray, word: np.ndarray) -> np.ndarray:
+    """Look up nodes by parent and word.
+
+    Args:
+        keys (`np.ndarray`): int64 of shape (nodes,), ascending, at least one. A root's key is no n-gram's.
+        parent (`np.ndarray`): int64 of shape (wanted,), -1 where the parent itself was not found.
+        word (`np.ndarray`): int64 of shape (wanted,).
 
     Returns:
-        `np.ndarray`: int64 of shape (groups,), the first row of each group; empty without rows.
+        `np.ndarray`: int64 of shape (wanted,), the node, or -1 where there is none.
     """
-    return np.flatnonzero(_changes(counts.ngram) | _changes(image[counts.caption]))
+    node = np.full(len(parent), -1)
+    asked = np.flatnonzero(parent >= 0)
+    wanted = pack(parent[asked], word[asked])
+    by_key = np.argsort(wanted)  # neighbours in a large tree are found together: ten times as fast
+    asked, wanted = asked[by_key], wanted[by_key]
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    found = keys[at] == wanted
+    node[asked[found]] = at[found]
+    return node
 
 
-def _changes(values: np.ndarray) -> np.ndarray:
+def pack(parent: np.ndarray, word: np.ndarray) -> np.ndarray:
+    """The keys of nodes."""
+    return (parent << WORD_BITS) | word
+
+
+def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parents and words of keys."""
+    return keys >> WORD_BITS, keys & WORD_MASK
+
+
+def changes(values: np.ndarray) -> np.ndarray:
     """True where a value differs from the one before, and at the first."""
     changed = np.ones(len(values), dtype=bool)
     changed[1:] = values[1:] != values[:-1]
     return changed
+
+
+def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The positions start, start + 1, …, of each span, one span after another."""
+    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())

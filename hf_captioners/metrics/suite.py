@@ -12,9 +12,11 @@ from .cider.cider import cider, cider_d
 from .cider.document_frequency import DocumentFrequencies
 from .distributed import gather_rows
 from .diversity import diversity
-from .inputs import MetricInputError, Scores, check_pairs, prepare_pairs
+from .inputs import MetricInputError, check_pairs
 from .rouge_l import rouge_l
+from .scores import Scores
 from .signature import hash_captions, signature_text
+from .tokens import prepare_pairs
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "cider_d", "spice", "clip_s", "pac_s", "diversity")
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")

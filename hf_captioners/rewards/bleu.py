@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..metrics.bleu import bleu_from_counts, count_matches
-from ..metrics.inputs import check_pairs, prepare_pairs
+from ..metrics.inputs import check_pairs
+from ..metrics.tokens import prepare_pairs
 
 
 class BleuReward:

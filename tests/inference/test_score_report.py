@@ -19,7 +19,8 @@ from PIL import Image
 from hf_captioners.data.caption_json import match, picture_paths, read_predictions, read_references
 from hf_captioners.inference import score_report as module
 from hf_captioners.inference.score_report import check_report_folder, write_report
-from hf_captioners.metrics.inputs import MetricInputError, Scores
+from hf_captioners.metrics.inputs import MetricInputError
+from hf_captioners.metrics.scores import Scores
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -1,3 +1,5 @@
+"""Trees of n-grams against dictionaries."""
+
 from __future__ import annotations
 
 import random
@@ -6,60 +8,97 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_captioners.metrics.ngrams import ngram_counts, row_groups
+from hf_captioners.metrics import ngrams
+from hf_captioners.metrics.ngrams import Words, count_ngrams, find, pack, read_words, spans, unpack
 
 
-def random_captions(seed: int, number: int) -> list[str]:
-    rng = random.Random(seed)
-    return [" ".join(rng.choice("abcde") for _ in range(rng.randrange(9))) for _ in range(number)]
+def captions_of_groups(seed: int) -> tuple[list[str], list[int]]:
+    chance = random.Random(seed)
+    groups = sorted(chance.choices(range(5), k=12))  # some groups may have no captions
+    return [" ".join(chance.choices("abcd", k=chance.randint(0, 7))) for _ in groups], groups
 
 
-def counted_one_by_one(captions: list[str], order: int) -> dict[tuple[str, int], int]:
-    """(n-gram, caption) -> count, in plain Python."""
-    counts: Counter[tuple[str, int]] = Counter()
-    for position, caption in enumerate(captions):
-        words = caption.split()
-        counts.update((" ".join(words[i : i + order]), position) for i in range(len(words) - order + 1))
-    return dict(counts)
+class TestReadWords:
+    def test_numbers(self) -> None:
+        words = read_words(["b c", "", "d b d"], {"a": 0, "b": 1})
+        assert words.word.tolist() == [1, 2, 3, 1, 3]
+        assert words.length.tolist() == [2, 0, 3]
+        assert words.new == {"c": 2, "d": 3}
+
+    def test_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        captions, _ = captions_of_groups(0)
+        whole = read_words(captions, {"z": 0})
+        monkeypatch.setattr(ngrams, "CAPTIONS_AT_ONCE", 5)
+        pieces = read_words(captions, {"z": 0})
+        assert pieces.new == whole.new
+        np.testing.assert_array_equal(pieces.word, whole.word)
+        np.testing.assert_array_equal(pieces.length, whole.length)
+
+    def test_nothing(self) -> None:
+        words = read_words([], {})
+        assert words.word.dtype == words.length.dtype == np.int64
+        assert len(words.word) == len(words.length) == 0
 
 
-@pytest.mark.parametrize("captions", [random_captions(0, 1), random_captions(1, 60), ["", "", "a"], ["a " * 300], []])
-def test_counts_are_those_of_plain_python(captions: list[str]) -> None:
-    table = ngram_counts(captions, max_n=5)
-    assert len(table.orders) == 5
-    assert table.lengths.tolist() == [len(caption.split()) for caption in captions]
-    for order, counts in enumerate(table.orders, start=1):
-        texts = table.texts(order)
-        assert len(set(texts)) == len(texts)  # an id per n-gram
-        rows = zip(counts.ngram.tolist(), counts.caption.tolist(), counts.count.tolist(), strict=True)
-        found = {(texts[ngram], caption): count for ngram, caption, count in rows}
-        assert found == counted_one_by_one(captions, order)
-        assert len(found) == len(counts.ngram)  # no row twice
+@pytest.mark.parametrize("seed", range(5))
+def test_count_ngrams(seed: int) -> None:
+    captions, groups = captions_of_groups(seed)
+    words = read_words(captions, {})
+    text = {number: word for word, number in words.new.items()}
+    below = [(group,) for group in range(5)]  # n-grams by node; a group stands in front
+    for order, level in enumerate(count_ngrams(words, np.array(groups), 5, n=3), start=1):
+        nodes = [(*below[parent], text[word]) for parent, word in zip(level.parent, level.word, strict=True)]
+        assert len(set(nodes)) == len(nodes)
+        assert level.group.tolist() == [node[0] for node in nodes]
+        counts = {(nodes[n], c): k for n, c, k in zip(level.node, level.caption, level.count, strict=True)}
+        expected = Counter(
+            ((group, *caption.split()[i : i + order]), number)
+            for number, (group, caption) in enumerate(zip(groups, captions, strict=True))
+            for i in range(len(caption.split()) - order + 1)
+        )
+        assert counts == expected
+        assert np.all(np.diff(pack(level.parent, level.word)) > 0)
+        assert np.all(np.diff(level.node) >= 0)
+        below = nodes
 
 
-def test_rows_are_sorted_by_ngram_and_caption() -> None:
-    for counts in ngram_counts(random_captions(2, 50)).orders:
-        rows = list(zip(counts.ngram.tolist(), counts.caption.tolist(), strict=True))
-        assert rows == sorted(rows)
-        assert {array.dtype for array in vars(counts).values()} == {np.dtype(np.int64)}
+def test_captions_shorter_than_the_order() -> None:
+    levels = list(count_ngrams(read_words(["a", ""], {}), np.array([0, 1]), 2, n=3))
+    assert [len(level.word) for level in levels] == [1, 0, 0]
 
 
-def test_row_groups_are_the_ngrams_of_an_image() -> None:
-    captions = random_captions(3, 40)
-    image = np.arange(40) // 4
-    for order, counts in enumerate(ngram_counts(captions).orders, start=1):
-        expected: Counter[tuple[str, int]] = Counter()
-        for (text, caption), count in counted_one_by_one(captions, order).items():
-            expected[text, caption // 4] += count
-        sums = np.add.reduceat(counts.count, row_groups(counts, image))
-        assert sorted(sums.tolist()) == sorted(expected.values())
+def test_find() -> None:
+    keys = np.concatenate([[-1], pack(np.array([0, 0, 2]), np.array([1, 5, 0]))])
+    found = find(keys, np.array([2, 0, 0, 0, -1, 2, 9]), np.array([0, 5, 1, 2, 1, 1, 0]))
+    assert found.tolist() == [3, 2, 1, -1, -1, -1, -1]
+    assert find(keys, np.array([], np.int64), np.array([], np.int64)).tolist() == []
 
 
-def test_words_that_look_joined_stay_apart() -> None:
-    table = ngram_counts(["ab c", "a bc", "1 11", "11 1"], max_n=2)
-    assert sorted(table.texts(2)) == ["1 11", "11 1", "a bc", "ab c"]
+def test_pack_and_unpack() -> None:
+    parent, word = np.array([0, 3, 2**31 - 1]), np.array([2**32 - 1, 0, 7])
+    assert [part.tolist() for part in unpack(pack(parent, word))] == [parent.tolist(), word.tolist()]
 
 
-def test_order_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="max_n is 0"):
-        ngram_counts(["a dog"], max_n=0)
+def test_spans() -> None:
+    assert spans(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
+
+
+def test_numbers_that_do_not_fit_into_one_integer() -> None:
+    """32 bits of words, 17 of groups and 15 of positions are one more than an integer has."""
+    chance = np.random.default_rng(0)
+    group = np.sort(chance.integers(0, 2**17, 2**14))
+    group[-1] = 2**17 - 1
+    word = 2**32 - 1 - chance.integers(0, 3, 2 * len(group))
+    levels = list(count_ngrams(Words(word, np.full(len(group), 2), {}), group, 2**17, n=2))
+    below = [(owner,) for owner in range(2**17)]  # n-grams by node; a group stands in front
+    for order, level in enumerate(levels, start=1):
+        expected = Counter(
+            (caption, owner, *word[2 * caption + first : 2 * caption + first + order].tolist())
+            for caption, owner in enumerate(group.tolist())
+            for first in range(3 - order)
+        )
+        parents = zip(level.parent.tolist(), level.word.tolist(), strict=True)
+        below = [(*below[parent], last) for parent, last in parents]
+        rows = zip(level.node.tolist(), level.caption.tolist(), level.count.tolist(), strict=True)
+        assert {(caption, *below[node]): count for node, caption, count in rows} == expected
+        assert np.all(np.diff(level.node) >= 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import MetricInputError
+from ..inputs import MetricInputError, shown
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class CaptionWords:
             if end in ids:
                 ids = ids[: ids.index(end) + counted]
             if ids and min(ids) < 0:
-                raise MetricInputError(f"token ids {_shown(ids)}: a negative id before the end of the caption ({end})")
+                raise MetricInputError(f"token ids {shown(ids)}: a negative id before the end of the caption ({end})")
             words.append(" ".join(map(str, ids)))
         return words
 
@@ -146,20 +146,15 @@ class CaptionWords:
             MetricInputError: no references, or one with something else than captions.
         """
         if isinstance(several, (str, bytes)) or not isinstance(several, Collection) or len(several) == 0:
-            raise MetricInputError(f"image {name}: the references are {_shown(several)}, expected a list of some")
+            raise MetricInputError(f"image {name}: the references are {shown(several)}, expected a list of some")
         for one in several:
             if isinstance(one, str) == self.token_ids or not isinstance(one, Collection):
                 expected = "a list of token ids" if self.token_ids else "a string"
-                raise MetricInputError(f"image {name}: a reference is {_shown(one)}, expected {expected}")
+                raise MetricInputError(f"image {name}: a reference is {shown(one)}, expected {expected}")
 
 
 def _id_list(caption: Any) -> list[int]:
     ids = np.asarray(caption)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-        raise MetricInputError(f"token ids {_shown(caption)}: expected a list of integers")
+        raise MetricInputError(f"token ids {shown(caption)}: expected a list of integers")
     return ids.tolist()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import MetricInputError, Scores, prepare_pairs
-from ..ngram_tree import Words, count_ngrams, read_words, spans
+from ..inputs import MetricInputError
+from ..ngrams import Words, count_ngrams, read_words, spans
+from ..scores import Scores
+from ..tokens import prepare_pairs
 from .document_frequency import DocumentFrequencies
 from .references import PreparedReferences, prepare_references
 

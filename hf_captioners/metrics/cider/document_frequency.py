@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from ..._version import __version__
 from ...data.files import write_whole
 from ..inputs import MetricInputError, check_image_ids
-from ..ngram_tree import WORD_BITS, Words, count_ngrams, find, pack, read_words, unpack
+from ..ngrams import WORD_BITS, Words, count_ngrams, find, pack, read_words, unpack
 from ..signature import hash_captions
 from .caption_words import CaptionWords
 
@@ -39,7 +39,7 @@ class DocumentFrequencies:
 
     Args:
         words (`Sequence[str]`): the vocabulary, sorted by code point; a word's number is its position.
-        keys (`np.ndarray`): int64 of shape (n-grams + 1,), a tree (see `ngram_tree`) under the one root 0, whose key is
+        keys (`np.ndarray`): int64 of shape (n-grams + 1,), a tree (see `ngrams`) under the one root 0, whose key is
             -1; shorter n-grams first.
         counts (`np.ndarray`): integers of shape (n-grams + 1,): images with each n-gram; 0 for the root and for n-grams
             that are there as beginnings of longer ones only.

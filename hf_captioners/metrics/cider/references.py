@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ngram_tree import WORD_BITS, Level, Words, count_ngrams, find, pack, spans
+from ..ngrams import WORD_BITS, Level, Words, count_ngrams, find, pack, spans
 from .document_frequency import DocumentFrequencies
 
 
 @dataclass(frozen=True)
 class PreparedReferences:
-    """The references of images, in a tree of n-grams (see `ngram_tree`) with a root per image.
+    """The references of images, in a tree of n-grams (see `ngrams`) with a root per image.
 
     The nodes of an image follow one another, root first, then its 1-grams, its 2-grams, … So images are cut out and put
     together by shifting numbers.

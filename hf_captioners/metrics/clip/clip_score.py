@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..inputs import MetricInputError, Scores, check_pairs
+from ..inputs import MetricInputError, check_pairs
+from ..scores import Scores
 from .features import Captions, ClipFeatures, Images
 
 PREFIX = "A photo depicts "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..inputs import Scores
+from ..scores import Scores
 from .clip_score import ClipScorer
 from .features import Images
 

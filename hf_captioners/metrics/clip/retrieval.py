@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs import MetricInputError, Scores, check_image_ids, check_pairs
+from ..inputs import MetricInputError, check_image_ids, check_pairs
+from ..scores import Scores
 from .features import ClipFeatures, Images
 
 SAME = 1e-9  # cosines this near are equal: rounding of float64 stays below, whatever the order of summation

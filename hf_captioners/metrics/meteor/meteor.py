@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import Scores, prepare_pairs
+from ..scores import Scores
+from ..tokens import prepare_pairs
 from .aligner import Match, MeteorAligner, Sentence
 from .data import MeteorData
 

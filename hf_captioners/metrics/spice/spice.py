@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import Scores, prepare_pairs
+from ..scores import Scores
+from ..tokens import prepare_pairs
 from .cache import Pair, SpiceCache
 from .java import CategoryScores, SpiceProgram, read_scores
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_captioners.metrics import ngram_tree
+from hf_captioners.metrics import ngrams as ngrams_module
 from hf_captioners.metrics.cider.cider import Cider, CiderD, cider, cider_d
 from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
 from hf_captioners.metrics.cider.references import join_references
-from hf_captioners.metrics.inputs import MetricInputError, prepare_pairs
+from hf_captioners.metrics.inputs import MetricInputError
+from hf_captioners.metrics.tokens import prepare_pairs
 
 module = importlib.import_module("hf_captioners.metrics.cider.cider")  # the package has a function of this name
 
@@ -273,7 +274,7 @@ class TestScorer:
         pairs = random_pairs(6)
         whole = cider_d(*pairs, tokenized=True).per_image["cider_d"]
         monkeypatch.setattr(module, "CAPTIONS_AT_ONCE", 7)
-        monkeypatch.setattr(ngram_tree, "CAPTIONS_AT_ONCE", 4)
+        monkeypatch.setattr(ngrams_module, "CAPTIONS_AT_ONCE", 4)
         np.testing.assert_array_equal(cider_d(*pairs, tokenized=True).per_image["cider_d"], whole)
 
     def test_split_and_joined_references(self) -> None:
