@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPModel, DynamicCache, EncoderDecoderCache, GPT2LMHeadModel
 
 from hf_captioners import DiCOConfig
-from hf_captioners.training.reward_losses import dico_loss
+from hf_captioners.training.reward.losses import dico_loss
 
 
 class RecomputedStep:

@@ -30,11 +30,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hf_captioners  # noqa: F401  registers the captioners
 from hf_captioners.cli.main import main as hf_captioners_cli
-from hf_captioners.data.feature_store import FeatureStore
-from hf_captioners.data.karpathy import load_karpathy
+from hf_captioners.data.captions.karpathy import load_karpathy
+from hf_captioners.data.features.store import FeatureStore
 from hf_captioners.inference.caption_files import caption_files
-from hf_captioners.inference.contact_sheet import SheetItem, contact_sheet
 from hf_captioners.metrics import CaptionMetrics, Evaluation
+from hf_captioners.reports.contact_sheet import SheetItem, contact_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "examples/recipes"

@@ -30,9 +30,10 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
-from hf_captioners.training.data_arguments import DataArguments, load_rows, training_captions
-from hf_captioners.training.reward_arguments import naming_option
-from hf_captioners.training.script import read_command_line, short_errors, train, train_with_rewards
+from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
+from hf_captioners.cli.training.reward_arguments import naming_option
+from hf_captioners.cli.training.script import read_command_line, short_errors, train, train_with_rewards
+from hf_captioners.data.rows import training_captions
 
 DROPOUTS = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
 

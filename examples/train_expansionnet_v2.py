@@ -25,8 +25,9 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
-from hf_captioners.training.data_arguments import DataArguments, load_rows, training_captions
-from hf_captioners.training.script import read_command_line, short_errors, train
+from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
+from hf_captioners.cli.training.script import read_command_line, short_errors, train
+from hf_captioners.data.rows import training_captions
 
 DROPOUTS = ("encoder", "decoder", "encoder_input", "decoder_input", "other")
 

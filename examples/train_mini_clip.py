@@ -50,14 +50,14 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_captioners import build_vocabulary, build_word_tokenizer
+from hf_captioners.cli.training.script import read_command_line, short_errors
+from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.files import write_whole
-from hf_captioners.data.karpathy import load_karpathy
 from hf_captioners.metrics.clip.clip_score import PREFIX, ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
 from hf_captioners.metrics.clip.retrieval import clip_recall
 from hf_captioners.modeling.image_processing_captioner import open_picture
 from hf_captioners.modeling.tokenization_words import SPECIAL_TOKENS
-from hf_captioners.training.script import read_command_line, short_errors
 
 KS = (1, 5, 10)
 

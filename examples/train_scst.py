@@ -11,7 +11,7 @@ of `DataArguments`, `CaptionerArguments`, `RewardArguments`, `SCSTConfig` and of
 from __future__ import annotations
 
 from hf_captioners import SCSTConfig, SCSTTrainer
-from hf_captioners.training.script import train_with_rewards
+from hf_captioners.cli.training.script import train_with_rewards
 
 
 def main(argv: list[str] | None = None) -> None:

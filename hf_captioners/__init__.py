@@ -1,7 +1,7 @@
 """Research image captioners in the Hugging Face ecosystem.
 
 Importing the package registers its models with the Auto classes of transformers and brings back the `image-to-text`
-pipeline. The names below are loaded on first use.
+pipeline. The names below and the sub-packages are loaded on first use.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 from ._version import __version__
 from .pipelines import pipeline, register
 
+_PACKAGES = ("conversion", "data", "inference", "metrics", "modeling", "reports", "rewards", "training")
+
 _HOME = {
     "BleuReward": "rewards.bleu",
-    "CaptionCollator": "data.collator",
+    "CaptionCollator": "training.collator",
     "CaptionMetrics": "metrics.suite",
     "CaptionerEnsemble": "inference.ensemble",
     "CaptionerImageProcessor": "modeling.image_processing_captioner",
@@ -32,13 +34,13 @@ _HOME = {
     "ExpansionNetV2Config": "modeling.configuration_expansionnet_v2",
     "ExpansionNetV2ForImageCaptioning": "modeling.modeling_expansionnet_v2",
     "ExpansionNetV2Processor": "modeling.processing_expansionnet_v2",
-    "FeatureStore": "data.feature_store",
+    "FeatureStore": "data.features.store",
     "ImageError": "modeling.captioner_image_io",
     "ImageToTextPipeline": "modeling.pipeline_image_to_text",
     "LengthReward": "rewards.length",
-    "RegionFeatures": "data.region_features",
+    "RegionFeatures": "data.features.regions",
     "RepetitionReward": "rewards.repetition",
-    "RewardCollator": "data.collator",
+    "RewardCollator": "training.collator",
     "SCSTConfig": "training.scst_config",
     "SCSTTrainer": "training.scst_trainer",
     "SaticConfig": "modeling.configuration_satic",
@@ -49,18 +51,20 @@ _HOME = {
     "build_tags": "modeling.tags_clip_gpt2",
     "build_vocabulary": "modeling.tokenization_words",
     "build_word_tokenizer": "modeling.tokenization_words",
-    "distill_captions": "data.seq_kd",
-    "load_cocotalk": "data.cocotalk",
-    "load_karpathy": "data.karpathy",
+    "distill_captions": "data.captions.distill",
+    "load_cocotalk": "data.captions.cocotalk",
+    "load_karpathy": "data.captions.karpathy",
     "open_image": "modeling.captioner_image_io",
     "special_token_ids": "modeling.tokenization_words",
-    "write_region_features": "data.region_features",
+    "write_region_features": "data.features.regions",
 }
 
 __all__ = [*sorted(_HOME), "__version__", "pipeline", "register"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -69,7 +73,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})
 
 
 register()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hf_captioners"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
+# what the files of a package import from other packages, its sub-packages included
 ALLOWED = {
     "modeling": set(),
     "data": {"modeling"},
@@ -18,69 +22,115 @@ ALLOWED = {
     "rewards": {"modeling", "data", "metrics"},
     "training": {"modeling", "data", "metrics", "rewards"},
     "inference": {"modeling", "data", "metrics"},
+    "reports": {"modeling", "data", "metrics"},
     "conversion": {"modeling", "data", "metrics"},
-    "demo": {"modeling", "data", "training", "inference"},
-    "cli": {"modeling", "data", "metrics", "rewards", "training", "inference", "conversion", "demo"},
+    "demo": {"modeling", "data", "training", "inference", "reports"},
+    "cli": {"modeling", "data", "metrics", "rewards", "training", "inference", "reports", "conversion", "demo"},
     "": {"modeling"},  # hf_captioners/__init__.py and pipelines.py
+}
+# what a sub-package imports from its siblings; the files of the package above use, and are used, as files allow
+SIBLINGS = {
+    "data.captions": set(),
+    "data.features": {"data.captions"},
+    "data.drawn": set(),
+    "metrics.ptb": set(),
+    "metrics.cider": {"metrics.ptb"},
+    "metrics.clip": set(),
+    "metrics.meteor": set(),
+    "metrics.spice": set(),
+    "training.reward": {"training.watch"},
+    "training.watch": set(),
+    "cli.training": set(),
 }
 # what code that travels to the Hub may import; its own files apart
 TRAVELS_WITH = {"numpy", "PIL", "tokenizers", "torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
 
 
 def imported(path: Path) -> list[tuple[int, str]]:
-    """All imports of a file, as (level, module)."""
+    """All imports of a file, as (level, module); the names that a module is asked for are modules, too, if they can."""
     found = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [alias.name for alias in node.names]
+            names = [f"{node.module or ''}.{alias.name}".strip(".") for alias in node.names]
             found += [(node.level, name) for name in names]
     return found
 
 
-def rooms_used(path: Path) -> set[str]:
-    """The rooms that a file imports from, except its own."""
+def package_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).parent.parts)
+
+
+@cache
+def imported_files(path: Path) -> frozenset[Path]:
+    """The files of the package that a file imports, wherever in it."""
     inside = path.relative_to(PACKAGE).parent.parts
-    used = set()
+    files = set()
     for level, module in imported(path):
+        parts = module.split(".")
         if level:
-            parts = [*inside[: len(inside) - level + 1], *module.split(".")]
-        elif module.split(".")[0] == "hf_captioners":
-            parts = module.split(".")[1:]
+            parts = [*inside[: len(inside) - level + 1], *parts]
+        elif parts[0] == "hf_captioners":
+            parts = parts[1:]
         else:
             continue
-        if parts and (PACKAGE / parts[0]).is_dir():
-            used.add(parts[0])
-    return used - set(inside[:1])
+        places = [PACKAGE.joinpath(*parts[:end]) for end in (len(parts), len(parts) - 1)]  # a module, or a name in it
+        candidates = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+        files |= {next(file for file in candidates if file.exists())}
+    return frozenset(files - {path})
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_arrows_point_one_way(path):
-    folders = path.relative_to(PACKAGE).parent.parts
-    assert rooms_used(path) <= ALLOWED[folders[0] if folders else ""]
+    package = package_of(path)
+    top = package.split(".")[0]
+    for file in imported_files(path):
+        used = package_of(file)
+        if used.split(".")[0] == top:
+            assert package == top or used in {package, top} | SIBLINGS[package], file
+        else:
+            assert used.split(".")[0] in ALLOWED[top] or file.name == "_version.py", file
 
 
-def test_every_room_is_described():
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
-    assert rooms | {""} == set(ALLOWED)
+def test_no_circles():
+    """Two files never need each other, not even inside a package or a function."""
+    names = {path: ".".join([*path.relative_to(PACKAGE).parent.parts, path.stem]) for path in FILES}
+    graph = {names[path]: {names[file] for file in imported_files(path)} for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_every_package_is_described():
+    packages = {package_of(path) for path in FILES}
+    assert {name for name in packages if "." not in name} == set(ALLOWED)
+    assert {name for name in packages if "." in name} == set(SIBLINGS)
     text = (PACKAGE.parent / "docs/architecture.md").read_text("utf-8")
-    assert [room for room in rooms if f"  {room}/" not in text] == []
+    assert [name for name in packages - {""} if f" {name.split('.')[-1]}/" not in text] == []
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "modeling").glob("*.py")), ids=lambda path: path.name)
 def test_code_that_travels_imports_siblings_and_common_libraries_only(path):
-    for level, module in imported(path):
-        if level:
-            assert level == 1 and "." not in module and (path.parent / f"{module}.py").exists(), module
-        else:
-            assert module.split(".")[0] in TRAVELS_WITH, module
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= TRAVELS_WITH
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module and (path.parent / f"{node.module}.py").exists(), node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert str(node.module).split(".")[0] in TRAVELS_WITH, node.module
 
 
-def test_importing_the_package_loads_no_optional_library():  # accelerate is loaded by transformers itself
-    code = "import sys, hf_captioners; print(sorted({'datasets', 'trl', 'peft'} & set(sys.modules)))"
+def test_importing_the_package_is_light_and_reaches_all_of_it():  # accelerate is loaded by transformers itself
+    packages = sorted(set(ALLOWED) - {"", "cli", "demo"})
+    code = f"""
+import sys, hf_captioners
+print(sorted({{"datasets", "trl", "peft"}} & set(sys.modules)))
+print([name for name in {packages} if getattr(hf_captioners, name).__name__ != "hf_captioners." + name])
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.split() == ["[]", "[]"]
 
 
 def test_all_public_names_exist():

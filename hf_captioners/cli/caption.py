@@ -139,7 +139,8 @@ def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, An
     """The records of a data set's rows, from its picture files or from cached features."""
     if args.paths or not (args.image_root or args.features):
         raise UsageError("--annotations goes with --image-root or --features, without paths")
-    from ..data.feature_store import FeatureStore, attach_features
+    from ..data.features.store import FeatureStore
+    from ..data.rows import attach_features, undecoded
     from ..inference.caption_files import caption_files
     from ..inference.caption_rows import caption_rows
 
@@ -155,26 +156,20 @@ def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, An
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     model, processor = _load(args)
-    paths = [picture["path"] for picture in rows.cast_column("image", _undecoded())["image"]]
+    paths = [picture["path"] for picture in undecoded(rows)["image"]]
     records = caption_files(model, processor, paths, args.batch_size, **options)
     return ({"image_id": name, **record} for name, record in zip(rows["image_id"], records, strict=True)), len(rows)
 
 
 def _rows(args: argparse.Namespace) -> Any:
-    from ..data.cocotalk import load_cocotalk
-    from ..data.karpathy import load_karpathy
+    from ..data.captions.cocotalk import load_cocotalk
+    from ..data.captions.karpathy import load_karpathy
 
     if args.labels is None:
         return load_karpathy(args.annotations, args.image_root, args.split)
     if args.image_root:
         raise ValueError("--labels goes with --features: the rows of cocotalk.json have no pictures")
     return load_cocotalk(args.annotations, args.labels, args.split.replace("train+restval", "train"))
-
-
-def _undecoded() -> Any:
-    from datasets import Image
-
-    return Image(decode=False)
 
 
 def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResults | None) -> int:

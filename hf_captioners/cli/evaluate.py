@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for scores, whatever a library has to say
             if args.report is not None:
-                from ..inference.score_report import check_report_folder
+                from ..reports.score_report import check_report_folder
 
                 check_report_folder(args.report)
             captions = _captions(args)
@@ -124,7 +124,7 @@ def _captions(args: argparse.Namespace) -> _Captions:
 
 
 def _read_captions(args: argparse.Namespace) -> _Captions:
-    from ..data.caption_json import match, picture_paths, read_predictions, read_references
+    from ..data.captions.predictions import match, picture_paths, read_predictions, read_references
 
     predictions, references = read_predictions(args.predictions), read_references(args.references, args.split)
     ids, captions, several = match(predictions, references, args.subset)
@@ -139,7 +139,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     """Caption the pictures of the data set; a picture that cannot be captioned is named and left out."""
     from tqdm import tqdm
 
-    from ..data.caption_json import Predictions, picture_paths, read_references
+    from ..data.captions.predictions import Predictions, picture_paths, read_references
     from ..inference.caption_files import caption_files
 
     if args.features is not None:
@@ -169,8 +169,8 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
 def _write_captions_of_features(args: argparse.Namespace) -> _Captions:
     from tqdm import tqdm
 
-    from ..data.caption_json import Predictions, picture_paths, read_references
-    from ..data.feature_store import FeatureStore
+    from ..data.captions.predictions import Predictions, picture_paths, read_references
+    from ..data.features.store import FeatureStore
     from ..inference.caption_rows import caption_rows
 
     references, store = read_references(args.dataset, args.split), FeatureStore(args.features)
@@ -244,7 +244,7 @@ def _frequencies(path: str | None) -> Any:
     """A saved file, or the references of a corpus."""
     if path is None:
         return None
-    from ..data.caption_json import read_references
+    from ..data.captions.predictions import read_references
     from ..metrics import DocumentFrequencies
 
     if Path(path).suffix == ".safetensors":
@@ -259,7 +259,7 @@ def _frequencies(path: str | None) -> Any:
 
 
 def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> None:
-    from ..inference.score_report import write_report
+    from ..reports.score_report import write_report
 
     write_report(
         args.report,

@@ -156,8 +156,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_pictures(args: argparse.Namespace) -> Any:
-    from ..data.feature_store import DTYPES as TORCH_DTYPES
-    from ..data.karpathy import load_karpathy
+    from ..data.captions.karpathy import load_karpathy
+    from ..data.features.store import DTYPES as TORCH_DTYPES
     from ..inference.extract_features import FeatureExtractor, write_features
 
     dataset = load_karpathy(args.annotations, args.image_root, "+".join(args.splits), missing=args.missing)
@@ -173,8 +173,8 @@ def _from_pictures(args: argparse.Namespace) -> Any:
 
 
 def _from_regions(args: argparse.Namespace) -> Any:
-    from ..data.feature_store import DTYPES as TORCH_DTYPES
-    from ..data.region_features import RegionFeatures, read_image_sizes, write_region_features
+    from ..data.features.regions import RegionFeatures, read_image_sizes, write_region_features
+    from ..data.features.store import DTYPES as TORCH_DTYPES
 
     sizes = None if args.image_sizes is None else read_image_sizes(args.image_sizes)
     with RegionFeatures(args.regions, boxes=args.boxes, image_sizes=sizes, l2_norm=args.norm == "l2") as regions:

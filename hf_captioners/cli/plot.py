@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .common import UsageError, positive
 
 if TYPE_CHECKING:
-    from ..inference.run_plots import RunLog
+    from ..reports.run_plots import RunLog
 
 _NAME = "training.png"
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> Path:
-    from ..inference.run_plots import plot_runs, read_run
+    from ..reports.run_plots import plot_runs, read_run
 
     if args.out is None and len(args.runs) > 1:
         raise UsageError("several runs go into one file; say which with --out")

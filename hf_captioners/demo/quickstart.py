@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from ..data.captions.karpathy import load_karpathy
+from ..data.drawn.world import load_scenes, names_shape_and_color, write_sample_world
 from ..data.files import write_whole
-from ..data.karpathy import load_karpathy
-from ..data.sample import load_scenes, names_shape_and_color, write_sample_world
-from ..inference.contact_sheet import SheetItem, contact_sheet
 from ..modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 from ..modeling.image_processing_captioner import CaptionerImageProcessor
 from ..modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
 from ..modeling.processing_expansionnet_v2 import ExpansionNetV2Processor
 from ..modeling.tokenization_words import build_vocabulary, build_word_tokenizer, special_token_ids
+from ..reports.contact_sheet import SheetItem, contact_sheet
 from ..training.xe_config import XEConfig
 from ..training.xe_trainer import XETrainer
 

@@ -35,8 +35,9 @@ def caption_rows(
     Example:
 
     ```python
-    >>> from hf_captioners.data.feature_store import FeatureStore, attach_features
-    >>> from hf_captioners.data.karpathy import load_karpathy
+    >>> from hf_captioners.data.features.store import FeatureStore
+    >>> from hf_captioners.data.rows import attach_features
+    >>> from hf_captioners.data.captions.karpathy import load_karpathy
     >>> from hf_captioners.inference.caption_rows import caption_rows
     >>> rows = attach_features(load_karpathy("dataset.json"), FeatureStore("features"))  # doctest: +SKIP
     >>> list(caption_rows(model, processor, rows, num_beams=5, num_return_sequences=5))  # doctest: +SKIP

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
-from ..data.feature_store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from ..data.features.store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_layers import grid_tokens
 from ..modeling.configuration_captioner import CaptionerConfig

@@ -12,12 +12,16 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..data.rows import captions_by_image
 from ..metrics.cider.caption_words import CaptionWords
 from ..metrics.cider.cider import CiderD
 from ..metrics.cider.document_frequency import DocumentFrequencies
 from ..metrics.cider.references import PreparedReferences, join_references
 from ..metrics.inputs import MetricInputError
+
+END = "</s>"  # the end of a caption as a word of the default reward
 
 
 class CiderDReward:
@@ -171,3 +175,27 @@ def _check_frequencies(frequencies: DocumentFrequencies, words: CaptionWords) ->
     if frequencies.words and frequencies.token_ids != words.token_ids:
         kind = "token ids" if frequencies.token_ids else "words"
         raise ValueError(f"the document frequencies are of {kind}, but token_ids={words.token_ids}")
+
+
+def default_reward(dataset: Any, eos_token_id: int | None = None) -> CiderDReward:
+    """CIDEr-D with the document frequencies of a data set's captions, PTB-tokenised, the end counted as a word.
+
+    Without the end among the words, captions that stop in the middle of a phrase would be paid like finished ones.
+
+    Args:
+        dataset (`Dataset` or `list[dict]`): rows with `captions`.
+        eos_token_id (`int`, *optional*): the end of a caption; by default all captions count as finished.
+
+    Returns:
+        [`CiderDReward`]
+
+    Raises:
+        ValueError: a data set without length, whose captions cannot be counted beforehand.
+    """
+    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
+        raise ValueError(
+            "the default reward, CIDEr-D, counts words in the captions of train_dataset beforehand; give a data set "
+            "with a length, or reward_funcs=CiderDReward(document_frequencies)."
+        )
+    frequencies = DocumentFrequencies.from_references(captions_by_image(dataset), eos=END)
+    return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id)

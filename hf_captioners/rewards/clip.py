@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from ..data.feature_store import FeatureStore
+from ..data.features.store import FeatureStore
 from ..data.opened_pictures import OpenedPictures
 from ..metrics.clip.clip_score import ClipScorer
 from ..metrics.inputs import MetricInputError

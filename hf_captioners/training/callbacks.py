@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..data.collator import CaptionCollator
+from .collator import CaptionCollator
 
 
 class EpochCallback(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .reward_config import RewardTrainingConfig
+from .reward.config import RewardTrainingConfig
 
 
 @dataclass

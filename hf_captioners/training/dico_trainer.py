@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 
 from .dico_config import DiCOConfig
-from .reward_losses import dico_loss
-from .reward_trainer import RewardTrainer
-from .rollout import Rollout
-from .running_metrics import RunningMetrics
+from .reward.losses import dico_loss
+from .reward.rollout import Rollout
+from .reward.trainer import RewardTrainer
+from .watch.running_metrics import RunningMetrics
 
 
 class DiCOTrainer(RewardTrainer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .reward_config import RewardTrainingConfig
-from .reward_losses import BASELINES
+from .reward.config import RewardTrainingConfig
+from .reward.losses import BASELINES
 
 
 @dataclass

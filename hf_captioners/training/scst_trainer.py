@@ -7,18 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..metrics.cider.document_frequency import DocumentFrequencies
-from ..rewards.cider import CiderDReward
-from .data_arguments import captions_by_image
-from .forward_pass import mode
+from ..rewards.cider import default_reward
 from .policy import policy_of
-from .reward_losses import advantages, loss_items, self_critical_loss
-from .reward_trainer import RewardTrainer
-from .rollout import Rollout
-from .running_metrics import RunningMetrics
+from .reward.forward_pass import mode
+from .reward.losses import advantages, loss_items, self_critical_loss
+from .reward.rollout import Rollout
+from .reward.trainer import RewardTrainer
 from .scst_config import SCSTConfig
-
-END = "</s>"  # the end of a caption as a word of CIDEr-D
+from .watch.running_metrics import RunningMetrics
 
 
 class SCSTTrainer(RewardTrainer):
@@ -111,27 +107,3 @@ class SCSTTrainer(RewardTrainer):
 
     def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         return {"advantage": rollout.extra["advantages"].flatten()}
-
-
-def default_reward(dataset: Any, eos_token_id: int | None = None) -> CiderDReward:
-    """CIDEr-D with the document frequencies of a data set's captions, PTB-tokenised, the end counted as a word.
-
-    Without the end among the words, captions that stop in the middle of a phrase would be paid like finished ones.
-
-    Args:
-        dataset (`Dataset` or `list[dict]`): rows with `captions`.
-        eos_token_id (`int`, *optional*): the end of a caption; by default all captions count as finished.
-
-    Returns:
-        [`CiderDReward`]
-
-    Raises:
-        ValueError: a data set without length, whose captions cannot be counted beforehand.
-    """
-    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
-        raise ValueError(
-            "the default reward, CIDEr-D, counts words in the captions of train_dataset beforehand; give a data set "
-            "with a length, or reward_funcs=CiderDReward(document_frequencies)."
-        )
-    frequencies = DocumentFrequencies.from_references(captions_by_image(dataset), eos=END)
-    return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .captioner_arguments import CaptionerTrainingArguments
+from .arguments import CaptionerTrainingArguments
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..data.collator import CaptionCollator
 from ..modeling.captioner_base import CaptionerPreTrainedModel
-from .captioner_trainer import CaptionerTrainer
+from .collator import CaptionCollator
+from .trainer import CaptionerTrainer
 from .xe_config import XEConfig
 
 

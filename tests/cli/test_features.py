@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor, CLIPConfig, CLIPImageProcessorPil, 
 from hf_captioners import DicoConfig, DicoForImageCaptioning
 from hf_captioners.cli import features
 from hf_captioners.cli.main import build_parser, main
-from hf_captioners.data.feature_store import DTYPES, FeatureStore
-from hf_captioners.data.karpathy import SPLITS
+from hf_captioners.data.captions.karpathy import SPLITS
+from hf_captioners.data.features.store import DTYPES, FeatureStore
 
 
 @pytest.fixture

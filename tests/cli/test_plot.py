@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hf_captioners.cli.main import build_parser, main
-from hf_captioners.inference import run_plots
+from hf_captioners.reports import run_plots
 
 
 @pytest.fixture(autouse=True)

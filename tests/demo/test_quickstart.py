@@ -7,7 +7,7 @@ import json
 from PIL import Image
 
 from hf_captioners.cli.main import main
-from hf_captioners.data.sample import load_scenes, names_shape_and_color
+from hf_captioners.data.drawn.world import load_scenes, names_shape_and_color
 
 
 class TestQuickstart:

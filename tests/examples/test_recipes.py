@@ -14,7 +14,7 @@ import yaml
 
 from hf_captioners.cli import features
 from hf_captioners.cli.main import build_parser
-from hf_captioners.training import script
+from hf_captioners.cli.training import script
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "examples" / "recipes"

@@ -18,8 +18,8 @@ from transformers import (
     SwinModel,
 )
 
-from hf_captioners.data.karpathy import load_karpathy
-from hf_captioners.data.sample import write_sample_world
+from hf_captioners.data.captions.karpathy import load_karpathy
+from hf_captioners.data.drawn.world import write_sample_world
 from hf_captioners.metrics import ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
 from hf_captioners.metrics.clip.retrieval import clip_recall

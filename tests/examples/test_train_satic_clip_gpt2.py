@@ -17,7 +17,7 @@ from transformers import (
 
 import hf_captioners
 from hf_captioners.cli.main import main as hf_captioners_cli
-from hf_captioners.data.sample import write_sample_world
+from hf_captioners.data.drawn.world import write_sample_world
 from hf_captioners.training.schedules import noam
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -15,7 +15,7 @@ from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil
 
 import hf_captioners
 from hf_captioners import build_vocabulary, build_word_tokenizer, special_token_ids
-from hf_captioners.data.sample import write_sample_world
+from hf_captioners.data.drawn.world import write_sample_world
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OPTIONS = {

@@ -17,8 +17,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hf_captioners.data.feature_store import FeatureError, FeatureStore
-from hf_captioners.data.karpathy import load_karpathy
+from hf_captioners.data.captions.karpathy import load_karpathy
+from hf_captioners.data.features.store import FeatureError, FeatureStore
 from hf_captioners.inference.extract_features import FeatureExtractor, write_features
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_captioners.data.caption_json import match, read_predictions, read_references
+from hf_captioners.data.captions.predictions import match, read_predictions, read_references
 from hf_captioners.metrics import METRICS, CaptionMetrics, DocumentFrequencies, MetricInputError, cider_d
 from hf_captioners.metrics.suite import Evaluation
 

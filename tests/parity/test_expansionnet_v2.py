@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_captioners import CaptionerEnsemble, CaptionerImageProcessor, build_vocabulary, build_word_tokenizer
 from hf_captioners.conversion import convert
-from hf_captioners.training.reward_losses import advantages, loss_items, self_critical_loss
+from hf_captioners.training.reward.losses import advantages, loss_items, self_critical_loss
 from hf_captioners.training.schedules import SCHEDULES, RectifiedAdam
 
 FEATURES = 2e-5

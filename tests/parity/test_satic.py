@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from hf_captioners.conversion import convert
-from hf_captioners.training.reward_losses import advantages, loss_items, self_critical_loss
+from hf_captioners.training.reward.losses import advantages, loss_items, self_critical_loss
 from hf_captioners.training.schedules import noam
 
 CASES = Path(__file__).resolve().parents[1] / "fixtures" / "parity" / "satic"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from hf_captioners.conversion import convert
-from hf_captioners.data.feature_store import FeatureStore, FeatureWriter
+from hf_captioners.data.features.store import FeatureStore, FeatureWriter
 from hf_captioners.metrics.clip.clip_score import ClipScorer
 from hf_captioners.metrics.clip.pac_score import PacScorer
 from hf_captioners.metrics.inputs import MetricInputError

@@ -17,7 +17,8 @@ from contracts.reward_policies import (
 )
 
 from hf_captioners import FeatureStore, SCSTConfig
-from hf_captioners.data.feature_store import FeatureWriter, attach_features
+from hf_captioners.data.features.store import FeatureWriter
+from hf_captioners.data.rows import attach_features
 from hf_captioners.metrics import DocumentFrequencies, cider_d
 
 

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 from hf_captioners import XEConfig
-from hf_captioners.training.captioner_arguments import CaptionerTrainingArguments
+from hf_captioners.training.arguments import CaptionerTrainingArguments
 
 
 def config(tmp_path, **options):

@@ -23,7 +23,8 @@ from hf_captioners import (
     XEConfig,
     XETrainer,
 )
-from hf_captioners.data.feature_store import FeatureWriter, attach_features
+from hf_captioners.data.features.store import FeatureWriter
+from hf_captioners.data.rows import attach_features
 from hf_captioners.metrics import CaptionMetrics
 from hf_captioners.training.schedules import SCHEDULES, RectifiedAdam
 

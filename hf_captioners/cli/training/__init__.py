@@ -1,0 +1,1 @@
+"""Options of the training commands, and the objects that they describe."""

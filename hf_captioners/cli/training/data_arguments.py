@@ -1,0 +1,112 @@
+"""What the training examples read: captioned pictures of a data set, of a folder, or their cached features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...data.captions.cocotalk import load_cocotalk
+from ...data.captions.distill import distill_captions
+from ...data.captions.karpathy import load_karpathy
+from ...data.features.store import FeatureStore
+from ...data.rows import attach_features
+
+
+@dataclass
+class DataArguments:
+    """Options of the training examples that say where captioned pictures are; [`load_rows`] reads them.
+
+    Attributes:
+        annotations (`str`, *optional*): captions in Karpathy's layout; or
+        data_dir (`str`, *optional*): a folder with `train/` and `validation/`.
+        image_root (`str`, *optional*): folder of the pictures of `annotations`; beside `features`, for rewards.
+        labels (`str`, *optional*): label file of the SATIC code; `annotations` is its `cocotalk.json` then.
+        features (`str`, *optional*): folder of a [`FeatureStore`], to read instead of the pictures.
+        train_split (`str`, defaults to `"train+restval"`), eval_split (`str`, defaults to `"val"`): of `annotations`.
+        distilled (`str`, *optional*): a teacher's captions, in the place of the references of the training rows.
+        missing_distilled (`str`, defaults to `"error"`): `"keep"` the references of pictures that the teacher left out.
+    """
+
+    annotations: str | None = field(default=None, metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the pictures of --annotations; beside --features, for rewards that look at them."},
+    )
+    labels: str | None = field(
+        default=None, metadata={"help": "cocotalk_label.h5 of the SATIC code; --annotations is its cocotalk.json then."}
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --annotations: a folder with train/ and, if you like, validation/, each with pictures "
+            'and a metadata.jsonl of lines {"file_name": "cat.jpg", "captions": ["a cat", ...]}.'
+        },
+    )
+    train_split: str = field(default="train+restval", metadata={"help": "Splits of --annotations to learn from."})
+    eval_split: str = field(default="val", metadata={"help": "Split of --annotations to evaluate on."})
+    features: str | None = field(
+        default=None, metadata={"help": "Folder written by `hf-captioners features`: read it instead of the pictures."}
+    )
+    distilled: str | None = field(
+        default=None,
+        metadata={
+            "help": "A teacher's captions, in the place of the references of the training split: what `hf-captioners "
+            "caption --annotations ... --num-return-sequences 5` wrote."
+        },
+    )
+    missing_distilled: str = field(
+        default="error", metadata={"help": "'keep' the references of pictures without captions of the teacher."}
+    )
+
+
+def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
+    """Rows to learn from and to evaluate on.
+
+    Args:
+        arguments ([`DataArguments`]): where they are.
+
+    Returns:
+        `tuple`: rows with `captions`, `image_id`, and `image` or `image_features`; the second may be `None`.
+
+    Raises:
+        ValueError: options that do not go together, or pictures without captions.
+    """
+    if (arguments.annotations is None) == (arguments.data_dir is None):
+        raise ValueError("give --annotations (Karpathy's layout) or --data_dir (a folder), one of them.")
+    if arguments.data_dir is not None:
+        for name in ("features", "labels", "distilled"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name} belongs to --annotations: the pictures of --data_dir have no ids.")
+        return _load_folder(arguments.data_dir)
+    train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
+    if arguments.distilled is not None:
+        train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
+    if arguments.features is None:
+        return train, evaluation
+    store = FeatureStore(arguments.features)
+    return tuple(attach_features(rows, store, keep_images=True) for rows in (train, evaluation))  # type: ignore[return-value]
+
+
+def _load_split(arguments: DataArguments, split: str) -> Any:
+    annotations = str(arguments.annotations)
+    if arguments.labels is None:
+        return load_karpathy(annotations, arguments.image_root, split=split)
+    if arguments.features is None:
+        raise ValueError("--labels needs --features: the rows of cocotalk.json have no pictures.")
+    split = "train" if split == "train+restval" else split  # what is called restval belongs to train there
+    return load_cocotalk(annotations, arguments.labels, split=split)
+
+
+def _load_folder(folder: str) -> tuple[Any, Any]:
+    """The rows of `train/` and, if it is there, of `validation/`."""
+    from datasets import load_dataset
+
+    splits = load_dataset("imagefolder", data_dir=folder)
+    if "train" not in splits:
+        raise ValueError(f"--data_dir {folder}: no train/ in it, but {', '.join(splits)}.")
+    for name, rows in splits.items():
+        if "captions" not in rows.column_names:
+            raise ValueError(f"--data_dir {folder}: the pictures of {name}/ have no captions in a metadata.jsonl.")
+        if "image_id" not in rows.column_names:
+            splits[name] = rows.add_column("image_id", list(range(len(rows))))
+    return splits["train"], splits.get("validation")

@@ -1,0 +1,1 @@
+"""Files of captions: formats to read captioned images, predictions and references from."""

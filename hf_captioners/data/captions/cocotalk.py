@@ -1,0 +1,277 @@
+"""Captions in the layout of SATIC and its relatives: `cocotalk.json` and `cocotalk_label.h5`.
+
+The layout is that of Karpathy's NeuralTalk2, which ImageCaptioning.pytorch and SATIC (arXiv 2106.09436) took over:
+
+- `cocotalk.json`: `{"ix_to_word": {"1": "a", …, "9487": "UNK"}, "images": [{"id": 42, "split": "train",
+  "file_path": "train2014/COCO_train2014_000000000042.jpg"}, …]}`;
+- `cocotalk_label.h5`: integers `labels` `(M, L)`, a caption a row, word ids from 1, zeros behind the last word;
+  `label_length` `(M,)`; `label_start_ix` and `label_end_ix`, one each per entry of `images`: its first and its last
+  row, counted from 1. The file of distilled captions has the same layout and goes with the same `cocotalk.json`.
+
+What is decided here:
+
+1. Captions become text: words joined by single spaces. Words that the vocabulary lacks are the word `UNK`, as in the
+   file; a tokenizer that knows the vocabulary gives them the id of `UNK` again, and so every id its own.
+2. `train` means `train` and `restval`, as in the original; with `train_only=True` it means `train` alone. Any other
+   name of a split, which the original learns from as well, is an error.
+3. Both files are checked whole before a row is made; errors name the file, the place and the value.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+
+from ..hdf5 import names_in, open_hdf5, read_array
+from .karpathy_file import SPLITS
+from .records import read_content
+
+_Path: TypeAlias = str | os.PathLike[str]
+_DIMENSIONS = {"labels": 2, "label_start_ix": 1, "label_end_ix": 1, "label_length": 1}
+_FEATURES = datasets.Features(
+    {
+        "image_id": datasets.Value("int64"),
+        "file_name": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "captions": datasets.List(datasets.Value("string")),
+    }
+)
+
+
+class CocotalkError(ValueError):
+    """Files that are not in this layout, or do not fit each other. The message names file, place and value."""
+
+
+def load_cocotalk(
+    cocotalk: _Path,
+    labels: _Path,
+    split: str = "train",
+    *,
+    train_only: bool = False,
+) -> datasets.Dataset:
+    """Load the captions of images from `cocotalk.json` and a label file.
+
+    Args:
+        cocotalk (`str` or `os.PathLike`): `cocotalk.json`: images, their splits and the vocabulary.
+        labels (`str` or `os.PathLike`): `cocotalk_label.h5`, or one with distilled captions.
+        split (`str`, defaults to `"train"`): names of `train`, `restval`, `val`, `test` joined by `+`, or `"all"`.
+        train_only (`bool`, defaults to `False`): whether `train` leaves `restval` out.
+
+    Returns:
+        `datasets.Dataset`: rows in the order of the file, with `image_id` (`int`), `file_name` (`str`, `None` where the
+        file has none), `split` (`str`, as in the file) and `captions` (`list[str]`), like those of [`load_karpathy`].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: h5py is not installed.
+        ValueError: one of the files is not in this layout, they do not fit each other, or there is no such split.
+
+    Source: SATIC, https://arxiv.org/abs/2106.09436
+
+    Example:
+
+    ```python
+    >>> import json, tempfile
+    >>> from pathlib import Path
+    >>> import h5py
+    >>> from hf_captioners.data.captions.cocotalk import load_cocotalk
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> content = {"ix_to_word": {"1": "a", "2": "dog", "3": "UNK"}, "images": [{"id": 42, "split": "restval"}]}
+    >>> _ = (folder / "cocotalk.json").write_text(json.dumps(content))
+    >>> with h5py.File(folder / "cocotalk_label.h5", "w") as file:
+    ...     file["labels"] = [[1, 2, 0], [1, 3, 2]]
+    ...     file["label_length"] = [2, 3]
+    ...     file["label_start_ix"], file["label_end_ix"] = [1], [2]
+    >>> load_cocotalk(folder / "cocotalk.json", folder / "cocotalk_label.h5")[0]["captions"]
+    ['a dog', 'a UNK dog']
+
+    ```
+    """
+    wanted = _parse_split(split, train_only)
+    content = _read(cocotalk)
+    words = _words(cocotalk, content)
+    images = _images(cocotalk, content)
+    arrays = _read_labels(labels)
+    _check_labels(labels, arrays, len(words))
+    _check_pointers(labels, arrays, cocotalk, len(images))
+    chosen = [index for index, image in enumerate(images) if image["split"] in wanted]
+    if not chosen:
+        occurring = ", ".join(name for name in SPLITS if any(image["split"] == name for image in images))
+        raise CocotalkError(f"{cocotalk}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none'}")
+    rows = {name: [images[index][name] for index in chosen] for name in ("image_id", "file_name", "split")}
+    rows["captions"] = _decode(arrays, words, chosen)
+    return datasets.Dataset.from_dict(rows, features=_FEATURES)
+
+
+def read_cocotalk_vocabulary(cocotalk: _Path) -> list[str]:
+    """The vocabulary of a `cocotalk.json`.
+
+    Args:
+        cocotalk (`str` or `os.PathLike`): the file.
+
+    Returns:
+        `list[str]`: the words in the order of their ids. Ids count from 1: the first word has id 1, since id 0 is
+        start, end and padding. The last word is `UNK` where the original replaced rare words.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CocotalkError: `ix_to_word` is not in this layout.
+    """
+    return _words(cocotalk, _read(cocotalk))
+
+
+def _parse_split(split: str, train_only: bool) -> tuple[str, ...]:
+    names = SPLITS if split == "all" else tuple(name.strip() for name in split.split("+"))
+    for name in names:
+        if name not in SPLITS:
+            raise ValueError(
+                f"split={split!r}: {name!r} is not a split; expected 'all' or names of {', '.join(SPLITS)} joined "
+                "by '+'"
+            )
+    return (*names, "restval") if "train" in names and not train_only and "restval" not in names else names
+
+
+# --- cocotalk.json --------------------------------------------------------------------------------------------------
+
+
+def _read(path: _Path) -> Mapping[str, Any]:
+    content = read_content(path)
+    if not isinstance(content, dict):
+        raise CocotalkError(f"{path}: is a list, expected an object with 'ix_to_word' and 'images'")
+    return content
+
+
+def _words(path: _Path, content: Mapping[str, Any]) -> list[str]:
+    by_id = content.get("ix_to_word")
+    if not isinstance(by_id, dict) or not by_id:
+        raise CocotalkError(f"{path}: field 'ix_to_word' is {reprlib.repr(by_id)}, expected an object from id to word")
+    words: list[str] = []
+    first: dict[str, int] = {}
+    for number in range(1, len(by_id) + 1):
+        word = by_id.get(str(number))
+        if not isinstance(word, str) or word.split() != [word]:  # white space would make two words of it
+            raise CocotalkError(
+                f"{path}: ix_to_word[{str(number)!r}] is {reprlib.repr(word)}, expected a word for every id from 1 to "
+                f"{len(by_id)}"
+            )
+        if first.setdefault(word, number) != number:
+            raise CocotalkError(f"{path}: ix_to_word: {word!r} has the ids {first[word]} and {number}, expected one")
+        words.append(word)
+    return words
+
+
+def _images(path: _Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries = content.get("images")
+    if not isinstance(entries, list):
+        raise CocotalkError(f"{path}: field 'images' is {reprlib.repr(entries)}, expected a list of images")
+    images: list[dict[str, Any]] = []
+    first: dict[int, int] = {}
+    for index, entry in enumerate(entries):
+        try:
+            image = _image(entry)
+        except ValueError as error:
+            raise CocotalkError(f"{path}: images[{index}]: {error}") from error
+        if first.setdefault(image["image_id"], index) != index:
+            raise CocotalkError(
+                f"{path}: images[{index}]: id {image['image_id']} is already that of images[{first[image['image_id']]}]"
+            )
+        images.append(image)
+    return images
+
+
+def _image(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"is {reprlib.repr(entry)}, expected an object with 'id' and 'split'")
+    image_id, file_name, split = entry.get("id"), entry.get("file_path"), entry.get("split")
+    if type(image_id) is not int:
+        raise ValueError(f"field 'id' is {reprlib.repr(image_id)}, expected an integer")
+    if file_name is not None and not isinstance(file_name, str):
+        raise ValueError(f"field 'file_path' is {reprlib.repr(file_name)}, expected a string")
+    if split not in SPLITS:
+        raise ValueError(f"field 'split' is {reprlib.repr(split)}, expected one of {', '.join(SPLITS)}")
+    return {"image_id": image_id, "file_name": file_name, "split": split}
+
+
+# --- cocotalk_label.h5 ----------------------------------------------------------------------------------------------
+
+
+def _read_labels(path: _Path) -> dict[str, np.ndarray]:
+    with open_hdf5(path) as file:
+        names = names_in(file)
+        absent = [name for name in _DIMENSIONS if name not in names]
+        if absent:
+            raise CocotalkError(
+                f"{path}: no data set {absent[0]!r}, but {', '.join(map(repr, names[:8])) or 'nothing'}; expected "
+                f"{', '.join(_DIMENSIONS)}"
+            )
+        arrays = {name: read_array(file, name) for name in _DIMENSIONS}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iu" or array.ndim != _DIMENSIONS[name]:
+            raise CocotalkError(
+                f"{path}: data set {name!r} is {array.dtype} of shape {list(array.shape)}, expected integers in "
+                f"{_DIMENSIONS[name]} dimension{'s' if _DIMENSIONS[name] > 1 else ''}"
+            )
+    return {name: array if name == "labels" else array.astype(np.int64) for name, array in arrays.items()}
+
+
+def _check_labels(path: _Path, arrays: Mapping[str, np.ndarray], num_words: int) -> None:
+    """Every row has `label_length` word ids, at least one, and then zeros."""
+    labels, lengths = arrays["labels"], arrays["label_length"]
+    if len(labels) != len(lengths):
+        raise CocotalkError(f"{path}: labels has {len(labels)} captions, but label_length {len(lengths)}")
+    unknown = np.argwhere((labels < 0) | (labels > num_words))
+    if len(unknown):
+        row, column = unknown[0]
+        raise CocotalkError(
+            f"{path}: labels[{row}, {column}] is {labels[row, column]}, expected a word id from 1 to {num_words}, or 0"
+        )
+    inside = np.arange(labels.shape[1]) < lengths[:, None]
+    wrong = (lengths < 1) | (lengths > labels.shape[1]) | ((labels != 0) != inside).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise CocotalkError(
+            f"{path}: label_length[{row}] is {lengths[row]}, but labels[{row}] is {labels[row].tolist()}; expected so "
+            "many word ids, at least one, and then zeros"
+        )
+
+
+def _check_pointers(path: _Path, arrays: Mapping[str, np.ndarray], cocotalk: _Path, num_images: int) -> None:
+    """Every image has rows of its own, at least one."""
+    start, end, num_rows = arrays["label_start_ix"], arrays["label_end_ix"], len(arrays["labels"])
+    for name in ("label_start_ix", "label_end_ix"):
+        if len(arrays[name]) != num_images:
+            raise CocotalkError(
+                f"{path}: {name} is for {len(arrays[name])} images, but {cocotalk} has {num_images}; expected two "
+                "files of the same data set"
+            )
+    wrong = (start < 1) | (end < start) | (end > num_rows)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise CocotalkError(
+            f"{path}: label_start_ix[{index}] is {start[index]} and label_end_ix[{index}] is {end[index]}; expected "
+            f"the first and the last caption of the image, counted from 1 to {num_rows}"
+        )
+    order = np.argsort(start, kind="stable")
+    shared = start[order[1:]] <= end[order[:-1]]
+    if shared.any():
+        one, other = order[int(shared.argmax()) :][:2].tolist()
+        raise CocotalkError(
+            f"{path}: label_start_ix[{other}] is {start[other]}, but label_end_ix[{one}] is {end[one]}; expected every "
+            "caption to belong to one image"
+        )
+
+
+def _decode(arrays: Mapping[str, np.ndarray], words: list[str], chosen: list[int]) -> list[list[str]]:
+    labels, lengths = arrays["labels"], arrays["label_length"].tolist()
+    starts, ends = arrays["label_start_ix"].tolist(), arrays["label_end_ix"].tolist()
+    text = ["", *words]
+
+    def caption(row: int) -> str:
+        return " ".join([text[word] for word in labels[row, : lengths[row]].tolist()])
+
+    return [[caption(row) for row in range(starts[image] - 1, ends[image])] for image in chosen]

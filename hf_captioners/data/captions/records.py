@@ -1,0 +1,292 @@
+"""Files of captions as checked records: bytes, JSON and JSONL, and the one record of each layout.
+
+`predictions` builds on this; see there for the layouts. Whatever could give a wrong number is an error that names the
+file, the place in it and the value.
+"""
+
+import gzip
+import json
+import os
+import re
+import reprlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ImageId: TypeAlias = int | str
+Entry: TypeAlias = tuple[ImageId, str | None, list[str]]
+"""An image's id, the name of its picture if the file has one, and its captions (one, of a prediction)."""
+Located: TypeAlias = tuple[str, Any]
+"""A place in a file, for messages, and what is there."""
+
+_SHOWN = 5
+_DIGITS = re.compile(r"-?[0-9]{1,18}")
+_PREDICTION = "expected an object with 'image_id' (or 'image') and 'caption'"
+_REFERENCE = "expected an object with 'image_id' (or 'file_name') and 'captions'"
+
+
+class CaptionFileError(ValueError):
+    """A file of captions that cannot be used, or two that do not fit. The message names file, place and value."""
+
+
+def read_content(path: str | os.PathLike[str]) -> dict[str, Any] | list[Located]:
+    """The object of a JSON file, or the records of a JSON list or of JSONL, each with its place.
+
+    Args:
+        path (`str` or `os.PathLike`): UTF-8, with or without a BOM, plain or gzipped (told by its first bytes).
+
+    Returns:
+        `dict[str, Any]` or `list[tuple[str, Any]]`: one object that is a record itself is a list of one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CaptionFileError: it is empty, cut off, not UTF-8, not JSON, or an object in it has a key twice.
+    """
+    text = _read_text(Path(path))
+    # U+2028 and its kin may stand in a JSON string, so splitlines() would be wrong
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise CaptionFileError(f"{path}: is empty, expected JSON or JSONL")
+    if len(lines) > 1 and _is_object(lines[0][1]):
+        return [(f"line {number}", _loads(line, f"{path}: line {number}")) for number, line in lines]
+    content = _loads(text, f"{path}")
+    if isinstance(content, list):
+        return [(f"[{index}]", record) for index, record in enumerate(content)]
+    if not isinstance(content, dict):
+        raise CaptionFileError(f"{path}: holds {reprlib.repr(content)}, expected a JSON object, a list or JSONL")
+    is_record = {"image_id", "image", "file_name"} & set(content) and {"caption", "captions", "error"} & set(content)
+    return [(f"line {lines[0][0]}", content)] if is_record else content
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise CaptionFileError(f"{path}: is a folder, expected a file of captions")
+    content = path.read_bytes()
+    try:
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise CaptionFileError(f"{path}: not a readable gzip file: {error}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        hint = " (it is UTF-16, which '>' of PowerShell writes)" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise CaptionFileError(
+            f"{path}: line {line}: not UTF-8: byte 0x{error.object[error.start]:02x}; expected UTF-8 text{hint}"
+        ) from error
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _loads(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except CaptionFileError as error:
+        raise CaptionFileError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CaptionFileError(f"{where}: not JSON: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python's own reader would keep the last of equal keys."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in content if keys.count(key) > 1)
+        raise CaptionFileError(f"the key {twice!r} occurs twice in one object; keys must be unique")
+    return content
+
+
+def parse_each(path: str, places: Iterable[Located], parse: Callable[[Any], Entry]) -> list[Entry]:
+    """The entries of a file, each image once.
+
+    Args:
+        path (`str`): the file, for messages.
+        places (`Iterable[tuple[str, Any]]`): what is where, from [`read_content`].
+        parse (`Callable`): makes an entry of it; a ValueError of it gets file and place put before.
+
+    Returns:
+        `list[Entry]`: at least one.
+
+    Raises:
+        CaptionFileError: there is none, one cannot be parsed, or an image occurs twice.
+    """
+    found: list[Entry] = []
+    first: dict[ImageId, str] = {}
+    for where, value in places:
+        try:
+            entry = parse(value)
+            if first.setdefault(entry[0], where) != where:
+                raise ValueError(f"image {entry[0]!r} is already at {first[entry[0]]}; expected every image once")
+        except ValueError as error:
+            raise CaptionFileError(f"{path}: {where}: {error}") from error
+        found.append(entry)
+    if not found:
+        raise CaptionFileError(f"{path}: no captions in it, expected at least one")
+    return found
+
+
+def refuse_failures(path: str, records: list[Located]) -> None:
+    """Name the pictures that `hf-captioners caption` could not caption, which are not a captioner's words.
+
+    Args:
+        path (`str`): the file, for messages.
+        records (`list[tuple[str, Any]]`): from [`read_content`].
+
+    Raises:
+        CaptionFileError: there are records with an `error`; the message says how to go on.
+    """
+    failed = [pair for pair in records if isinstance(pair[1], dict) and pair[1].get("error") is not None]
+    if failed:
+        shown = [f"{where} ({_one_line(record.get('image', record.get('image_id')))})" for where, record in failed]
+        more = f" and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+        raise CaptionFileError(
+            f"{path}: {len(failed)} of {len(records)} pictures have an 'error' and no caption: "
+            f"{', '.join(shown[:_SHOWN])}{more}; the first is {_one_line(failed[0][1]['error'])}. Caption these "
+            "pictures again, or take their records out of the file and score the rest with subset=True"
+        )
+
+
+def _one_line(value: Any) -> str:
+    return text if len(text := repr(value)) <= 200 else f"{text[:197]}..."
+
+
+def prediction(record: Any) -> Entry:
+    """A record of COCO results or of `hf-captioners caption`; ValueError says what is wrong with it."""
+    image_id, picture = _named(record, _PREDICTION)
+    if "caption" not in record and "captions" in record:
+        raise ValueError("has several 'captions', expected one 'caption' per image")
+    return image_id, picture, [caption_of(_field(record, "caption", _PREDICTION), "field 'caption'")]
+
+
+def keyed_prediction(pair: tuple[str, Any]) -> Entry:
+    """An id and its caption, or a list of one caption as the COCO tools want it."""
+    image_id, value = id_of(pair[0], "the key"), pair[1]
+    if not isinstance(value, list):
+        return image_id, None, [caption_of(value, "the value")]
+    if len(value) != 1:
+        raise ValueError(f"has {len(value)} captions, expected one prediction per image")
+    return image_id, None, captions_of(value, "the value")
+
+
+def reference(record: Any) -> Entry:
+    """A line of a `metadata.jsonl`, or a record of COCO results taken as the only reference of its image."""
+    image_id, picture = _named(record, _REFERENCE)
+    if "captions" not in record and "caption" in record:
+        return image_id, picture, [caption_of(record["caption"], "field 'caption'")]
+    return image_id, picture, captions_of(_field(record, "captions", _REFERENCE), "field 'captions'")
+
+
+def keyed_reference(pair: tuple[str, Any]) -> Entry:
+    """An id and its caption or captions."""
+    image_id, value = id_of(pair[0], "the key"), pair[1]
+    return image_id, None, captions_of([value] if isinstance(value, str) else value, "the value")
+
+
+def _named(record: Any, expected: str) -> tuple[ImageId, str | None]:
+    """The id of a record, and the name of its picture where it has one."""
+    if not isinstance(record, dict):
+        raise ValueError(f"is {reprlib.repr(record)}, {expected}")
+    of_file = next((name for name in ("file_name", "image") if record.get(name) is not None), "")
+    picture = file_name_of(record, of_file)
+    if record.get("image_id") is not None:
+        return id_of(record["image_id"], "field 'image_id'"), picture
+    if picture is None:
+        raise ValueError(f"no id of an image in {reprlib.repr(record)}, {expected}")
+    return id_of(picture, f"field {of_file!r}"), picture
+
+
+def _field(record: Mapping[str, Any], name: str, expected: str) -> Any:
+    if name not in record:
+        raise ValueError(f"no field {name!r} among {', '.join(map(repr, record))}; {expected}")
+    return record[name]
+
+
+def file_name_of(record: Mapping[str, Any], name: str) -> str | None:
+    """The file name at the field `name`, `None` where it is absent or null; ValueError where it is something else."""
+    value = record.get(name)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"field {name!r} is {reprlib.repr(value)}, expected the name of a file")
+    return value
+
+
+def id_of(value: Any, what: str) -> ImageId:
+    """The id of an image: digits as an integer, other strings as they are; ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise ValueError(f"{what} is {reprlib.repr(value)}, expected an integer or a string")
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+
+
+def caption_of(value: Any, what: str) -> str:
+    """A caption; ValueError for what is no Unicode string (null, NaN, a list, half a surrogate pair)."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {reprlib.repr(value)}, expected a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is {reprlib.repr(value)}, which is not Unicode text") from error
+    return value
+
+
+def captions_of(value: Any, what: str) -> list[str]:
+    """The captions of one image, at least one; ValueError for anything else."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{what} is {reprlib.repr(value)}, expected a list with at least one caption")
+    return [caption_of(caption, f"{what}[{index}]") for index, caption in enumerate(value)]
+
+
+def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
+    """COCO annotations, in the order of their `images` (of the annotations where there is no such list).
+
+    Args:
+        path (`str`): the file, for messages.
+        content (`Mapping[str, Any]`): its object; `annotations` is a list.
+
+    Returns:
+        `list[Entry]`: the images that somebody described.
+
+    Raises:
+        CaptionFileError: an entry is malformed, an id occurs twice, or an annotation is not of one of the images.
+    """
+    images = content.get("images")
+    if images is not None and not isinstance(images, list):
+        raise CaptionFileError(f"{path}: field 'images' is {reprlib.repr(images)}, expected a list of images")
+    places = [(f"images[{index}]", image) for index, image in enumerate(images or [])]
+    described = parse_each(path, places, _coco_image) if places else []
+    names = {image_id: name for image_id, name, _ in described}
+    captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
+    first: dict[ImageId, int] = {}
+    for index, annotation in enumerate(content["annotations"]):
+        try:
+            image_id, caption = _coco_caption(annotation)
+            if images is not None and image_id not in captions:
+                raise ValueError(f"image_id {image_id!r} is not the id of one of the 'images'")
+            number = annotation.get("id")
+            if number is not None and (other := first.setdefault(id_of(number, "field 'id'"), index)) != index:
+                raise ValueError(f"id {number!r} is already that of annotations[{other}]; expected unique ids, or none")
+        except ValueError as error:
+            raise CaptionFileError(f"{path}: annotations[{index}]: {error}") from error
+        captions.setdefault(image_id, []).append(caption)
+    entries = [(image_id, names.get(image_id), several) for image_id, several in captions.items() if several]
+    if not entries:
+        raise CaptionFileError(f"{path}: no captions in its 'annotations', expected at least one")
+    return entries
+
+
+def _coco_image(image: Any) -> Entry:
+    if not isinstance(image, dict):
+        raise ValueError(f"is {reprlib.repr(image)}, expected an object with 'id' and 'file_name'")
+    return id_of(image.get("id"), "field 'id'"), file_name_of(image, "file_name"), []
+
+
+def _coco_caption(annotation: Any) -> tuple[ImageId, str]:
+    if not isinstance(annotation, dict):
+        raise ValueError(f"is {reprlib.repr(annotation)}, expected an object with 'image_id' and 'caption'")
+    image_id = id_of(annotation.get("image_id"), "field 'image_id'")
+    return image_id, caption_of(annotation.get("caption"), "field 'caption'")

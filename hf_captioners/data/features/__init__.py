@@ -1,0 +1,1 @@
+"""Image features on disk, and region features of other detectors."""

@@ -1,0 +1,336 @@
+"""Image features on disk: computed once, read row by row from memory-mapped files for as many epochs as needed.
+
+A store is a folder of `features-00000.safetensors`, ... and an `index.json` that says which shard holds which image, of
+which width and precision the features are, and what they were made with. Shards are written to a temporary name, synced
+and renamed, the index after each of them, so that a run that was killed goes on where its last finished shard ends. It
+replaces the single HDF5 file of the original captioners (one `<id>_features` dataset per image), which a killed run
+leaves unreadable and which forked DataLoader workers cannot share.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import write_whole
+
+logger = logging.getLogger(__name__)
+
+ImageId = int | str
+
+INDEX_NAME = "index.json"
+DEFAULT_SHARD_BYTES = 500_000_000
+_FORMAT = "hf_captioners.image_features"
+_VERSION = 1
+_SHARD_NAME = re.compile(r"features-\d{5,}\.safetensors")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class FeatureError(ValueError):
+    """Features, or a folder of them, that are not what they should be."""
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The checked content of a store's `index.json`."""
+    path = folder / INDEX_NAME
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FeatureError(f"{folder}: no {INDEX_NAME}, so this is not a folder of image features") from error
+    except ValueError as error:
+        raise FeatureError(f"{path}: not JSON: {error}") from error
+    if not isinstance(index, dict) or index.get("format") != _FORMAT:
+        raise FeatureError(f"{path}: not the index of image features (field 'format' is not {_FORMAT!r})")
+    if index.get("version") != _VERSION:
+        raise FeatureError(f"{path}: field 'version' is {index.get('version')!r}, this release reads {_VERSION}")
+    try:
+        _check_index(index)
+    except (KeyError, TypeError) as error:
+        raise FeatureError(f"{path}: damaged, {type(error).__name__}: {error}") from error
+    return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    if index["dtype"] not in DTYPES:
+        raise TypeError(f"field 'dtype' is {index['dtype']!r}, expected one of {', '.join(DTYPES)}")
+    for shard in index["shards"]:
+        if not _SHARD_NAME.fullmatch(shard["file"]):
+            raise TypeError(f"{shard['file']!r} is not the name of a shard")
+        if not isinstance(shard["ids"], list) or not isinstance(shard["bytes"], int):
+            raise TypeError(f"shard {shard['file']!r} has no list 'ids' or no number 'bytes'")
+    if not isinstance(index["feature_size"], int | None) or not isinstance(index["metadata"], dict):
+        raise TypeError("field 'feature_size' is not a number or 'metadata' not an object")
+    if not isinstance(index["complete"], bool) or not isinstance(index["errors"], list):
+        raise TypeError("field 'complete' is not true or false or 'errors' not a list")
+
+
+def _check_shards(folder: Path, index: dict[str, Any]) -> None:
+    """Every shard is there in full length; sizes only, for reading all of them may take minutes."""
+    for shard in index["shards"]:
+        path = folder / shard["file"]
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise FeatureError(f"{path}: this shard of the features is missing") from error
+        if size != shard["bytes"]:
+            raise FeatureError(f"{path}: damaged, it has {size} bytes instead of {shard['bytes']}")
+
+
+class FeatureWriter:
+    """Writes image features into a folder, to be read by [`FeatureStore`].
+
+    Use it as a context manager, one at a time per folder. Opening a folder that an earlier run has left, finished or
+    not, continues it: what is in `writer` needs no computing. Features in memory (less than a shard) are written even
+    when the block is left by an exception; only then the folder stays marked as incomplete.
+
+    Args:
+        out_dir (`str` or `os.PathLike`): The folder, made if need be.
+        dtype (`torch.dtype`, defaults to `torch.float16`): `float16`, `bfloat16` or `float32`, as they are stored.
+        shard_bytes (`int`, defaults to 500,000,000): Features of about so many bytes make a file.
+        metadata (`dict`, *optional*):
+            What the features were made with, JSON values. A folder is only continued with equal metadata.
+
+    Raises:
+        FeatureError: The folder holds features of another dtype or with other metadata, or is damaged.
+        ValueError: `dtype` or `shard_bytes` have no such value.
+
+    Example:
+
+    ```python
+    >>> import tempfile, torch
+    >>> from hf_captioners.data.features.store import FeatureStore, FeatureWriter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with FeatureWriter(folder) as writer:
+    ...         writer.add(42, torch.ones(49, 1280))
+    ...     FeatureStore(folder)[42].shape
+    torch.Size([49, 1280])
+
+    ```
+    """
+
+    def __init__(
+        self,
+        out_dir: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype = torch.float16,
+        shard_bytes: int = DEFAULT_SHARD_BYTES,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        if dtype not in DTYPES.values():
+            raise ValueError(f"dtype={dtype}, expected one of {', '.join(map(str, DTYPES.values()))}")
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes={shard_bytes}, expected a positive number of bytes")
+        self.folder = Path(out_dir)
+        self.dtype = dtype
+        self.shard_bytes = shard_bytes
+        self._dtype_name = str(dtype).removeprefix("torch.")
+        self._metadata = json.loads(json.dumps(metadata or {}))  # as it will be read back: tuples become lists
+        self._shards: list[dict[str, Any]] = []
+        self._pending: dict[ImageId, Tensor] = {}
+        self._pending_bytes = 0
+        self._done: set[ImageId] = set()
+        self._errors: dict[ImageId, str] = {}
+        self._complete = False
+        self.feature_size: int | None = None
+
+    def __enter__(self) -> "FeatureWriter":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / INDEX_NAME).exists():
+            self._resume(_read_index(self.folder))
+            return self
+        stray = next((path for path in self.folder.iterdir() if _SHARD_NAME.fullmatch(path.name)), None)
+        if stray is not None:
+            raise FeatureError(f"{stray}: features without an {INDEX_NAME} would be overwritten; choose another folder")
+        self._write_index(complete=False)  # states the settings before the first shard does
+        return self
+
+    def _resume(self, index: dict[str, Any]) -> None:
+        mine, theirs = {**self._metadata, "dtype": self._dtype_name}, {**index["metadata"], "dtype": index["dtype"]}
+        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if different:
+            changes = "; ".join(f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in different)
+            raise FeatureError(f"{self.folder}: holds features made otherwise ({changes}); choose another folder")
+        _check_shards(self.folder, index)
+        self._shards = index["shards"]
+        self._done = {image_id for shard in self._shards for image_id in shard["ids"]}
+        self._errors = {row["image_id"]: row["error"] for row in index["errors"]}
+        self._complete = index["complete"]
+        self.feature_size = index["feature_size"]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+        self._write_index(complete=self._complete if error else True)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._done
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    @property
+    def errors(self) -> dict[ImageId, str]:
+        """What went wrong with which image, those of earlier runs included."""
+        return dict(self._errors)
+
+    def add(self, image_id: ImageId, features: Tensor | np.ndarray) -> None:
+        """Store the features of an image.
+
+        Args:
+            image_id (`int` or `str`): Its id, new to the folder.
+            features (`torch.Tensor` or `numpy.ndarray` of shape `[num_tokens, feature_size]`):
+                At least one token, finite numbers, of the same width for all images; on any device.
+
+        Raises:
+            FeatureError: The features or the id are not like that; nothing is stored then.
+        """
+        image_id = _checked_id(image_id)
+        if image_id in self._done:
+            raise FeatureError(f"image {image_id!r}: its features are already in {self.folder}")
+        rows = torch.as_tensor(features)
+        if rows.ndim != 2 or rows.numel() == 0 or not rows.is_floating_point():
+            raise FeatureError(
+                f"image {image_id!r}: features are {rows.dtype} of shape {list(rows.shape)}, expected floating point "
+                "of shape [num_tokens, feature_size] with at least one token"
+            )
+        if self.feature_size is not None and rows.shape[1] != self.feature_size:
+            raise FeatureError(
+                f"image {image_id!r}: features are {rows.shape[1]} wide, those in {self.folder} {self.feature_size}"
+            )
+        stored = rows.detach().to("cpu", self.dtype, copy=True).contiguous()
+        if not bool(torch.isfinite(stored).all()):
+            overflow = ", too large for it" if bool(torch.isfinite(rows).all()) else ""
+            raise FeatureError(f"image {image_id!r}: features in {self._dtype_name} have NaN or infinity{overflow}")
+        self.feature_size = rows.shape[1]
+        self._pending[image_id] = stored
+        self._pending_bytes += stored.nbytes
+        self._done.add(image_id)
+        self._errors.pop(image_id, None)
+        if self._pending_bytes >= self.shard_bytes:
+            self._flush()
+
+    def record_error(self, image_id: ImageId, message: str) -> None:
+        """Note in the index why an image has no features. It is not done: a later run may try again."""
+        self._errors[_checked_id(image_id)] = message
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        tensors = {str(position): rows for position, rows in enumerate(self._pending.values())}
+        path = self.folder / f"features-{len(self._shards):05d}.safetensors"
+        write_whole(path, lambda temporary: save_file(tensors, temporary))
+        shutil.copymode(self.folder / INDEX_NAME, path)  # safetensors makes files that only their owner may read
+        self._shards.append({"file": path.name, "bytes": path.stat().st_size, "ids": list(self._pending)})
+        self._pending, self._pending_bytes = {}, 0
+        self._write_index(complete=False)
+
+    def _write_index(self, *, complete: bool) -> None:
+        self._complete = complete
+        index = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "complete": complete,
+            "count": sum(len(shard["ids"]) for shard in self._shards),
+            "feature_size": self.feature_size,
+            "dtype": self._dtype_name,
+            "metadata": self._metadata,
+            "errors": [{"image_id": image_id, "error": message} for image_id, message in self._errors.items()],
+            "shards": self._shards,
+        }
+        text = json.dumps(index, ensure_ascii=False)
+        write_whole(self.folder / INDEX_NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _checked_id(image_id: object) -> ImageId:
+    if isinstance(image_id, str):
+        return image_id
+    if isinstance(image_id, int | np.integer) and not isinstance(image_id, bool):
+        return int(image_id)
+    raise FeatureError(f"image id {image_id!r} is a {type(image_id).__name__}, expected int or str")
+
+
+class FeatureStore:
+    """Reads the features that a [`FeatureWriter`] wrote: `store[image_id]` is a `[num_tokens, feature_size]` tensor.
+
+    Shards are memory-mapped on first use, by each process for itself: a store may be pickled and forked, and so be used
+    in DataLoader workers. What it returns is a copy, so that changing a tensor in place never reaches a later epoch.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+
+    Attributes:
+        ids (`list[int | str]`): All image ids, in the order of writing.
+        feature_size (`int` or `None`): Width of the features; `None` if there are none.
+        dtype (`torch.dtype`): Their precision.
+        metadata (`dict`): What the writer was given.
+        errors (`dict[int | str, str]`): Images without features, and why.
+        num_bytes (`int`): Size of the shards.
+
+    Raises:
+        FeatureError: The folder is not a store, is incomplete (its writing was interrupted) or damaged.
+        KeyError: On access, there are no features of this image.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        if not index["complete"]:
+            raise FeatureError(f"{self.folder}: writing these features was interrupted; run it again to finish it")
+        _check_shards(self.folder, index)
+        self.ids: list[ImageId] = [image_id for shard in index["shards"] for image_id in shard["ids"]]
+        self.feature_size: int | None = index["feature_size"]
+        self.dtype = DTYPES[index["dtype"]]
+        self.metadata: dict[str, Any] = index["metadata"]
+        self.errors: dict[ImageId, str] = {row["image_id"]: row["error"] for row in index["errors"]}
+        self.num_bytes = sum(shard["bytes"] for shard in index["shards"])
+        self._files = [shard["file"] for shard in index["shards"]]
+        self._places = {
+            image_id: (number, position)
+            for number, shard in enumerate(index["shards"])
+            for position, image_id in enumerate(shard["ids"])
+        }
+        self._open: dict[int, Any] = {}
+        self._open_in = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._places
+
+    def __getitem__(self, image_id: ImageId) -> Tensor:
+        try:
+            number, position = self._places[image_id]
+        except KeyError:
+            raise KeyError(f"no features of image {image_id!r} in {self.folder} ({len(self)} images)") from None
+        path = self.folder / self._files[number]
+        try:
+            features: Tensor = self._shard(number, path).get_tensor(str(position))
+        except (SafetensorError, OSError) as error:
+            raise FeatureError(f"{path}: damaged, cannot read the features of image {image_id!r}: {error}") from error
+        if features.ndim != 2 or features.shape[1] != self.feature_size or features.dtype != self.dtype:
+            raise FeatureError(
+                f"{path}: damaged, features of image {image_id!r} are {features.dtype} of shape {list(features.shape)}"
+            )
+        return features.clone()
+
+    def _shard(self, number: int, path: Path) -> Any:
+        if self._open_in != os.getpid():
+            self._open, self._open_in = {}, os.getpid()
+        if number not in self._open:
+            self._open[number] = safe_open(path, framework="pt")
+        return self._open[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a mapped file cannot be pickled

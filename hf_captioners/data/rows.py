@@ -1,0 +1,139 @@
+"""Rows of captioned images: their captions, their images left closed, and features attached to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+from .features.store import FeatureStore, ImageId
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+_NAMED_IN_ERRORS = 5
+
+
+class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a `datasets.Dataset` with their `image_features`, read from a store at the moment of access.
+
+    Made by [`attach_features`]; for `transformers.Trainer`, a `DataLoader` or a loop. Tens of gigabytes of features
+    stay where they are instead of being copied into Arrow.
+
+    Args:
+        dataset (`datasets.Dataset`): The rows.
+        store ([`FeatureStore`]): Features of every row's `image_id`.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, store: FeatureStore) -> None:
+        self.dataset = dataset
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
+        return {**row, "image_features": self.store[row["image_id"]]}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of a batch, fetched at once: `DataLoader` prefers this to single rows."""
+        columns = self.dataset[list(indices)]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [{**row, "image_features": self.store[row["image_id"]]} for row in rows]
+
+
+def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Leave the pictures of a dataset closed: they are opened later, within limits of bytes and pixels.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows, with columns of pictures or without.
+
+    Returns:
+        `datasets.Dataset`: the same rows, a picture being `{"path": ..., "bytes": ...}`.
+    """
+    from datasets import Image
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image) and feature.decode:
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
+
+
+def attach_features(
+    dataset: datasets.Dataset,
+    store: FeatureStore,
+    *,
+    missing: Literal["error", "drop"] = "error",
+    keep_images: bool = False,
+) -> FeatureDataset:
+    """Give the rows of a dataset `image_features` in place of `image`.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows with `image_id`. An `image` column is left out, unless `keep_images`.
+        store ([`FeatureStore`]): The features.
+        keep_images (`bool`, defaults to `False`):
+            Keep the `image` column, undecoded, for rewards that look at pictures; the captioner looks at features.
+        missing (`str`, defaults to `"error"`):
+            `"drop"` leaves out rows of images without features, with a warning, where `"error"` raises.
+
+    Returns:
+        [`FeatureDataset`]: rows with `image_features`, a tensor of shape `[num_tokens, feature_size]` in the store's
+        dtype.
+
+    Raises:
+        TypeError: The dataset is a streaming one; its rows cannot be looked up.
+        ValueError: Images have no features, or `missing` has no such value.
+    """
+    if missing not in ("error", "drop"):
+        raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
+    if not isinstance(cast(object, dataset), Sized):
+        raise TypeError(f"features cannot be attached to a {type(dataset).__name__}: load it without streaming")
+    if "image" in dataset.column_names:
+        dataset = undecoded(dataset) if keep_images else dataset.remove_columns("image")
+    ids = list(dataset["image_id"])
+    absent = [image_id for image_id in ids if image_id not in store]
+    if absent:
+        problem = f"{store.folder}: {len(absent)} of {len(ids)} images have no features: {_named(absent)}"
+        if missing == "error" or len(absent) == len(ids):
+            raise ValueError(f'{problem}; compute them, or leave out a few with missing="drop"')
+        logger.warning("%s; they are left out", problem)
+        dataset = dataset.select([index for index, image_id in enumerate(ids) if image_id in store])
+    return FeatureDataset(dataset, store)
+
+
+def _named(ids: Iterable[ImageId]) -> str:
+    names = [repr(image_id) for image_id in ids]
+    more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + more
+
+
+def captions_by_image(rows: Any) -> list[list[str]]:
+    """The captions of each row, without opening a picture.
+
+    Args:
+        rows (`Dataset` or `list[dict]`): as [`load_rows`] returns them, or alike.
+
+    Returns:
+        `list[list[str]]`
+    """
+    dataset = rows.dataset if isinstance(rows, FeatureDataset) else rows
+    if isinstance(dataset, list):
+        return [list(row["captions"]) for row in dataset]
+    return [list(captions) for captions in dataset["captions"]]
+
+
+def training_captions(rows: Any) -> list[str]:
+    """All captions of the rows, for a vocabulary.
+
+    Args:
+        rows (`Dataset` or `list[dict]`): as [`load_rows`] returns them.
+
+    Returns:
+        `list[str]`
+    """
+    return [caption for several in captions_by_image(rows) for caption in several]

@@ -1,0 +1,1 @@
+"""Contact sheets, charts of training runs and score reports."""

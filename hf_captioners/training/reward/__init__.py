@@ -1,0 +1,1 @@
+"""Training with rewards: candidates, rewards, losses, the reference, and the trainer that joins them."""

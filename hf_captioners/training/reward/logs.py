@@ -1,0 +1,78 @@
+"""What is logged of candidates."""
+
+from __future__ import annotations
+
+import torch
+
+from ...metrics.diversity import diversity
+from ..watch.completions import CompletionRow
+from ..watch.running_metrics import RunningMetrics
+from .rollout import Rollout
+
+
+def log_rollout(metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tensor, entropies: torch.Tensor) -> None:
+    """Take in what is logged of the candidates of a micro-batch, whatever the method.
+
+    Args:
+        metrics ([`RunningMetrics`]): where to log.
+        rollout ([`Rollout`]): the micro-batch.
+        log_probs, entropies (`torch.Tensor` of shape `(B * k, T - 1)`): of the policy, 0 where no token counts.
+    """
+    candidates, rewards = rollout.candidates, rollout.rewards
+    metrics.add("reward", rewards[rollout.valid])
+    for name, column in zip(rollout.each.names, rollout.each.per_function.unbind(dim=1), strict=True):
+        known = column[~column.isnan()]
+        metrics.add(f"rewards/{name}/mean", known)
+        metrics.add_deviation(f"rewards/{name}/std", known)
+    for name, value in rollout.each.metrics.items():
+        metrics.add(name, torch.tensor([value]))
+    deviations = deviation(rewards, rollout.valid)
+    metrics.add("reward_std", deviations)
+    metrics.add("frac_reward_zero_std", (deviations < 1e-8).float())
+    metrics.add("entropy", entropies[candidates.mask])
+    if rollout.reference is not None:
+        metrics.add("kl", (log_probs - rollout.reference).sum(dim=1))
+    for name in ("mean_length", "min_length", "max_length"):
+        metrics.add(f"completions/{name}", candidates.lengths)
+    metrics.add("completions/valid_ratio", rollout.valid.float())
+    metrics.add("completions/clipped_ratio", (~candidates.finished).float())
+    metrics.add("completions/unique_ratio", candidates.firsts.float().mean(dim=1))
+    repetition = diversity(candidates.texts, max_n=2).per_image["repetition_2"]
+    metrics.add("completions/repetition", torch.as_tensor(repetition))
+
+
+def completion_rows(rollout: Rollout, shown: dict[str, torch.Tensor]) -> list[CompletionRow]:
+    """The candidates of a micro-batch with their rewards, for the table of completions.
+
+    Args:
+        rollout ([`Rollout`]): the micro-batch.
+        shown (`dict[str, torch.Tensor]`): further numbers of each candidate, `(B * k,)`.
+
+    Returns:
+        `list[CompletionRow]`
+    """
+    each, k = rollout.each, rollout.candidates.k
+    names = rollout.columns.get("image_id", list(range(len(rollout.rewards))))
+    further = {**each.extra, **{name: values.tolist() for name, values in shown.items()}}
+    return [
+        CompletionRow(
+            image_id=names[row // k],
+            completion=text,
+            rewards=dict(zip(each.names, each.per_function[row].tolist(), strict=True)),
+            reward=float(each.total[row]),
+            extra={name: values[row] for name, values in further.items()},
+        )
+        for row, text in enumerate(rollout.candidates.texts)
+    ]
+
+
+def deviation(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the rewards `(B, k)` of each picture's valid candidates; of pictures that have any.
+
+    In float64, or equal rewards such as 2.3 would deviate by the rounding of their mean.
+    """
+    rewards, valid = rewards.cpu().double(), valid.cpu()
+    number = valid.sum(dim=1, keepdim=True)
+    mean = rewards.masked_fill(~valid, 0.0).sum(dim=1, keepdim=True) / number
+    squares = (rewards - mean).square().masked_fill(~valid, 0.0).sum(dim=1, keepdim=True)
+    return (squares / number).sqrt()[number > 0]

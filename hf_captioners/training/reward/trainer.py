@@ -1,0 +1,412 @@
+"""What self-critical training and DiCO share: candidates, rewards, reference, and what is logged of them.
+
+One optimizer step: every micro-batch of pictures is seen once by the frozen backbone; the model writes candidates
+without gradient; the reward functions and, if needed, the reference score them. Then the policy's log-probabilities are
+computed once with gradient, and the loss of the method is divided by what the whole step holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from ...data.opened_pictures import OpenedPictures
+from ..collator import RewardCollator
+from ..policy import PICTURES, policy_of, without_adapters
+from ..trainer import CaptionerTrainer
+from ..watch.collapse import CollapseCallback
+from ..watch.completions import log_completions
+from ..watch.running_metrics import RunningMetrics
+from .config import RewardTrainingConfig
+from .forward_pass import call_through, mode
+from .functions import RewardFunctions, Rewards
+from .logs import completion_rows, log_rollout
+from .reference import ReferenceModel, SyncReferenceCallback
+from .rollout import Candidates, Rollout, generation_options
+
+REFERENCE_FOLDER = "reference"
+
+
+class RewardTrainer(CaptionerTrainer):
+    """Teach a captioner with rewards; [`SCSTTrainer`] and [`DiCOTrainer`] say how.
+
+    Args:
+        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
+            cross-entropy.
+        ref_model (`PreTrainedModel`, *optional*): the model to stay close to; see [`ReferenceModel`] for the default.
+        reward_funcs (`Callable`, or list): see [`RewardFunctions`].
+        args ([`RewardTrainingConfig`]): options.
+        train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`;
+            other columns go to the reward functions too.
+        processing_class ([`CaptionerProcessor`]): the captioner's processor; for a `VisionEncoderDecoderModel` make one
+            of its image processor and tokenizer.
+        reward_processing_classes, compute_metrics: must be `None`; they are where TRL's trainers have them.
+        data_collator (`Callable`, *optional*): by default a [`RewardCollator`].
+        callbacks, optimizers: see `Trainer`.
+        peft_config (`PeftConfig`, *optional*): train adapters only.
+        kwargs: further arguments of [`CaptionerTrainer`] and of `Trainer`.
+
+    Raises:
+        ValueError: no `processing_class`; candidates longer than the model's longest caption; see also
+            [`ReferenceModel`] and [`RewardFunctions`].
+    """
+
+    args: RewardTrainingConfig
+    config_class: type[RewardTrainingConfig]
+    loss_is_scaled_for_ga = True  # the loss is divided by what the whole optimizer step holds
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: None = None,
+        data_collator: Callable | None = None,
+        compute_metrics: None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = self.config_class() if args is None else args
+        self._check(model, ref_model, reward_funcs, args, processing_class)
+        if reward_processing_classes is not None:
+            raise ValueError("reward_processing_classes: reward functions are called as they are; prepare in them.")
+        if compute_metrics is not None:
+            raise ValueError("compute_metrics: evaluation keeps no predictions; give compute_caption_metrics.")
+        if data_collator is None:
+            data_collator = RewardCollator(processing_class, skip_broken=args.skip_broken_images)
+        self.reward_functions = RewardFunctions(reward_funcs, args.reward_weights)
+        super().__init__(
+            model,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            data_collator,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        base = without_adapters(self.model)
+        self.policy.check_length(base, "max_completion_length + 1", args.max_completion_length + 1)
+        self.reference: ReferenceModel | None = None
+        if self.needs_reference():
+            self.reference = ReferenceModel(self.model, self.policy, ref_model, fresh_adapters=peft_config is not None)
+            self.reference.move_to(self.accelerator.device)
+        if args.sync_ref_model:
+            self._follow_policy()
+        if args.collapse_patience:
+            self.add_callback(CollapseCallback(patience=args.collapse_patience))
+        self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
+        self._last_step: list[Rollout] = []
+        self._seen: dict[bytes, dict[str, torch.Tensor]] = {}  # a picture's digest -> what the backbone made of it
+
+    def _check(self, model: Any, ref_model: Any, reward_funcs: Any, args: Any, processing_class: Any) -> None:
+        """Say at once what would only fail later, or in silence."""
+        name, config = type(self).__name__, self.config_class.__name__
+        if not isinstance(args, self.config_class):
+            raise TypeError(f"{name}: args must be a {config}, not a {type(args).__name__}.")
+        if processing_class is None:
+            raise ValueError(f"{name}: give the captioner's processor as processing_class.")
+        if reward_funcs is None:
+            raise ValueError(f"{name}: give reward_funcs, a function or several.")
+        if ref_model is model:
+            raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
+        policy = policy_of(model)
+        if ref_model is None:
+            return
+        sizes = [without_adapters(one).get_output_embeddings().weight.shape[0] for one in (model, ref_model)]
+        if type(policy_of(ref_model)) is not type(policy) or sizes[0] != sizes[1]:
+            raise ValueError(
+                f"ref_model, a {type(ref_model).__name__} of {sizes[1]} tokens, cannot score the captions of a "
+                f"{type(model).__name__} of {sizes[0]} tokens."
+            )
+
+    def _follow_policy(self) -> None:
+        if self.reference is None or self.reference.model is None:
+            raise ValueError("sync_ref_model=True needs a reference model of its own: beta above 0, and no adapters.")
+        self.add_callback(SyncReferenceCallback(self.reference.model))
+
+    # -- what a method says ------------------------------------------------------------------------------------------
+
+    def needs_reference(self) -> bool:
+        """Whether the method looks at the reference model."""
+        return self.args.beta > 0
+
+    def finish_step(self, rollouts: list[Rollout]) -> None:
+        """Called with all micro-batches of an optimizer step, before the first loss."""
+
+    def items(self, rollout: Rollout) -> torch.Tensor:
+        """What the loss of a micro-batch is divided by, shape `()`."""
+        raise NotImplementedError
+
+    def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
+        """The loss of a micro-batch, summed.
+
+        Args:
+            log_probs (`torch.Tensor` of shape `(B * k, T - 1)`): of the candidates' tokens, 0 where none counts.
+            rollout ([`Rollout`]): the micro-batch.
+            metrics ([`RunningMetrics`]): where to log.
+
+        Returns:
+            `torch.Tensor` of shape `()`
+        """
+        raise NotImplementedError
+
+    # -- one optimizer step ------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step with their candidates and rewards, and what the loss is divided by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.model.train()  # an evaluation, or loading the model, has left it in evaluation mode
+        rollouts = [self.roll_out(batch) for batch in batches]
+        if not rollouts:
+            return [], None
+        self.finish_step(rollouts)
+        self._last_step = rollouts
+        return [{"rollout": rollout} for rollout in rollouts], self._count(rollouts)
+
+    def _count(self, rollouts: list[Rollout]) -> torch.Tensor:
+        """What all micro-batches of all processes hold; their tokens are added to those of the run."""
+        items = torch.stack([self.items(rollout) for rollout in rollouts]).sum()
+        tokens = torch.stack([rollout.candidates.mask.sum() for rollout in rollouts]).sum()
+        both = self.accelerator.reduce(torch.stack([items, tokens]).to(self.accelerator.device), reduction="sum")
+        self.state.num_input_tokens_seen += int(both[1])  # where TRL counts them; checkpoints keep it
+        return both[0].clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a micro-batch, divided by what the optimizer step holds (in evaluation, the micro-batch)."""
+        rollout = inputs["rollout"]
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        log_probs, entropies = self._policy_log_probs(model, rollout)
+        log_rollout(metrics, rollout, rollout.extra.get("log_probs", log_probs.detach()), entropies)
+        loss = self.loss_sum(log_probs, rollout, metrics)
+        if num_items_in_batch is None:
+            loss = loss / self.items(rollout).clamp(min=1)
+        else:  # DistributedDataParallel takes the mean over the processes
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        return (loss, {}) if return_outputs else loss
+
+    def _policy_log_probs(self, model: Any, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the candidates' tokens with gradient, and entropies, both (B * k, T - 1)."""
+        base = self.accelerator.unwrap_model(model)
+
+        def scored() -> tuple[torch.Tensor, torch.Tensor]:
+            return self._log_probs(base, rollout.pictures, rollout.candidates)
+
+        with mode(base, training=base.training and not self.args.disable_dropout):
+            return call_through(model, base, scored)
+
+    def _log_probs(
+        self, model: Any, pictures: dict[str, Any], candidates: Candidates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.accelerator.autocast():
+            memory = self.policy.encode(model, pictures)
+            log_probs, entropies = self.policy.log_probs(model, candidates.sequences, memory)
+        return log_probs.masked_fill(~candidates.mask, 0.0), entropies.masked_fill(~candidates.mask, 0.0)
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Candidates, rewards and loss of evaluation pictures."""
+        with torch.no_grad():
+            rollout = self.roll_out(inputs)
+            self.finish_step([rollout])
+            return self.compute_loss(model, {"rollout": rollout}).detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Also returns what is logged of the candidates, as `eval_reward`."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        collected = self._metrics["eval"].pop(self.accelerator)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in collected.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
+        """Also what the reward functions give for generated captions, by their names."""
+        size, tokenizer, found = self.args.eval_batch_size, self.processing_class.tokenizer, []
+        for start in range(0, len(captions), size):
+            some = captions[start : start + size]
+            ids = [[*one, tokenizer.eos_token_id] for one in tokenizer(some, add_special_tokens=False).input_ids]
+            batch = self.data_collator([dataset[start + row] for row in range(len(some))])
+            found.append(self._call_rewards(some, ids, 1, batch).per_function)
+        means = torch.cat(found).nanmean(dim=0).tolist()
+        return dict(zip(self.reward_functions.names, means, strict=True)) | super().score_captions(captions, dataset)
+
+    # -- candidates and rewards --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def roll_out(self, batch: dict[str, Any]) -> Rollout:
+        """Let the model write candidates for a batch of pictures, and reward them.
+
+        Args:
+            batch (`dict[str, Any]`): of the collator.
+
+        Returns:
+            [`Rollout`]
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        batch = self._prepare_inputs(batch)
+        columns = batch["columns"]
+        given = {name: batch[name] for name in PICTURES if name in batch}
+        with self.accelerator.autocast():
+            pictures = self._look(model, given)
+            candidates, greedy = self._write(model, pictures, columns)
+        rewards = self._reward(candidates, batch)
+        valid = ~rewards.total.isnan()  # no reward function applies
+        if self.args.mask_truncated_completions:
+            valid &= candidates.finished
+        if self.args.deduplicate_candidates:
+            valid &= candidates.firsts.flatten()
+        rollout = Rollout(
+            pictures=pictures,
+            columns=columns,
+            candidates=candidates,
+            rewards=rewards.total.nan_to_num(0.0).view(-1, candidates.k),
+            each=rewards,
+            valid=valid.view(-1, candidates.k),
+            reference=self._reference_log_probs(model, given, pictures, candidates),
+            extra={},
+        )
+        if greedy is not None:
+            total = self._reward(greedy, batch).total
+            rollout.extra["greedy"] = total.nan_to_num(0.0)
+            rollout.valid &= ~total.isnan()[:, None]
+        return rollout
+
+    def _look(self, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """The pictures as they are encoded, from the cache where it is switched on."""
+        if not self.args.cache_image_features or "pixel_values" not in given:
+            return self.policy.look(model, given)
+        pixels = given["pixel_values"]
+        content = pixels.cpu().flatten(1).view(torch.uint8).numpy()  # an image_id may be another picture's elsewhere
+        keys = [hashlib.blake2b(picture, digest_size=16).digest() for picture in content]
+        new = {key: row for row, key in enumerate(keys) if key not in self._seen}
+        if new:
+            looked = self.policy.look(model, {"pixel_values": pixels[list(new.values())]})
+            for position, key in enumerate(new):
+                self._seen[key] = {name: value[position].cpu() for name, value in looked.items()}
+        rows = [self._seen[key] for key in keys]
+        return {name: torch.stack([row[name] for row in rows]).to(pixels.device) for name in rows[0]}
+
+    def _write(
+        self, model: Any, pictures: dict[str, Any], columns: dict[str, list[Any]]
+    ) -> tuple[Candidates, Candidates | None]:
+        """Candidates and, where the method compares with them, greedy captions."""
+        step = self.state.global_step if self.model.training else "eval"
+        names = [f"{self.args.seed} {step} {one}" for one in self._names(columns)]
+        ends = model.generation_config.eos_token_id
+        options = generation_options(self.args, names, self.accelerator.device, ends)
+        dropout = self.args.generate_with_dropout and self.model.training
+        with mode(model, training=dropout, seed=" ".join([f"{self.args.seed} {step}", *names])):
+            memory = self.policy.encode(model, pictures)
+            candidates = self._generated(model, memory, self.args.num_generations, **options)
+            greedy = None
+            if self.needs_greedy():
+                length = self.args.max_completion_length + 1
+                greedy = self._generated(model, memory, 1, num_beams=1, do_sample=False, max_length=length)
+        return candidates, greedy
+
+    def _names(self, columns: dict[str, list[Any]]) -> list[Any]:
+        """What tells the pictures of a batch apart, so that chance does not depend on where they stand."""
+        for name in ("image_id", "captions"):
+            if name in columns:
+                return columns[name]
+        if self.args.candidate_strategy == "sample":
+            raise ValueError(f"rows need an image_id to draw captions by; these have only {sorted(columns)}.")
+        return []
+
+    def needs_greedy(self) -> bool:
+        """Whether the method looks at greedy captions."""
+        return False
+
+    def _generated(self, model: Any, memory: Any, k: int, **options: Any) -> Candidates:
+        if model.training:  # a cache and dropout do not go together: some models refuse it, others drop the cache
+            options["use_cache"] = False
+        sequences = model.generate(encoder_outputs=type(memory)(**memory), **options)
+        return Candidates.of(sequences, model.generation_config, self.processing_class, k)
+
+    def _reward(self, captions: Candidates, batch: dict[str, Any]) -> Rewards:
+        """What the reward functions give for captions, on their device."""
+        result = self._call_rewards(captions.texts, captions.ids, captions.k, batch)
+        return dataclasses.replace(result, total=result.total.to(captions.sequences.device))
+
+    def _call_rewards(self, texts: list[str], ids: list[list[int]], k: int, batch: dict[str, Any]) -> Rewards:
+        """What the reward functions give for k captions of each picture of a batch."""
+        columns: dict[str, Any] = {
+            name: [value for value in values for _ in range(k)] for name, values in batch["columns"].items()
+        }
+        if "pixel_values" in batch:
+            columns["pixel_values"] = [picture for picture in batch["pixel_values"] for _ in range(k)]
+        return self.reward_functions(texts, ids, trainer_state=self.state, **self._with_pictures(columns))
+
+    def _with_pictures(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """The columns with `images`, which are open to who looks at them, as is `image` where we have closed it."""
+        if "image" not in columns:
+            return columns
+        pictures = OpenedPictures(columns["image"], self.processing_class.image_processor)
+        closed = any(isinstance(one, dict) for one in columns["image"])
+        return {"images": pictures, **columns, **({"image": pictures} if closed else {})}
+
+    def _reference_log_probs(
+        self, model: Any, given: dict[str, Any], pictures: dict[str, Any], candidates: Candidates
+    ) -> torch.Tensor | None:
+        if self.reference is None:
+            return None
+        with self.reference.speaking(model) as speaker:
+            seen = pictures if self.reference.shares_backbone(model) else self.policy.look(speaker, given)
+            return self._log_probs(speaker, seen, candidates)[0]
+
+    # -- logs and files ----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `Trainer`, with what was collected since the last training log, and the last step's completions."""
+        if "loss" in logs:
+            logs = {**logs, **self._metrics["train"].pop(self.accelerator)}
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+            if self.args.log_completions and self.is_world_process_zero():
+                rows = [row for rollout in self._last_step for row in completion_rows(rollout, self.shown(rollout))]
+                number = self.args.num_completions_to_print
+                log_completions(
+                    rows, self.state.global_step, str(self.args.output_dir), 8 if number is None else number
+                )
+        super().log(logs, start_time)
+
+    def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """What the method knows of each candidate, `(B * k,)`, for the table of completions."""
+        return {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A reference that follows the policy is part of the state of a run."""
+        super()._save_checkpoint(model, trial)
+        if self.args.sync_ref_model and self.reference is not None and self.args.should_save:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / REFERENCE_FOLDER
+            self.reference.model.save_pretrained(folder)  # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint) / REFERENCE_FOLDER
+        if self.args.sync_ref_model and self.reference is not None and folder.is_dir():
+            own: Any = self.reference.model
+            own.load_state_dict(type(own).from_pretrained(folder).state_dict())

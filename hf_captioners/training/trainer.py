@@ -1,0 +1,245 @@
+"""What the trainers of captioners share: data, optimizer, schedule, what learns, and evaluation by generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer
+
+from ..data.rows import undecoded
+from ..metrics.suite import CaptionMetrics
+from ..modeling.captioner_base import CaptionerPreTrainedModel
+from .arguments import CaptionerTrainingArguments
+from .callbacks import EpochCallback, GradientClampCallback
+from .collator import CaptionCollator, PictureCollator
+from .policy import PICTURES, policy_of, without_adapters
+from .schedules import SCHEDULES, RectifiedAdam
+
+logger = logging.getLogger(__name__)
+
+CaptionScorer = Callable[[list[str], list[list[str]]], dict[str, float]]
+
+
+class CaptionerTrainer(Trainer):
+    """A `Trainer` of captioners; [`XETrainer`], [`SCSTTrainer`] and [`DiCOTrainer`] add what is learned.
+
+    Args:
+        model ([`CaptionerPreTrainedModel`] or `VisionEncoderDecoderModel`): the captioner.
+        args ([`CaptionerTrainingArguments`]): options.
+        train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`.
+        processing_class ([`CaptionerProcessor`]): the captioner's processor.
+        data_collator ([`PictureCollator`]): rows to batches.
+        compute_caption_metrics (`Callable`, *optional*): with `eval_with_generation`, called with the captions and the
+            references of the evaluation pictures; returns numbers by name. By default the metrics of
+            `args.caption_metrics`.
+        peft_config (`PeftConfig`, *optional*): train adapters only; `target_modules` defaults to the model's
+            `LORA_TARGET_MODULES`.
+        kwargs: further arguments of `Trainer`.
+
+    Raises:
+        ValueError: no `processing_class`; a backbone to train that the model has not; captions to generate that are
+            longer than the model's longest.
+    """
+
+    model: Any
+    args: CaptionerTrainingArguments
+    train_dataset: Any
+    eval_dataset: Any
+    processing_class: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: CaptionerTrainingArguments,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: Any,
+        data_collator: Callable,
+        compute_caption_metrics: CaptionScorer | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.policy = policy_of(model)
+        if args.eval_with_generation:
+            self.policy.check_length(model, "generation_max_length", args.generation_max_length)
+        self.policy.freeze_backbone(model, args.train_backbone)
+        _check_adapters(model, peft_config)
+        if peft_config is not None:
+            model = _with_adapters(model, peft_config)
+        elif train_dataset is not None and not any(one.requires_grad for one in model.parameters()):
+            raise ValueError(
+                f"no parameter of this {type(model).__name__} learns: all of them have requires_grad=False."
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_closed(train_dataset),
+            eval_dataset=_closed(eval_dataset),
+            processing_class=processing_class,
+            data_collator=data_collator,
+            **kwargs,
+        )
+        self.compute_caption_metrics = compute_caption_metrics or _default_metrics(args.caption_metrics)
+        if isinstance(data_collator, CaptionCollator):
+            self.add_callback(EpochCallback(data_collator))
+        if args.max_grad_value is not None:
+            self.add_callback(GradientClampCallback(args.max_grad_value))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The paper's optimizer, or the one that `optim` names."""
+        if self.optimizer is None and self.args.optimizer == "radam":
+            trained: Any = self.model if model is None else model
+            learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+            self.optimizer = RectifiedAdam(learning, lr=self.args.learning_rate)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The paper's schedule, or the one that `lr_scheduler_type` names."""
+        if self.lr_scheduler is None and self.args.schedule is not None:
+            rate = SCHEDULES[self.args.schedule]
+            options = {
+                "lr": self.args.learning_rate,
+                "warmup_iters": self.args.warmup_iters,
+                "batches_per_epoch": self._batches_per_epoch(),
+                "anneal_coeff": self.args.anneal_coeff,
+                "anneal_every_epoch": self.args.anneal_every_epoch,
+                "min_lr": self.args.min_learning_rate,
+            }
+            accumulation = self.args.gradient_accumulation_steps
+
+            def factor(step: int) -> float:
+                return rate(step * accumulation, **options) / self.args.learning_rate
+
+            stepped: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(stepped, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _batches_per_epoch(self) -> int:
+        whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)
+        return whole + (rest > 0 and not self.args.dataloader_drop_last)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The collator chooses nothing at random and leaves no picture out."""
+        collator = self.data_collator
+        if not isinstance(collator, PictureCollator):
+            yield
+            return
+        collator.training = False
+        try:
+            yield
+        finally:
+            collator.training = True
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Loss on the evaluation pictures and, with `eval_with_generation`, their captions and what they are worth.
+
+        Args:
+            eval_dataset (`Dataset`, *optional*): instead of the trainer's.
+            ignore_keys (`list[str]`, *optional*): see `Trainer.evaluate`.
+            metric_key_prefix (`str`, defaults to `"eval"`): in front of the names.
+
+        Returns:
+            `dict[str, float]`: such as `eval_loss`, and `eval_cider_d` on its own scale of 0 to 10.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else _closed(eval_dataset)
+        with self._evaluating():
+            return super().evaluate(dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The loss, and the scores of generated captions in time for callbacks such as early stopping to see them."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.args.eval_with_generation:
+            scores = self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
+            named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **named})
+        return output
+
+    def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
+        """What generated captions of a data set's pictures are worth, by name.
+
+        Args:
+            captions (`list[str]`): of the rows, in their order.
+            dataset (`Dataset`): rows with `captions`.
+
+        Returns:
+            `dict[str, float]`
+        """
+        references = [list(dataset[index]["captions"]) for index in range(len(captions))]
+        for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
+            logger.info("generated: %s | reference: %s", caption, reference[0])
+        scores = {"caption_words": sum(len(one.split()) for one in captions) / len(captions)}
+        return scores | self.compute_caption_metrics(captions, references)
+
+    @torch.inference_mode()
+    def generate_captions(self, dataset: Any) -> list[str]:
+        """The captions of a data set's pictures, in its order, on every process.
+
+        Args:
+            dataset (`Dataset`): rows as for training.
+
+        Returns:
+            `list[str]`
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        captions: list[str] = []
+        with self._evaluating():
+            for batch in self.get_eval_dataloader(_closed(dataset)):
+                pictures = {name: batch[name] for name in PICTURES if name in batch}
+                ids = model.generate(
+                    **self._prepare_inputs(pictures),
+                    num_beams=self.args.generation_num_beams,
+                    max_length=self.args.generation_max_length,
+                )
+                pad = self.processing_class.tokenizer.pad_token_id
+                ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=pad)
+                captions.extend(self.processing_class.batch_decode(self.accelerator.gather_for_metrics(ids)))
+        model.train(was_training)
+        return captions
+
+
+def _default_metrics(names: list[str]) -> CaptionScorer:
+    metrics = CaptionMetrics(names)
+    return lambda captions, references: metrics(captions, references).corpus
+
+
+def _closed(dataset: Any) -> Any:
+    """The rows with closed pictures, which the collator opens."""
+    from datasets import Dataset
+
+    return undecoded(dataset) if isinstance(dataset, Dataset) else dataset
+
+
+def _with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
+    from peft import get_peft_model
+
+    if peft_config.target_modules is None and isinstance(model, CaptionerPreTrainedModel):
+        peft_config.target_modules = model.LORA_TARGET_MODULES
+    return get_peft_model(model, peft_config)
+
+
+def _check_adapters(model: Any, peft_config: Any) -> None:
+    """Refuse models whose adapters would be lost or would not learn."""
+    if without_adapters(model) is not model:
+        if peft_config is not None:
+            raise ValueError("peft_config: the model is a PeftModel and has adapters already; leave peft_config out.")
+    elif "peft_config" in vars(model):  # put there by transformers' from_pretrained
+        raise ValueError(
+            "the model has adapters that from_pretrained put into it, frozen; open its folder with "
+            "peft.PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train them on."
+        )

@@ -1,0 +1,1 @@
+"""Watching a training: running means, tables of completions, and the check for collapse."""

@@ -1,0 +1,93 @@
+"""Where the training examples get their rows."""
+
+import json
+
+import datasets
+import pytest
+import torch
+
+from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
+from hf_captioners.data.features.store import FeatureWriter
+from hf_captioners.data.rows import training_captions
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """Two training pictures and one to validate on, in Karpathy's layout."""
+    images = [
+        {"filename": f"{i}.png", "imgid": i, "split": split, "sentences": [{"raw": f"a dog {i}"}, {"raw": f"dogs {i}"}]}
+        for i, split in enumerate(("train", "restval", "val"))
+    ]
+    path = tmp_path / "karpathy.json"
+    path.write_text(json.dumps({"images": images}))
+    return str(path)
+
+
+@pytest.fixture
+def features(tmp_path):
+    with FeatureWriter(tmp_path / "features", dtype=torch.float32) as writer:
+        for i in range(3):
+            writer.add(i, torch.full((2, 4), float(i)))
+    return str(tmp_path / "features")
+
+
+def test_captions_and_features(annotations, features):
+    train, evaluation = load_rows(DataArguments(annotations=annotations, features=features))
+    assert [row["image_id"] for row in (train[0], train[1], evaluation[0])] == [0, 1, 2]
+    assert train[1]["image_features"].tolist() == [[1.0] * 4] * 2
+    assert training_captions(train) == ["a dog 0", "dogs 0", "a dog 1", "dogs 1"]
+
+
+def test_a_teachers_captions_replace_those_of_the_training_split(annotations, features, tmp_path):
+    path = tmp_path / "teacher.jsonl"
+    lines = [{"image_id": i, "captions": [f"teacher {i}", "the same"]} for i in range(2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train, evaluation = load_rows(DataArguments(annotations=annotations, features=features, distilled=str(path)))
+    assert train[1]["captions"] == ["teacher 1", "the same"]
+    assert evaluation[0]["captions"] == ["a dog 2", "dogs 2"]
+    path.write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(ValueError, match="1"):
+        load_rows(DataArguments(annotations=annotations, features=features, distilled=str(path)))
+    kept, _ = load_rows(
+        DataArguments(annotations=annotations, features=features, distilled=str(path), missing_distilled="keep")
+    )
+    assert kept[1]["captions"] == ["a dog 1", "dogs 1"]
+
+
+def test_labels_of_the_satic_code(features, tmp_path):
+    h5py = pytest.importorskip("h5py", reason="needs h5py: pip install hf_captioners[h5]")
+    images = [{"split": split, "file_path": f"{i}.png", "id": i} for i, split in enumerate(("train", "restval", "val"))]
+    (tmp_path / "cocotalk.json").write_text(
+        json.dumps({"ix_to_word": {"1": "a", "2": "dog", "3": "UNK"}, "images": images})
+    )
+    with h5py.File(tmp_path / "labels.h5", "w") as file:
+        file["labels"] = torch.tensor([[1, 2, 0], [2, 0, 0], [1, 3, 2]], dtype=torch.uint32).numpy()
+        file["label_start_ix"] = torch.tensor([1, 2, 3], dtype=torch.uint32).numpy()
+        file["label_end_ix"] = torch.tensor([1, 2, 3], dtype=torch.uint32).numpy()
+        file["label_length"] = torch.tensor([2, 1, 3], dtype=torch.uint32).numpy()
+    options = {"annotations": str(tmp_path / "cocotalk.json"), "labels": str(tmp_path / "labels.h5")}
+    train, evaluation = load_rows(DataArguments(features=features, **options))
+    assert training_captions(train) == ["a dog", "dog"]
+    assert evaluation[0]["captions"] == ["a UNK dog"]
+    with pytest.raises(ValueError, match="--labels needs --features"):
+        load_rows(DataArguments(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"give --annotations .* or --data_dir .*, one of them"),
+        ({"annotations": "a", "data_dir": "b"}, "one of them"),
+        ({"data_dir": "b", "features": "c"}, "--features belongs to --annotations"),
+        ({"data_dir": "b", "labels": "c"}, "--labels belongs to --annotations"),
+        ({"data_dir": "b", "distilled": "c"}, "--distilled belongs to --annotations"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_rows(DataArguments(**options))

@@ -1,0 +1,235 @@
+"""What the reward training examples read: captioners with and without adapters, rewards by name, errors by option."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contracts.reward_policies import LORA_TARGETS, SIDE, TOKENIZER, tiny_policy, tiny_processor, tiny_rows
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    VisionEncoderDecoderModel,
+    ViTImageProcessorPil,
+)
+
+from hf_captioners import CaptionerProcessor, DicoProcessor, FeatureStore
+from hf_captioners.cli.training.reward_arguments import (
+    CLIP_VARIANTS,
+    CaptionerArguments,
+    RewardArguments,
+    load_captioner,
+    load_rewards,
+)
+from hf_captioners.data.features.store import FeatureWriter
+from hf_captioners.data.rows import attach_features
+from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
+from hf_captioners.metrics.clip.clip_score import ClipScorer
+from hf_captioners.metrics.clip.pac_score import PacScorer
+from hf_captioners.rewards import ClipReward
+from hf_captioners.rewards.cider import END
+
+PIXELS = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def save(folder, kind="satic"):
+    tiny_policy(kind).save_pretrained(folder)
+    if kind == "vision-encoder-decoder":  # as transformers leaves such a folder
+        ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+        TOKENIZER.save_pretrained(folder)
+    else:
+        tiny_processor(kind).save_pretrained(folder)
+    return str(folder)
+
+
+def save_adapters(base, folder, kind="satic", with_processor=True):
+    """Adapters that have learned something, with the processor, as the trainers leave them."""
+    model, processor, _ = load_captioner(CaptionerArguments(base))
+    torch.manual_seed(0)
+    targets = LORA_TARGETS.get(kind, getattr(model, "LORA_TARGET_MODULES", None))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    if with_processor:
+        processor.save_pretrained(folder)
+    return adapted.eval()
+
+
+@torch.no_grad()
+def captions(model):
+    return model.eval().generate(pixel_values=PIXELS, max_length=8, num_beams=2)
+
+
+class TestCaptioner:
+    @pytest.mark.parametrize("kind", ["satic", "vision-encoder-decoder"])
+    @pytest.mark.parametrize("with_processor", [True, False])
+    def test_adapters_go_on_learning(self, tmp_path, kind, with_processor):
+        base = save(tmp_path / "base", kind)
+        saved = save_adapters(base, tmp_path / "adapters", kind, with_processor)
+        model, processor, new = load_captioner(CaptionerArguments(str(tmp_path / "adapters")))
+        assert isinstance(model, PeftModel) and new is None
+        assert list(model.peft_config) == ["default"]
+        state, expected = model.state_dict(), saved.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in state)
+        assert torch.equal(captions(model), captions(saved))
+        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert learning == {name for name in state if "lora_" in name}
+        assert processor.batch_decode([[processor.tokenizer.bos_token_id]]) == [""]
+
+    def test_new_adapters(self, tmp_path):
+        base = save(tmp_path / "base")
+        assert load_captioner(CaptionerArguments(base, lora_rank=3))[2].lora_alpha == 6
+        config = load_captioner(CaptionerArguments(base, None, 3, 1.5, ["linear_q"]))[2]
+        assert (config.r, config.lora_alpha, config.target_modules) == (3, 1.5, {"linear_q"})
+        with pytest.raises(ValueError, match=r"lora_alpha=4\.0 is of new adapters; give lora_rank too"):
+            CaptionerArguments(base, lora_alpha=4.0)
+
+    def test_adapters_that_cannot_be_trained_on(self, tmp_path):
+        base = save(tmp_path / "base")
+        save_adapters(base, tmp_path / "adapters")
+        adapters = CaptionerArguments(str(tmp_path / "adapters"), lora_rank=2)
+        with pytest.raises(ValueError, match=r"--lora_rank 2: --model .*adapters has adapters already"):
+            load_captioner(adapters)
+        adapters.lora_rank = 0
+        settings = tmp_path / "adapters" / "adapter_config.json"
+        written = settings.read_text()
+        settings.write_text(written.replace(base, str(tmp_path / "gone")))
+        with pytest.raises(ValueError, match=r"--model .*adapters: the adapters belong to .*gone: there is no such"):
+            load_captioner(adapters)
+        settings.write_text(written.replace(base, str(tmp_path / "adapters")))
+        with pytest.raises(ValueError, match=r"belong to .*adapters, which is adapters itself"):
+            load_captioner(adapters)
+
+    def test_vision_encoder_decoder(self, tmp_path):
+        folder = save(tmp_path / "base", "vision-encoder-decoder")
+        model, processor, _ = load_captioner(CaptionerArguments(folder))
+        assert isinstance(model, VisionEncoderDecoderModel) and type(processor) is CaptionerProcessor
+        assert captions(model).shape[0] == 2
+        processor.save_pretrained(tmp_path / "again")  # as a trainer saves it
+        model.save_pretrained(tmp_path / "again")
+        _, again, _ = load_captioner(CaptionerArguments(str(tmp_path / "again")))
+        assert again.image_processor.to_dict() == processor.image_processor.to_dict()
+
+    def test_vision_encoder_decoder_without_end(self, tmp_path):
+        folder = save(tmp_path / "base", "vision-encoder-decoder")
+        model = VisionEncoderDecoderModel.from_pretrained(folder)
+        model.generation_config.eos_token_id = model.generation_config.pad_token_id
+        model.generation_config.save_pretrained(folder)
+        with pytest.raises(ValueError, match=r"captions end with .* in generation_config.json, but with .* they must"):
+            load_captioner(CaptionerArguments(folder))
+        model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
+        model.generation_config.save_pretrained(folder)
+        message = "missing in generation_config.json: eos_token_id, generation_config.json: pad_token_id; set them"
+        with pytest.raises(ValueError, match=message):
+            load_captioner(CaptionerArguments(folder))
+
+    def test_there_is_no_such_model(self, tmp_path):
+        for name in ("no_such", str(tmp_path / "no_such")):
+            with pytest.raises(ValueError, match=rf"^--model {name}: there is no such file or folder.*[^\n]*$"):
+                load_captioner(CaptionerArguments(name))
+
+
+@pytest.fixture(scope="module")
+def clip_dir(tmp_path_factory):
+    """A CLIP with the vocabulary of letters, for pictures of `SIDE` pixels."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = sorted(ByteLevel.alphabet())
+    names = [*letters, *(f"{one}</w>" for one in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=60)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ends = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513}
+    torch.manual_seed(0)
+    config = CLIPConfig(vision_config={**size, "image_size": SIDE, "patch_size": 8}, text_config={**size, **ends})
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _image_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def _image_processor(**options):
+    return CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, **options)
+
+
+@pytest.fixture()
+def with_clips_words(clip_dir):
+    return DicoProcessor(_image_processor(), CLIPTokenizer.from_pretrained(clip_dir))
+
+
+class TestRewards:
+    @pytest.fixture()
+    def rows(self, tmp_path):
+        (tmp_path / "pictures").mkdir()
+        return tiny_rows(tmp_path / "pictures", 2)
+
+    def test_the_exact_reward_of_dico(self, clip_dir, rows, with_clips_words):
+        arguments = RewardArguments(["pac_s"], clip_dir, "dico_ids")
+        (reward,) = load_rewards(arguments, rows, with_clips_words)
+        scorer = PacScorer(clip_dir, prefix="", clip_negative=False, pad_token_id=514)
+        expected = ClipReward(scorer, use_ids=True, use_pixel_values=True)
+        ids = [[66, 321, 513], [70, 300, 514, 301, 513], [66, 70, 71], [80, 81, 82]]  # the last two do not end
+        given = {"completion_ids": ids, "pixel_values": PIXELS, "completions": ["?"] * 4}
+        found = reward(**given)
+        assert found == expected(**given)
+        assert min(found) < 0  # not clipped
+        _, _, third, fourth = reward(**{**given, "pixel_values": PIXELS[:1]})
+        assert third == fourth  # what does not end gets a constant
+
+    def test_the_exact_reward_on_cached_features(self, clip_dir, rows, with_clips_words, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        with FeatureWriter(tmp_path / "features") as writer:
+            for row in rows:
+                writer.add(row["image_id"], torch.zeros(3, 4))
+        cached = attach_features(
+            datasets.Dataset.from_list(rows), FeatureStore(tmp_path / "features"), keep_images=True
+        )
+        (reward,) = load_rewards(RewardArguments(["ref_pac_s"], clip_dir, "dico_ids"), cached, with_clips_words)
+        assert (reward.use_ids, reward.use_pixel_values, reward.use_references) == (True, False, True)
+
+    def test_variants_on_texts(self, clip_dir, rows):
+        for variant, prefix, clip_negative in (("published", "A photo depicts ", True), ("dico", "", False)):
+            (reward,) = load_rewards(RewardArguments(["clip_s"], clip_dir, variant), rows, tiny_processor("satic"))
+            assert type(reward.scorer) is ClipScorer
+            assert (reward.scorer.prefix, reward.scorer.clip_negative) == (prefix, clip_negative)
+            assert not reward.use_ids and not reward.use_pixel_values
+        assert set(CLIP_VARIANTS) == {"published", "dico", "dico_ids"}
+        with pytest.raises(ValueError, match="clip_variant must be published or dico or dico_ids, not 'x'"):
+            RewardArguments(clip_variant="x")
+
+    def test_ids_and_pictures_must_be_clips(self, clip_dir, rows, with_clips_words):
+        arguments = RewardArguments(["pac_s"], clip_dir, "dico_ids")
+        with pytest.raises(ValueError, match="the captioner's vocabulary is not that of --clip_model; --clip_variant"):
+            load_rewards(arguments, rows, tiny_processor("dico"))
+        darker = DicoProcessor(_image_processor(image_mean=[0.2] * 3), with_clips_words.tokenizer)
+        with pytest.raises(ValueError, match=r"pictures have mean and deviation \[\[0\.2, 0\.2, 0\.2\]"):
+            load_rewards(arguments, rows, darker)
+
+    def test_saved_document_frequencies(self, rows, tmp_path):
+        path = tmp_path / "frequencies.json"
+        counted = DocumentFrequencies.from_references([row["captions"] for row in rows], eos=END)
+        counted.save(path)
+        (reward,) = load_rewards(RewardArguments(document_frequencies=str(path)), rows, tiny_processor("satic"))
+        (usual,) = load_rewards(RewardArguments(), rows, tiny_processor("satic"))
+        given = {"completions": rows[0]["captions"][:2], "captions": [row["captions"] for row in rows]}
+        given["completion_ids"] = [[5, TOKENIZER.eos_token_id]] * 2
+        assert reward(**given) == usual(**given) and max(reward(**given)) > 0
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"rewards": ["cidre"]}, "--rewards cidre: no such reward; expected one of cider_d, bleu_4"),
+            ({"rewards": ["no_such_module:f"]}, "--rewards no_such_module:f: No module named"),
+            ({"rewards": ["math:no_such"]}, "--rewards math:no_such: the module math has no no_such"),
+            ({"rewards": ["clip_s"]}, "--rewards clip_s needs --clip_model"),
+            (
+                {"rewards": ["clip_s"], "clip_model": "no_such"},
+                "^--clip_model no_such: there is no such file or folder",
+            ),
+            ({"document_frequencies": "no_such"}, "^--document_frequencies no_such: there is no such file or folder"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, rows, options, message):
+        with pytest.raises(ValueError, match=message):
+            load_rewards(RewardArguments(**options), rows, tiny_processor("satic"))

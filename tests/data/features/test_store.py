@@ -1,0 +1,308 @@
+"""The feature store: what goes in comes out, whatever interrupts it, and nothing else is taken for it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from hf_captioners.data.features.store import FeatureError, FeatureStore, FeatureWriter
+from hf_captioners.data.rows import attach_features
+
+
+def features_of(image_id, tokens=3, width=4):
+    """Features that tell which image they belong to."""
+    return torch.arange(tokens * width).reshape(tokens, width) / 16 + image_id
+
+
+def write_store(folder, ids=(1, 2, 3), **kwargs):
+    with FeatureWriter(folder, **kwargs) as writer:
+        for image_id in ids:
+            writer.add(image_id, features_of(image_id))
+    return folder
+
+
+def edit_index(folder, **fields):
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, **fields}))
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_regions_of_different_numbers(self, tmp_path, dtype):
+        rows = {5: torch.randn(1, 8), 3: torch.randn(7, 8), "a/b.jpg": torch.randn(4, 8), "5": torch.randn(2, 8)}
+        with FeatureWriter(tmp_path / "out", dtype=dtype, metadata={"backbone": "swin", "size": (384, 384)}) as writer:
+            for image_id, features in rows.items():
+                writer.add(image_id, features)
+        store = FeatureStore(tmp_path / "out")
+        assert store.ids == [5, 3, "a/b.jpg", "5"]  # an int and a str are different ids
+        assert (len(store), store.feature_size, store.dtype) == (4, 8, dtype)
+        assert store.metadata == {"backbone": "swin", "size": [384, 384]}
+        for image_id, features in rows.items():
+            assert torch.equal(store[image_id], features.to(dtype))
+
+    def test_numpy_and_ids_of_numpy(self, tmp_path):
+        with FeatureWriter(tmp_path) as writer:
+            writer.add(np.int64(3), np.ones((2, 4), dtype=np.float64))
+        assert FeatureStore(tmp_path)[3].tolist() == [[1.0] * 4] * 2
+
+    def test_what_was_added_may_change_afterwards(self, tmp_path):
+        features = torch.ones(2, 4)
+        with FeatureWriter(tmp_path, dtype=torch.float32) as writer:
+            writer.add(1, features)
+            features.zero_()
+        assert FeatureStore(tmp_path)[1].sum() == 8
+
+    def test_changing_what_was_read_does_not_reach_the_next_read(self, tmp_path):
+        store = FeatureStore(write_store(tmp_path))
+        store[1].zero_()
+        assert torch.equal(store[1], features_of(1).half())
+
+    def test_shards(self, tmp_path):
+        one_image = features_of(0).half().nbytes
+        store = FeatureStore(write_store(tmp_path, range(5), shard_bytes=2 * one_image))
+        shards = sorted(tmp_path.glob("*.safetensors"))
+        assert [path.name for path in shards] == [f"features-0000{number}.safetensors" for number in range(3)]
+        assert store.num_bytes == sum(path.stat().st_size for path in shards)
+        assert all(torch.equal(store[image_id], features_of(image_id).half()) for image_id in range(5))
+
+    def test_files_have_the_permissions_of_other_files(self, tmp_path):
+        (tmp_path / "other").touch()
+        write_store(tmp_path / "out")
+        assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "other").stat().st_mode}
+
+    def test_empty_store(self, tmp_path):
+        store = FeatureStore(write_store(tmp_path, ids=()))
+        assert (len(store), store.feature_size, store.ids) == (0, None, [])
+
+    def test_missing_image(self, tmp_path):
+        store = FeatureStore(write_store(tmp_path))
+        assert 1 in store
+        assert 9 not in store
+        with pytest.raises(KeyError, match=r"no features of image 9 in .* \(3 images\)") as error:
+            store[9]
+        assert str(tmp_path) in str(error.value)
+
+
+class TestRefusedAtWriting:
+    @pytest.mark.parametrize(
+        ("features", "message"),
+        [
+            (torch.tensor([[1.0, float("nan"), 0, 0]]), "have NaN or infinity$"),
+            (torch.tensor([[1.0, float("inf"), 0, 0]]), "have NaN or infinity$"),
+            (torch.tensor([[1.0, 70000, 0, 0]]), "features in float16 have NaN or infinity, too large for it"),
+            (torch.ones(3, 5), "features are 5 wide, those in .* 4"),
+            (torch.ones(4), r"of shape \[4\], expected floating point of shape \[num_tokens, feature_size\]"),
+            (torch.ones(1, 3, 4), r"of shape \[1, 3, 4\]"),
+            (torch.ones(0, 4), "with at least one token"),
+            (torch.ones(3, 4, dtype=torch.int64), "torch.int64 of shape"),
+        ],
+    )
+    def test_features(self, tmp_path, features, message):
+        with FeatureWriter(tmp_path) as writer:
+            writer.add(1, features_of(1))
+            with pytest.raises(FeatureError, match=message) as error:
+                writer.add(42, features)
+            assert "image 42" in str(error.value)
+            assert 42 not in writer
+        assert FeatureStore(tmp_path).ids == [1]
+
+    @pytest.mark.parametrize("image_id", [True, 1.5, None, torch.tensor(1)])
+    def test_id(self, tmp_path, image_id):
+        with FeatureWriter(tmp_path) as writer, pytest.raises(FeatureError, match="expected int or str"):
+            writer.add(image_id, features_of(1))
+
+    def test_image_twice(self, tmp_path):
+        with FeatureWriter(tmp_path) as writer:
+            writer.add(1, features_of(1))
+            with pytest.raises(FeatureError, match="image 1: its features are already in"):
+                writer.add(1, features_of(1))
+
+    def test_settings(self, tmp_path):
+        with pytest.raises(ValueError, match=r"dtype=torch\.int8"):
+            FeatureWriter(tmp_path, dtype=torch.int8)
+        with pytest.raises(ValueError, match="shard_bytes=0"):
+            FeatureWriter(tmp_path, shard_bytes=0)
+
+
+class TestResuming:
+    def test_exception_keeps_what_was_added(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt), FeatureWriter(tmp_path) as writer:
+            writer.add(1, features_of(1))
+            raise KeyboardInterrupt
+        with pytest.raises(FeatureError, match="writing these features was interrupted"):
+            FeatureStore(tmp_path)
+        with FeatureWriter(tmp_path) as writer:
+            assert 1 in writer
+            assert len(writer) == 1
+            writer.add(2, features_of(2))
+        assert FeatureStore(tmp_path).ids == [1, 2]
+
+    def test_killed_process_keeps_its_finished_shards(self, tmp_path):
+        script = f"""
+            import os, torch
+            from hf_captioners.data.features.store import FeatureWriter
+            with FeatureWriter({str(tmp_path)!r}, shard_bytes=40) as writer:
+                for image_id in range(5):
+                    writer.add(image_id, torch.full((3, 4), float(image_id)))  # 24 bytes: two make a shard
+                os.kill(os.getpid(), 9)
+        """
+        killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+        assert killed.returncode == -9, killed.stderr
+        with FeatureWriter(tmp_path, shard_bytes=40) as writer:
+            assert [image_id for image_id in range(6) if image_id in writer] == [0, 1, 2, 3]
+            writer.add(4, torch.full((3, 4), 4.0))
+        store = FeatureStore(tmp_path)
+        assert [store[image_id][0, 0].item() for image_id in store.ids] == [0, 1, 2, 3, 4]
+
+    def test_leftovers_of_a_kill_between_shard_and_index(self, tmp_path):
+        write_store(tmp_path, [1])
+        save_file({"0": torch.zeros(3, 4)}, tmp_path / "features-00001.safetensors")
+        (tmp_path / ".features-00001.safetensors.tmp").write_bytes(b"half")
+        write_store(tmp_path, [2])
+        store = FeatureStore(tmp_path)
+        assert torch.equal(store[2], features_of(2).half())
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "features-00000.safetensors",
+            "features-00001.safetensors",
+            "index.json",
+        ]
+
+    def test_finished_store_can_be_extended(self, tmp_path):
+        write_store(tmp_path, [1])
+        before = (tmp_path / "features-00000.safetensors").stat()
+        write_store(tmp_path, [2])
+        assert FeatureStore(tmp_path).ids == [1, 2]
+        assert (tmp_path / "features-00000.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+
+    def test_failing_at_once_leaves_a_finished_store_finished(self, tmp_path):
+        write_store(tmp_path, [1])
+        with pytest.raises(RuntimeError), FeatureWriter(tmp_path):
+            raise RuntimeError
+        assert FeatureStore(tmp_path).ids == [1]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"dtype": torch.float32, "metadata": {"backbone": "swin"}}, "dtype: 'float16' there, 'float32' now"),
+            ({"metadata": {"backbone": "clip"}}, "backbone: 'swin' there, 'clip' now"),
+            ({}, "backbone: 'swin' there, None now"),
+        ],
+    )
+    def test_other_settings(self, tmp_path, settings, message):
+        write_store(tmp_path, metadata={"backbone": "swin"})
+        with pytest.raises(FeatureError, match=message), FeatureWriter(tmp_path, **settings):
+            pass
+        assert len(FeatureStore(tmp_path)) == 3
+
+    def test_other_width(self, tmp_path):
+        write_store(tmp_path)
+        with FeatureWriter(tmp_path) as writer, pytest.raises(FeatureError, match="image 9: features are 8 wide"):
+            writer.add(9, torch.ones(2, 8))
+
+    def test_foreign_shards_are_not_overwritten(self, tmp_path):
+        (tmp_path / "features-00000.safetensors").write_bytes(b"precious")
+        with pytest.raises(FeatureError, match=r"features without an index\.json would be overwritten"):
+            write_store(tmp_path)
+        assert (tmp_path / "features-00000.safetensors").read_bytes() == b"precious"
+
+    def test_errors_are_noted_and_may_be_mended(self, tmp_path):
+        with FeatureWriter(tmp_path) as writer:
+            writer.record_error(1, "x.jpg: truncated")
+            writer.record_error(2, "y.jpg: no such file")
+        assert FeatureStore(tmp_path).errors == {1: "x.jpg: truncated", 2: "y.jpg: no such file"}
+        with FeatureWriter(tmp_path) as writer:
+            assert 1 not in writer
+            writer.add(1, features_of(1))
+            assert writer.errors == {2: "y.jpg: no such file"}
+        assert FeatureStore(tmp_path).errors == {2: "y.jpg: no such file"}
+
+
+class TestDamage:
+    def test_not_a_store(self, tmp_path):
+        with pytest.raises(FeatureError, match=r"no index\.json, so this is not a folder of image features"):
+            FeatureStore(tmp_path)
+        with pytest.raises(FeatureError, match="not a folder of image features"):
+            FeatureStore(tmp_path / "none")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"{", "not JSON"), (b"\xff", "not JSON"), (b"[]", "not the index"), (b"{}", "field 'format' is not")],
+    )
+    def test_index_is_something_else(self, tmp_path, content, message):
+        (tmp_path / "index.json").write_bytes(content)
+        with pytest.raises(FeatureError, match=message) as error:
+            FeatureStore(tmp_path)
+        assert str(tmp_path / "index.json") in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"version": 2}, "field 'version' is 2, this release reads 1"),
+            ({"dtype": "int8"}, "field 'dtype' is 'int8'"),
+            ({"shards": [{"file": "../x.safetensors", "bytes": 1, "ids": []}]}, "'../x.safetensors' is not the name"),
+            ({"shards": [{"file": "features-00000.safetensors"}]}, "damaged, KeyError: 'ids'"),
+            ({"feature_size": "4"}, "field 'feature_size' is not a number"),
+            ({"complete": None}, "field 'complete'"),
+            ({"shards": 5}, "damaged, TypeError"),
+        ],
+    )
+    def test_index_is_wrong(self, tmp_path, fields, message):
+        edit_index(write_store(tmp_path), **fields)
+        with pytest.raises(FeatureError, match=message):
+            FeatureStore(tmp_path)
+
+    @pytest.mark.parametrize("opened_by", [FeatureStore, lambda folder: FeatureWriter(folder).__enter__()])
+    def test_shard_missing_or_truncated(self, tmp_path, opened_by):
+        shard = write_store(tmp_path) / "features-00000.safetensors"
+        size = shard.stat().st_size
+        os.truncate(shard, size - 10)
+        with pytest.raises(FeatureError, match=f"damaged, it has {size - 10} bytes instead of {size}") as error:
+            opened_by(tmp_path)
+        assert str(shard) in str(error.value)
+        shard.unlink()
+        with pytest.raises(FeatureError, match="this shard of the features is missing"):
+            opened_by(tmp_path)
+
+    def test_shard_overwritten(self, tmp_path):
+        shard = write_store(tmp_path) / "features-00000.safetensors"
+        shard.write_bytes(b"x" * shard.stat().st_size)
+        with pytest.raises(FeatureError, match=r"features-00000\.safetensors: damaged, cannot read the features of im"):
+            FeatureStore(tmp_path)[1]
+
+    def test_shard_deleted_after_opening(self, tmp_path):
+        store = FeatureStore(write_store(tmp_path))
+        (tmp_path / "features-00000.safetensors").unlink()
+        with pytest.raises(FeatureError, match="damaged, cannot read the features of image 2"):
+            store[2]
+
+    def test_shard_of_another_store(self, tmp_path):
+        write_store(tmp_path)
+        edit_index(tmp_path, feature_size=5)
+        with pytest.raises(FeatureError, match=r"features of image 1 are torch\.float16 of shape \[3, 4\]"):
+            FeatureStore(tmp_path)[1]
+
+
+class TestProcesses:
+    def test_pickle_with_open_shards(self, tmp_path):
+        store = FeatureStore(write_store(tmp_path))
+        store[1]
+        assert torch.equal(pickle.loads(pickle.dumps(store))[3], features_of(3).half())
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_workers(self, tmp_path, method):
+        store = FeatureStore(write_store(tmp_path / "out", range(6), shard_bytes=40))
+        store[0]  # opened before the fork
+        rows = attach_features(datasets.Dataset.from_dict({"image_id": [5, 0, 3, 1]}), store)
+        loader = DataLoader(rows, 2, num_workers=2, multiprocessing_context=method, collate_fn=list)
+        batches = [row for batch in loader for row in batch]
+        assert [row["image_id"] for row in batches] == [5, 0, 3, 1]
+        assert all(torch.equal(row["image_features"], features_of(row["image_id"]).half()) for row in batches)
