@@ -275,7 +275,7 @@ class TestTraining:
             run.train()
         assert run.state.global_step == 10  # the fifth log with long captions
         assert "captions run away in length" in callback.diagnosis
-        (record,) = [one for one in caplog.records if one.name.endswith("training.collapse")]
+        (record,) = [one for one in caplog.records if one.name.endswith("training.watch.collapse")]
         assert record.getMessage().startswith(f"training stopped at step 10: {callback.diagnosis}")
         run.save_state()
         history = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
@@ -288,9 +288,9 @@ class TestTraining:
             one.changes = {"completions/clipped_ratio": 1.0, "completions/mean_length": 10.0}
         with caplog.at_level(logging.WARNING):
             run.train()
-            warnings = [one for one in caplog.records if one.name.endswith("training.collapse")]
+            warnings = [one for one in caplog.records if one.name.endswith("training.watch.collapse")]
             resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-8"))
-        (record,) = [one for one in caplog.records if one.name.endswith("training.collapse")]
+        (record,) = [one for one in caplog.records if one.name.endswith("training.watch.collapse")]
         assert warnings == [record] and record.levelno == logging.WARNING
         assert "eos_token_id" in record.getMessage() and "max_completion_length" in record.getMessage()
         assert (run.state.global_step, resumed.state.global_step) == (40, 40)
