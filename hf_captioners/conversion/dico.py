@@ -24,7 +24,8 @@ from hf_captioners.modeling.modeling_dico import DicoForImageCaptioning
 from hf_captioners.modeling.processing_dico import DicoProcessor
 
 from .dico_files import CONFIG, opened_files
-from .safe_load import MODEL_KEYS, load_checkpoint
+from .pickle_limits import show
+from .safe_load import load_checkpoint
 from .source import Source
 from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
 
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 MODEL_TYPE = "dico"
 RELEASED_TOKENIZER = "openai/clip-vit-large-patch14"
 RELEASED_VOCABULARY = 49409  # CLIP's tokens and one for padding
-KEYS = (*MODEL_KEYS, "state_dict")
 
 # Ours and the original's beginnings of names
 PREFIXES = (
@@ -179,7 +179,7 @@ def build_config(content: Any, where: str = CONFIG) -> DicoConfig:
     raise_problems(
         f"{where}: not of DiCO's captioner",
         [
-            f"{_field(place, 'model_type')} is {types[place]!r}, expected {expected!r}"
+            f"{_field(place, 'model_type')} is {show(types[place])}, expected {expected!r}"
             for place, expected in TYPES.items()
             if types[place] != expected
         ],
@@ -187,14 +187,14 @@ def build_config(content: Any, where: str = CONFIG) -> DicoConfig:
     needed = [*PLACES.values(), *((VISION, name) for name in VISION_SIZES)]
     problems = [f"{_field(*one)} is missing" for one in needed if parts[one[0]].get(one[1]) is None]
     problems += [
-        f"{_field(*one)} is {parts[one[0]][one[1]]!r}; this model has {value!r}"
+        f"{_field(*one)} is {show(parts[one[0]][one[1]])}; this model has {value!r}"
         for one, value in FIXED.items()
         if parts[one[0]].get(one[1], value) != value
     ]
     if parts[BERT].get("hidden_size") != parts[GPT2].get("n_embd"):
         problems.append(
-            f"{_field(BERT, 'hidden_size')}={parts[BERT].get('hidden_size')!r} and "
-            f"{_field(GPT2, 'n_embd')}={parts[GPT2].get('n_embd')!r} must be equal"
+            f"{_field(BERT, 'hidden_size')}={show(parts[BERT].get('hidden_size'))} and "
+            f"{_field(GPT2, 'n_embd')}={show(parts[GPT2].get('n_embd'))} must be equal"
         )
     raise_problems(where, problems)
     settings = {ours: parts[place][name] for ours, (place, name) in PLACES.items()}
@@ -222,12 +222,12 @@ def read_source(weights: Path) -> Source:
     Opens the weights and says what of them is not used.
 
     Args:
-        weights (`Path`): a state dict as `.bin`, `.pth` or `.safetensors`, or in a checkpoint under one of `KEYS`.
+        weights (`Path`): a state dict as `.bin`, `.pth` or `.safetensors`, or in a checkpoint under a usual key.
 
     Returns:
         [`Source`]
     """
-    tensors = load_checkpoint(weights, KEYS)
+    tensors = load_checkpoint(weights)
     return Source(weights, tensors, [name for name in tensors if DEAD.fullmatch(name)])
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics.cider.document_frequency import DocumentFrequencies, DocumentFrequencyError
-from .safe_load import DEFAULTDICT, CheckpointError, load_plain_pickle
+from .pickle_limits import show
+from .safe_load import CheckpointError, load_plain_pickle
+from .stand_ins import DEFAULTDICT, NUMBERS
 
 MAX_BYTES = 1024**3  # COCO's have four million n-grams
 SUFFIX = ".safetensors"  # by which `hf-captioners evaluate` knows a saved file
@@ -107,7 +109,7 @@ def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -
 
     ```
     """
-    content = load_plain_pickle(path, max_bytes, stand_ins=DEFAULTDICT)
+    content = load_plain_pickle(path, max_bytes, stand_ins={**DEFAULTDICT, **NUMBERS})
     try:
         counts, images = content["document_frequency"], content["ref_len"]
         return DocumentFrequencies.from_counts(
@@ -142,13 +144,13 @@ def _check_out_path(out_path: str | Path, overwrite: bool) -> Path:
 
 def _ngram(value: Any) -> tuple[str, ...]:
     if not isinstance(value, tuple):
-        raise DocumentFrequencyError(f"{value!r} is no n-gram; expected a tuple of token ids")
+        raise DocumentFrequencyError(f"{show(value)} is no n-gram; expected a tuple of token ids")
     return tuple(str(word) if type(word) is int else word for word in value)
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise DocumentFrequencyError(f"{value!r} is no number of images")
+        raise DocumentFrequencyError(f"{show(value)} is no number of images")
     return value
 
 
@@ -158,5 +160,5 @@ def _number_of_images(ref_len: Any) -> int:
         return int(number)
     images = math.exp(min(number, 100))
     if not math.isclose(images, round(images), rel_tol=1e-9):
-        raise DocumentFrequencyError(f"ref_len is {ref_len}, neither a number of images nor the logarithm of one")
+        raise DocumentFrequencyError(f"ref_len is {show(ref_len)}, neither a number of images nor the logarithm of one")
     return round(images)

@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hf_captioners.modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 
+from .pickle_limits import show
 from .safe_load import load_json
 from .source import Source
 from .vocabulary import WordVocabulary
@@ -74,10 +75,10 @@ def read_original_config(original_config: str | Path | Mapping[str, Any] | None)
         problems.append(f"the known names are {', '.join(known)}")
     for name, supported in (("swin_qk_scale", None), ("swin_ape", False), ("swin_patch_norm", True)):
         if given.get(name, supported) is not supported:
-            problems.append(f"{name}={given[name]!r} is not supported, only {supported}")
+            problems.append(f"{name}={show(given[name])} is not supported, only {supported}")
     drop_args = given.get("drop_args") or {}
     if not isinstance(drop_args, Mapping) or set(drop_args) - set(_DROPOUTS):
-        problems.append(f"drop_args={drop_args!r} must map some of {', '.join(_DROPOUTS)} to rates")
+        problems.append(f"drop_args={show(drop_args)} must map some of {', '.join(_DROPOUTS)} to rates")
     raise_problems(where, problems)
     return {name: value for name, value in given.items() if name not in _IGNORED}
 
@@ -104,7 +105,7 @@ def build_config(
     features_only = not source.has(SWIN_PREFIX)
     read = read_body_sizes(source) | ({} if features_only else read_swin_sizes(source))
     problems = [
-        f"{name}: the original configuration says {given[name]!r}, but {tensor} says {value!r}"
+        f"{name}: the original configuration says {show(given[name])}, but {tensor} says {value!r}"
         for name, (value, tensor) in read.items()
         if name in given and not _agrees(name, given[name], read)
     ]
@@ -255,9 +256,11 @@ def _check_hidden_settings(settings: Mapping[str, Any], assumed: Mapping[str, An
     heads, width = settings["num_heads"], settings["d_model"]
     groups, slots = settings["num_exp_enc_list"], settings["encoder_slots"]
     if type(heads) is not int or heads < 1 or width % heads:
-        problems.append(f"num_heads={heads!r} does not divide d_model={width}; give the right one in original_config")
+        problems.append(
+            f"num_heads={show(heads)} does not divide d_model={width}; give the right one in original_config"
+        )
     if not isinstance(groups, list | tuple) or not all(type(size) is int and size > 0 for size in groups):
-        problems.append(f"num_exp_enc_list={groups!r} must be a list of positive numbers")
+        problems.append(f"num_exp_enc_list={show(groups)} must be a list of positive numbers")
     elif sum(groups) != slots:
         origin = "the released" if "num_exp_enc_list" in assumed else "the original configuration's"
         problems.append(
@@ -286,7 +289,7 @@ def _check_swin(source: Source, settings: Mapping[str, Any]) -> list[str]:
     # transformers' Swin has the configured window everywhere; the original shrinks it to a stage smaller than that
     if side != int(side) or side < window:
         problems.append(
-            f"swin_img_size={image!r} makes the last of {stages} stages {side:g} patches wide; expected a whole number "
-            f"not smaller than the window, {window}"
+            f"swin_img_size={show(image)} makes the last of {stages} stages {side:g} patches wide; expected a whole "
+            f"number not smaller than the window, {window}"
         )
     return problems

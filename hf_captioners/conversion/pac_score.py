@@ -27,7 +27,8 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .safe_load import MODEL_KEYS, load_checkpoint, load_json
+from .pickle_limits import show
+from .safe_load import load_checkpoint, load_json
 from .source import Source
 from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
 
@@ -139,14 +140,14 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dic
     known = ", ".join(SETTINGS)
     problems = [f"unknown name {name!r}, the known ones are {known}" for name in given if name not in SETTINGS]
     if not isinstance(given.get("quick_gelu", True), bool):
-        problems.append(f"quick_gelu={given['quick_gelu']!r} is not true or false")
+        problems.append(f"quick_gelu={show(given['quick_gelu'])} is not true or false")
     for name in ("vision_heads", "transformer_heads"):
         if type(given.get(name, 1)) is not int or given.get(name, 1) < 1:
-            problems.append(f"{name}={given[name]!r} is not a positive number")
+            problems.append(f"{name}={show(given[name])} is not a positive number")
     for name in ("mean", "std"):
         values = given.get(name, OPENAI_CLIP_MEAN)
         if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(type(one) is float for one in values):
-            problems.append(f"{name}={values!r} is not a list of three fractions")
+            problems.append(f"{name}={show(values)} is not a list of three fractions")
     raise_problems(where, problems)
     return given
 
@@ -164,7 +165,7 @@ def read_source(checkpoint: str | Path) -> Source:
     Raises:
         ConversionError: a file of PAC-S++, or of a CLIP without a vision transformer.
     """
-    tensors = load_checkpoint(checkpoint, keys=("state_dict", *MODEL_KEYS))
+    tensors = load_checkpoint(checkpoint)
     lora = [name for name in tensors if "lora_" in name]
     if lora:
         raise ConversionError(

@@ -1,58 +1,66 @@
 """Reading the files of others: checkpoints, vocabulary pickles and JSON, without running anything that is inside them.
 
-This is the only `torch.load` of the project. Checkpoints are opened with `weights_only=True` and, where the format
-allows it, memory-mapped: names and shapes can then be compared with the model before any weight is read from the disk.
-Vocabularies that were pickled are read by an unpickler that knows no global name at all.
+Nothing is unpickled but by unpicklers that import nothing: checkpoints by `torch_file`, vocabularies and options here.
+What a file declares is bounded before it is read, and each limit is an argument (docs/malformed_checkpoints.md).
 """
+
+from __future__ import annotations
 
 import io
 import json
+import logging
 import pickle
-import pickletools
-import re
-import struct
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-MODEL_KEYS = ("model_state_dict", "model")
-MAX_PLAIN_BYTES = 64 * 1024 * 1024
-NO_STAND_INS: Mapping[str, Any] = MappingProxyType({})
+from ..data.files import regular_file
+from .pickle_limits import check_nesting, scan_pickle, show
+from .stand_ins import Unread
+from .state_names import STATE_KEYS, find_state, unwrapped_names
+from .torch_file import MAX_PICKLE_BYTES, SavedTensor, TorchFile, open_torch_file
 
-# `find_class` is not asked about these: the extension registry's cache, persistent ids, out-of-band buffers.
-_REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
-_MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
+logger = logging.getLogger(__name__)
+
+MAX_PLAIN_BYTES = 64 * 1024 * 1024
+MAX_SHARED_BYTES = 512 * 1024 * 1024
+_SHOWN = 12  # names in a message
+NO_STAND_INS: Mapping[str, Any] = MappingProxyType({})
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read safely, or that does not hold what was expected. The message names the file."""
 
 
-def load_checkpoint(path: str | Path, keys: Sequence[str] = MODEL_KEYS) -> dict[str, Tensor]:
+def load_checkpoint(
+    path: str | Path, max_pickle_bytes: int = MAX_PICKLE_BYTES, max_shared_bytes: int = MAX_SHARED_BYTES
+) -> dict[str, Tensor]:
     """
     Loads the model part of a checkpoint, on the CPU, without running code from it.
 
     Args:
         path (`str` or `Path`):
-            A file of `torch.save` (zip or older format) or a `.safetensors` file.
-        keys (`Sequence[str]`, *optional*, defaults to `("model_state_dict", "model")`):
-            Top-level keys under which the state dict may be found; the first one present wins. Without any of them the
-            whole file must be a state dict.
+            A file of `torch.save` (zip or older format, any pickle protocol) or a `.safetensors` file. The state dict
+            may be the whole file or lie under one of `STATE_KEYS`. Objects beside it, as an `argparse.Namespace`, are
+            left unread and named in a warning.
+        max_pickle_bytes (`int`, *optional*, defaults to 64 MiB):
+            Larger pickles (names, shapes and options; the weights are elsewhere) are refused unread.
+        max_shared_bytes (`int`, *optional*, defaults to 512 MiB):
+            How many bytes the tensors may have more than the file stores, by being views of the same storage. Tied
+            weights are; converted, each is written out.
 
     Returns:
-        `dict[str, Tensor]`: name -> tensor, in the file's order. The prefix `module.` of `DistributedDataParallel` is
-        removed when all names carry it. Tensors of zip and safetensors files are memory-mapped: nothing is read before
-        it is used, and the file must stay where it is until then.
+        `dict[str, Tensor]`: name -> tensor, in the file's order, without the prefixes of wrappers
+        ([`~hf_captioners.conversion.state_names.unwrapped_names`]). Tensors are memory-mapped, apart from some of the
+        older format: nothing is read before it is used, and the file must stay where it is until then.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is not a checkpoint, needs a Python object that is not allowed (its name is given),
-            holds no tensors, or has a tensor that is larger than its own data.
+        CheckpointError: the file is not a checkpoint, names something that runs commands, holds no tensors, has a
+            tensor that is larger than its own data, or is beyond a limit.
 
     Example:
 
@@ -60,115 +68,23 @@ def load_checkpoint(path: str | Path, keys: Sequence[str] = MODEL_KEYS) -> dict[
     >>> import tempfile, torch
     >>> from hf_captioners.conversion.safe_load import load_checkpoint
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     torch.save({"model": {"module.a": torch.ones(2)}, "epoch": 3}, folder + "/x.pth")
+    ...     torch.save({"model": {"module._orig_mod.a": torch.ones(2)}, "epoch": 3}, folder + "/x.pth")
     ...     load_checkpoint(folder + "/x.pth")
     {'a': tensor([1., 1.])}
 
     ```
     """
     path = _existing_file(path, "checkpoint")
-    content: Any = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
-    chosen = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
-    state: Mapping[str, Any] = content if chosen is None else content[chosen]
-    where = "at the top level" if chosen is None else f"under {chosen!r}"
-    _check_state(path, state, where, keys)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return {name: tensor.detach() for name, tensor in state.items()}
-
-
-class _EmptyDict:
-    """Stands for `collections.defaultdict`: called with whatever factory, it gives a plain dict to be filled."""
-
-    __slots__ = ()
-
-    def __call__(self, *factory: Any) -> dict[Any, Any]:
-        return {}
-
-
-class _Named:
-    """Stands for a class that is named but never called."""
-
-    __slots__ = ()
-
-
-DEFAULTDICT: Mapping[str, Any] = MappingProxyType(
-    {
-        "collections.defaultdict": _EmptyDict(),
-        **{f"{module}.{name}": _Named() for module in ("builtins", "__builtin__") for name in ("float", "int", "long")},
-    }
-)
-"""Stand-ins with which `load_plain_pickle` reads a `defaultdict(float)` or `defaultdict(int)` as a plain dict."""
-
-
-class _SealedType(type):
-    """The type of classes that a pickle may make instances of: it cannot change them."""
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        raise TypeError(f"{cls.__name__}.{name} cannot be set by a pickle")
-
-
-class OptionBag(metaclass=_SealedType):
-    """Stands for `argparse.Namespace`: attributes and nothing else; `vars(bag)` are the options."""
-
-
-class _NumberType:
-    """What `numpy.dtype(code)` gives: only told whether it is a little-endian float64."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any) -> None:
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1]
-
-
-class _MakeNumberType:
-    """Stands for `numpy.dtype`."""
-
-    __slots__ = ()
-
-    def __call__(self, code: Any, *flags: Any) -> _NumberType:
-        return _NumberType(code)
-
-
-class _MakeNumber:
-    """Stands for NumPy's scalars: the number of a float64, `None` for any other type."""
-
-    __slots__ = ()
-
-    def __call__(self, kind: Any, data: Any = b"") -> float | None:
-        data = data.encode("latin-1") if isinstance(data, str) else data  # a string of Python 2
-        if not isinstance(kind, _NumberType) or (kind.code, kind.order) != ("f8", "<") or not isinstance(data, bytes):
-            return None
-        return struct.unpack("<d", data)[0]
-
-
-class _EncodeLatin1:
-    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str = "latin1") -> bytes:
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"encodes bytes as {encoding!r}; expected latin1")
-        return text.encode("latin-1")
-
-
-OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {
-        "argparse.Namespace": OptionBag,
-        "numpy.dtype": _MakeNumberType(),
-        "numpy.core.multiarray.scalar": _MakeNumber(),
-        "numpy._core.multiarray.scalar": _MakeNumber(),
-        "_codecs.encode": _EncodeLatin1(),
-    }
-)
-"""Stand-ins with which `load_plain_pickle` reads options and scores of a training script: an `argparse.Namespace` as an
-[`OptionBag`], a NumPy float64 as a float, other NumPy numbers as `None`."""
+    if path.suffix == ".safetensors":
+        state: Mapping[str, Tensor] = _load_safetensors(path)
+        _check_state(path, state, "at the top level")
+    else:
+        state = _load_torch(path, max_pickle_bytes, max_shared_bytes)
+    try:
+        names = unwrapped_names(state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return {new: state[name].detach() for name, new in names.items()}
 
 
 def load_plain_pickle(
@@ -194,8 +110,8 @@ def load_plain_pickle(
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is too large, not a pickle, or refers to any other global name (class or function),
-            which is given; the name is never imported.
+        CheckpointError: the file is too large, not a pickle, nests values that explode when they are written out, or
+            refers to any other global name (class or function), which is given; the name is never imported.
 
     Example:
 
@@ -213,12 +129,14 @@ def load_plain_pickle(
     path = _existing_file(path, "pickle")
     content = _read_bounded(path, max_bytes)
     try:
-        _scan_opcodes(content)
-        return _PlainUnpickler(content, stand_ins, encoding).load()
+        scan_pickle(io.BytesIO(content), len(content))
+        value = _PlainUnpickler(content, stand_ins, encoding).load()
+        check_nesting(value, len(content))
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # malformed pickles raise almost anything: IndexError, KeyError, TypeError, EOFError...
         raise CheckpointError(f"{path}: not a pickle of plain values ({type(error).__name__}: {error})") from error
+    return value
 
 
 def load_json(path: str | Path, max_bytes: int = MAX_PLAIN_BYTES) -> Any:
@@ -260,24 +178,20 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def _scan_opcodes(content: bytes) -> None:
-    """Refuses, before unpickling, what could get past `find_class` and memo indices that would allocate at will."""
-    for opcode, argument, position in pickletools.genops(content):
-        if opcode.name in _REFUSED_OPCODES:
-            raise pickle.UnpicklingError(
-                f"uses the pickle opcode {opcode.name} at byte {position}; plain values need none"
-            )
-        if opcode.name in _MEMO_OPCODES and int(argument or 0) > len(content):
-            raise pickle.UnpicklingError(f"memo index {argument} at byte {position} is larger than the file")
+def _warn_unread(path: Path, names: Iterable[str]) -> None:
+    shown = sorted(names)
+    if shown:
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        logger.warning("%s: left unread, as no plain value or tensor: %s%s", path, ", ".join(shown[:_SHOWN]), more)
 
 
 def _existing_file(path: str | Path, kind: str) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{kind} not found: {path}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a {kind}, found something that is not a regular file")
-    return path
+    try:
+        return regular_file(path, kind)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -298,47 +212,75 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(path: Path, max_pickle_bytes: int, max_shared_bytes: int) -> dict[str, Tensor]:
     try:
-        # Files in the format before torch 1.6 cannot be memory-mapped; Microsoft's older backbones are of that kind.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        file = open_torch_file(path, max_pickle_bytes)
+        if not isinstance(file.content, Mapping):
+            raise CheckpointError(f"{path}: holds {_kind(file.content)}, expected a dict of tensors")
+        state, keys = find_state(file.content, lambda value: isinstance(value, SavedTensor))
+        where = "under " + " and there ".join(map(repr, keys)) if keys else "at the top level"
+        _check_state(path, state, where)
+        _check_shared(path, state.values(), max_shared_bytes)
+        tensors = {name: file.tensor(saved) for name, saved in state.items()}
+    except CheckpointError:
+        raise
     except Exception as error:  # malformed files raise almost anything, as for plain pickles
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise CheckpointError(
-                f"{path}: needs the Python object {refused[1]}, which is not a plain tensor container; files that "
-                "would run code are not loaded. Save the state dict alone and convert that"
-            ) from error
-        with path.open("rb") as file:
-            head = file.read(16)
+        raise _unreadable(path, error) from error
+    _warn_unread(path, [*file.unread, *_other_states(file, keys)])
+    return tensors
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Unread):
+        return f"a {value.class_name}, and objects are not loaded: save its state_dict() and convert that"
+    return "a " + ("Tensor" if isinstance(value, SavedTensor) else type(value).__name__)
+
+
+def _other_states(file: TorchFile, keys: list[str]) -> list[str]:
+    """Keys of other state dicts than the one that was taken."""
+    other = [key for key in STATE_KEYS if isinstance(file.content.get(key), Mapping) and key not in keys[:1]]
+    return [f"the state dict {key!r} (taken: {keys[0]!r})" for key in other if keys]
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) and text.startswith(("needs the Python object", "nests tuples")):
+        return CheckpointError(f"{path}: {text}")
+    with path.open("rb") as file:
+        head = file.read(16)
+    first = text.splitlines()[0][:200] if text else ""
+    return CheckpointError(
+        f"{path}: not a checkpoint of torch.save that can be loaded safely (it begins with {head!r}): "
+        f"{type(error).__name__}{': ' if first else ''}{first}"
+    )
+
+
+def _check_state(path: Path, state: Mapping[Any, Any], where: str) -> None:
+    """That all entries are named tensors, and their claims possible; nothing is read for it."""
+    objects = [value for value in state.values() if isinstance(value, Unread)]
+    if not any(isinstance(value, Tensor | SavedTensor) for value in state.values()):
+        found = ", ".join(show(key) for key in list(state)[:8]) or "nothing"
+        hint = f"; {_kind(objects[0])} is not read" if objects else ""
         raise CheckpointError(
-            f"{path}: not a checkpoint of torch.save that can be loaded safely (it begins with {head!r}): "
-            f"{_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error, without torch's advice to load the file unsafely."""
-    text = str(error).split("Weights only load failed", 1)[0].strip()
-    return f"{type(error).__name__}{': ' + text.splitlines()[0] if text else ''}"
-
-
-def _check_state(path: Path, state: Mapping[str, Any], where: str, keys: Sequence[str]) -> None:
-    if not any(isinstance(value, Tensor) for value in state.values()):
-        found = ", ".join(repr(key) for key in list(state)[:8]) or "nothing"
-        wanted = ", ".join(repr(key) for key in keys)
-        raise CheckpointError(
-            f"{path}: no tensors {where} (found {found}); expected a state dict there or under {wanted}"
+            f"{path}: no tensors {where} (found {found}{hint}); expected a state dict there or under "
+            f"{', '.join(map(repr, STATE_KEYS[:5]))} or the like"
         )
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {name!r} {where} is a {type(value).__name__}, expected only named tensors")
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise CheckpointError(
-                f"{path}: {name} is a sparse, quantized or empty (meta) tensor, expected an ordinary one"
-            )
-        # An expanded view claims any shape on top of one number; copying it would allocate what it claims.
-        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise CheckpointError(
-                f"{path}: {name} claims shape {list(value.shape)} but the file holds less data than that"
-            )
+        if not isinstance(name, str) or not isinstance(value, Tensor | SavedTensor):
+            kind = value.class_name if isinstance(value, Unread) else type(value).__name__
+            raise CheckpointError(f"{path}: {show(name)} {where} is a {kind}, expected only named tensors")
+        if isinstance(value, SavedTensor) and (problem := value.problem()):
+            raise CheckpointError(f"{path}: {show(name)} {problem}")
+
+
+def _check_shared(path: Path, tensors: Iterable[SavedTensor], limit: int) -> None:
+    """Compares what the tensors have in all with what is stored, each storage once."""
+    claimed, stored = 0, {}
+    for saved in tensors:
+        claimed += saved.nbytes
+        stored[saved.storage and saved.storage.key] = saved.storage.nbytes if saved.storage else 0
+    if claimed - sum(stored.values()) > limit:
+        raise CheckpointError(
+            f"{path}: its tensors have {claimed} bytes, but share {sum(stored.values())} in the file; the limit is "
+            f"{limit} bytes of copies (max_shared_bytes)"
+        )

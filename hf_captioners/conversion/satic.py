@@ -7,6 +7,7 @@ the shapes of the tensors and must agree with the options in the infos file. The
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from hf_captioners.modeling.image_processing_captioner import CaptionerImageProc
 from hf_captioners.modeling.modeling_satic import SaticForImageCaptioning, sinusoids
 from hf_captioners.modeling.processing_satic import SaticProcessor
 
+from .pickle_limits import show
 from .safe_load import load_checkpoint
 from .satic_infos import Infos, build_tokenizer, read_infos
 from .source import Source
 from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+
+logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "satic"
 RELEASED_HEADS = 8
@@ -74,16 +78,25 @@ def convert(
     longest = about.number("max_length", 0) or about.number("seq_length")
     model.generation_config.max_length = 1 + longest
     tokenizer = build_tokenizer(about.words, model_max_length=config.label_length + 2)
+    if num_heads is None:
+        logger.warning(
+            "%s: the number of heads is in none of the files, %d were assumed, as released; another number captions "
+            "badly without an error, so give num_heads if yours was trained with it",
+            checkpoint,
+            RELEASED_HEADS,
+        )
     with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
         model.save_pretrained(folder)
         SaticProcessor(CaptionerImageProcessor(), tokenizer).save_pretrained(folder)
-    end, unknown = (0, about.words[0]), (len(about.words) - 1, about.words[-1])
+    special = dict.fromkeys(("PAD", "SOS", "EOS"), (0, about.words[0]))
+    if about.unknown is not None:
+        special["UNK"] = (about.unknown, about.words[about.unknown])
     return ConversionReport(
         out_dir=Path(out_dir),
         used=source.used,
         dropped=source.dropped,
         config=config,
-        special_tokens={"PAD": end, "SOS": end, "EOS": end, "UNK": unknown},
+        special_tokens=special,
         assumed={"num_heads": RELEASED_HEADS} if num_heads is None else {},
     )
 
@@ -132,7 +145,7 @@ def build_config(source: Source, infos: Infos, num_heads: int) -> SaticConfig:
     boxes = BOX_WIDTH if options.get("use_box") else 0
     shown = {**sizes, "att_feat_size": sizes["att_feat_size"] - boxes}
     problems = [
-        f"{name}: {infos.path} says {options[name]!r}, but the tensors say {value!r}"
+        f"{name}: {infos.path} says {show(options[name])}, but the tensors say {value!r}"
         for name, value in shown.items()
         if name in options and options[name] != value
     ]
@@ -158,7 +171,7 @@ def build_config(source: Source, infos: Infos, num_heads: int) -> SaticConfig:
             training_mask="original",
             label_length=label_length,
             feature_size=sizes["att_feat_size"],
-            unk_token_id=sizes["vocab_size"],
+            unk_token_id=infos.unknown,
         )
     except (StrictDataclassError, ValueError) as error:
         raise ConversionError(f"{source.path}: {' '.join(str(error).split())}") from error

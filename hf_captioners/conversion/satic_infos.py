@@ -1,12 +1,14 @@
 """What lies beside a checkpoint of SATIC: `infos.pkl` with the options of its training and its words.
 
 It is a pickle with an `argparse.Namespace` inside, which is read without running anything (`safe_load.OPTIONS`). Word
-ids count from 1; id 0, which has no word, is start, end and padding at once; the last word is `UNK`.
+ids count from 1; id 0, which has no word, is start, end and padding at once; the last word is `UNK`, unless no word of
+the training captions was rare. The original avoids the last word in its beam search only if it is called `UNK`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from .safe_load import OPTIONS, OptionBag, load_plain_pickle
+from .pickle_limits import show
+from .safe_load import load_plain_pickle
+from .stand_ins import OPTIONS, OptionBag
 from .writing import ConversionError, raise_problems
 
 END = "<end>"  # how the word of id 0 is called here
@@ -31,7 +35,7 @@ class Infos:
     Attributes:
         path (`Path`): the file, for messages.
         options (`dict[str, Any]`): every option of the training under its original name.
-        words (`list[str]`): index = id; the first one is start, end and padding, the last one the unknown word.
+        words (`list[str]`): index = id; the first one is start, end and padding.
         group_size (`int`): words of a step, K; 1 for an autoregressive teacher.
     """
 
@@ -39,6 +43,11 @@ class Infos:
     options: dict[str, Any]
     words: list[str]
     group_size: int
+
+    @property
+    def unknown(self) -> int | None:
+        """Id of the unknown word; `None` if there is none."""
+        return len(self.words) - 1 if self.words[-1] == UNKNOWN else None
 
     def number(self, name: str, default: int | None = None) -> int:
         """
@@ -56,7 +65,7 @@ class Infos:
         """
         value = self.options.get(name, default)
         if type(value) is not int:
-            raise ConversionError(f"{self.path}: option {name} is {value!r}, expected a whole number")
+            raise ConversionError(f"{self.path}: option {name} is {show(value)}, expected a whole number")
         return value
 
 
@@ -73,7 +82,7 @@ def read_infos(path: str | Path) -> Infos:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError, ConversionError: it refers to a name that is not expected, holds something else, is of another
-            model, or has words that are not numbered from 1 to an `UNK` at the end.
+            model, or has words that are not numbered from 1.
     """
     content = load_plain_pickle(path, stand_ins=OPTIONS, encoding="latin-1")
     opt = content.get("opt") if isinstance(content, dict) else None
@@ -84,12 +93,13 @@ def read_infos(path: str | Path) -> Infos:
         )
     options, words, problems = dict(vars(opt)), *_words(vocab)
     if options.get("vocab_size", len(words) - 1) != len(words) - 1:
-        problems.append(f"vocab has {len(words) - 1} words, but option vocab_size is {options['vocab_size']!r}")
+        problems.append(f"vocab has {len(words) - 1} words, but option vocab_size is {show(options['vocab_size'])}")
     group_size = 1 if options.get("caption_model") == AUTOREGRESSIVE else options.get("K")
     if options.get("caption_model") not in ("sat", AUTOREGRESSIVE):
-        problems.append(f"option caption_model is {options.get('caption_model')!r}, expected 'sat' or 'transformer'")
+        shown = show(options.get("caption_model"))
+        problems.append(f"option caption_model is {shown}, expected 'sat' or 'transformer'")
     elif type(group_size) is not int or group_size < 1:
-        problems.append(f"option K is {group_size!r}, expected the number of words of a step")
+        problems.append(f"option K is {show(group_size)}, expected the number of words of a step")
     raise_problems(str(path), problems)
     return Infos(Path(path), options, words, int(group_size or 1))
 
@@ -102,11 +112,8 @@ def _words(vocab: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
     if gaps or not words:
         return [END], [f"vocab has no word for id {gaps[0] if gaps else 1}; expected ids from 1 to {len(by_id)}"]
     texts = [END, *map(str, words)]
-    twice = sorted({word for word in texts if texts.count(word) > 1}) if len(set(texts)) != len(texts) else []
-    problems = [f"vocab has {twice[0]!r} twice"] if twice else []
-    if texts[-1] != UNKNOWN:
-        problems.append(f"the last word of vocab is {texts[-1]!r}, expected {UNKNOWN!r}")
-    return texts, problems
+    twice = sorted(word for word, count in Counter(texts).items() if count > 1)
+    return texts, [f"vocab has {show(twice[0])} twice"] if twice else []
 
 
 def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTokenizerFast:
@@ -117,7 +124,8 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
     are the tokens here. If some words of the vocabulary are not of that kind, captions are split at white space only.
 
     Args:
-        words (`Sequence[str]`): see [`Infos`].
+        words (`Sequence[str]`): see [`Infos`]. If the last one is not `UNK`, the tokenizer has no unknown word, and a
+            caption with a word that is not in the vocabulary is an error.
         model_max_length (`int`): longest caption in tokens, start and end included.
 
     Returns:
@@ -133,8 +141,10 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
 
     ```
     """
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[-1]))
-    ordinary = words[1:-1]
+    unknown = UNKNOWN if words[-1] == UNKNOWN else None
+    ids = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(ids) if unknown is None else models.WordLevel(ids, unk_token=unknown))
+    ordinary = words[1:-1] if unknown else words[1:]
     if all(re.fullmatch(r"\w+", word) and word == word.lower() for word in ordinary):
         backend.normalizer = normalizers.Lowercase()
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{N}_]+"), behavior="removed", invert=True)
@@ -147,7 +157,7 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
         pad_token=end,
         bos_token=end,
         eos_token=end,
-        unk_token=words[-1],
+        unk_token=unknown,
         model_max_length=model_max_length,
         padding_side="right",
         split_special_tokens=True,

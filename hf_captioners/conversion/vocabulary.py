@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .pickle_limits import show
 from .safe_load import load_json, load_plain_pickle
+from .stand_ins import DEFAULTDICT, NUMBERS
 from .writing import ConversionError
 
 SPECIAL_NAMES = ("PAD", "SOS", "EOS", "UNK")
 _NAMED_BY = (("SOS", "sos_str"), ("EOS", "eos_str"))  # entries of the original pickle that say what the word is called
+_STAND_INS = {**DEFAULTDICT, **NUMBERS}
 
 Vocabulary = str | Path | Sequence[str] | Mapping[str, Any]
 
@@ -71,7 +74,8 @@ def read_vocabulary(
     where = str(source) if isinstance(source, str | Path) else "vocabulary"
     content: Any = source
     if isinstance(source, str | Path):
-        content = load_json(source) if Path(source).suffix == ".json" else load_plain_pickle(source)
+        is_json = Path(source).suffix == ".json"
+        content = load_json(source) if is_json else load_plain_pickle(source, stand_ins=_STAND_INS)
     names = {name: name for name in SPECIAL_NAMES}
     if isinstance(content, Mapping):
         special = content.get("special") if special is None else special
@@ -86,19 +90,19 @@ def _words(content: Any, where: str) -> list[str]:
         _check_inverse(words, content.get("word2idx_dict"), where)
     elif isinstance(content, Mapping):
         if "vocab" not in content:
-            found = ", ".join(repr(key) for key in list(content)[:8])
+            found = ", ".join(show(key) for key in list(content)[:8])
             raise ConversionError(f"{where}: found {found}; expected 'vocab', or 'idx2word_list' and 'word2idx_dict'")
         words = content["vocab"]
     else:
         words = content
     if not isinstance(words, list | tuple) or not words:
-        raise ConversionError(f"{where}: expected a list of words, found {type(words).__name__} {str(words)[:40]!r}")
+        raise ConversionError(f"{where}: expected a list of words, found {type(words).__name__} {show(words)}")
     seen: dict[str, int] = {}
     for index, word in enumerate(words):
         if not isinstance(word, str):
-            raise ConversionError(f"{where}: word {index} is {word!r}, expected a string")
+            raise ConversionError(f"{where}: word {index} is {show(word)}, expected a string")
         if word in seen:
-            raise ConversionError(f"{where}: word {word!r} has the ids {seen[word]} and {index}; each needs one id")
+            raise ConversionError(f"{where}: word {show(word)} has the ids {seen[word]} and {index}; each needs one id")
         seen[word] = index
     return list(words)
 
@@ -112,7 +116,8 @@ def _check_inverse(words: Any, ids: Any, where: str) -> None:
         if not isinstance(word, str) or ids.get(word) != index:
             found = ids.get(word) if isinstance(word, str) else None
             raise ConversionError(
-                f"{where}: idx2word_list[{index}] is {word!r}, but word2idx_dict gives it {found}; expected the inverse"
+                f"{where}: idx2word_list[{index}] is {show(word)}, but word2idx_dict gives it {show(found)}; "
+                "expected the inverse"
             )
 
 
@@ -124,10 +129,10 @@ def _special_ids(
     where: str,
 ) -> dict[str, int]:
     if given is not None and not isinstance(given, Mapping):
-        raise ConversionError(f"special must map PAD, SOS, EOS and UNK to ids, found {given!r}")
+        raise ConversionError(f"special must map PAD, SOS, EOS and UNK to ids, found {show(given)}")
     unknown = sorted(set(given or {}) - set(SPECIAL_NAMES), key=str)
     if unknown:
-        raise ConversionError(f"special names {unknown[0]!r}; expected only {', '.join(SPECIAL_NAMES)}")
+        raise ConversionError(f"special names {show(unknown[0])}; expected only {', '.join(SPECIAL_NAMES)}")
     ids = {word: index for index, word in enumerate(words)}
     found = {name: ids[word] for name, word in names.items() if word in ids}
     if default and not found and not given and max(default.values()) < len(words):
@@ -136,12 +141,12 @@ def _special_ids(
     missing = [name for name in SPECIAL_NAMES if name not in merged]
     if missing:
         raise ConversionError(
-            f"{where}: no word is called {' or '.join(repr(names[name]) for name in missing)}; "
+            f"{where}: no word is called {' or '.join(show(names[name]) for name in missing)}; "
             f"give the ids of {', '.join(missing)} as special"
         )
     for name, index in merged.items():
         if type(index) is not int or not 0 <= index < len(words):
-            raise ConversionError(f"special {name}={index!r} must be an id from 0 to {len(words) - 1}")
+            raise ConversionError(f"special {name}={show(index)} must be an id from 0 to {len(words) - 1}")
     if len(set(merged.values())) < len(SPECIAL_NAMES):
         raise ConversionError(f"special tokens share an id: {merged}")
     return {name: merged[name] for name in SPECIAL_NAMES}

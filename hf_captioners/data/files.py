@@ -1,10 +1,84 @@
-"""Writing a file whole or not at all."""
+"""Files: only regular ones are opened, and they are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's libraries write the number of a system's error
+
+
+def regular_file(path: str | Path, kind: str) -> Path:
+    """Check, before it is opened, that a path is a regular file: opening a FIFO waits for a writer, for ever.
+
+    Args:
+        path (`str` or `Path`): the file; links are followed.
+        kind (`str`): what is expected there, for messages.
+
+    Returns:
+        `Path`
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is a folder, a FIFO, a socket or a device.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.files import regular_file
+    >>> regular_file("/dev/null", "vocabulary")
+    Traceback (most recent call last):
+        ...
+    OSError: /dev/null: expected a vocabulary, found something that is not a regular file
+
+    ```
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{kind} not found: {path}") from None
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path}: expected a {kind}, found something that is not a regular file")
+    return Path(path)
+
+
+@contextmanager
+def system_errors(path: str | Path) -> Iterator[None]:
+    """Raise what libraries written in Rust say of a full disk and the like as the `OSError` that it is.
+
+    safetensors and tokenizers raise a `SafetensorError` or a bare `Exception` with the system's number in its text.
+
+    Args:
+        path (`str` or `Path`): what is being written, for the message.
+
+    Raises:
+        OSError: with the system's number; everything else passes.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.files import system_errors
+    >>> with system_errors("model"):
+    ...     raise Exception("I/O error: No space left on device (os error 28)")
+    Traceback (most recent call last):
+        ...
+    OSError: [Errno 28] No space left on device: 'model'
+
+    ```
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -32,7 +106,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run left is overwritten
     try:
-        write(temporary)
+        with system_errors(path):
+            write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -20,8 +20,9 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 import hf_captioners
 from hf_captioners.cli.main import main
 from hf_captioners.conversion import convert
-from hf_captioners.conversion.safe_load import OPTIONS, CheckpointError, OptionBag, load_plain_pickle
+from hf_captioners.conversion.safe_load import CheckpointError, load_plain_pickle
 from hf_captioners.conversion.satic_infos import build_tokenizer, read_infos
+from hf_captioners.conversion.stand_ins import OPTIONS, OptionBag
 from hf_captioners.conversion.writing import ConversionError, ConversionReport
 
 CASES = Path(__file__).resolve().parents[1] / "fixtures" / "parity" / "satic"
@@ -117,9 +118,32 @@ class TestFolder:
         regions = torch.rand(4, settings(case)["opt"]["att_feat_size"])
         assert captioner(regions, num_beams=3)[0]["generated_text"].startswith("w")
 
-    def test_heads_are_assumed_as_released(self, case_a: Path, tmp_path: Path) -> None:
+    def test_a_vocabulary_without_unk(self, case_a: Path, tmp_path: Path) -> None:
+        """No word is avoided: captions are those of the same weights with the unknown word allowed."""
+        words = read_infos(case_a / "infos.pkl").words
+        vocab = {str(index): word for index, word in enumerate([*words[1:-1], "zebra"], start=1)}
+        report = converted(case_a, tmp_path / "out", infos=write_infos(tmp_path / "x.pkl", case_a, vocab=vocab))
+        converted(case_a, tmp_path / "with")
+        assert "UNK" not in report.special_tokens
+        processor = AutoProcessor.from_pretrained(tmp_path / "out")
+        assert processor.tokenizer.unk_token is None and processor.batch_decode([[0, len(words) - 1]]) == ["zebra"]
+        assert processor(text_target="w001 zebra")["labels"].tolist() == [[1, len(words) - 1, 0]]
+        models = [AutoModelForImageTextToText.from_pretrained(tmp_path / name).eval() for name in ("out", "with")]
+        assert models[0].config.unk_token_id is None
+        bias = "model.generator.proj.bias"
+        features = torch.rand(2, 5, models[0].config.feature_size, generator=torch.Generator().manual_seed(0))
+        captions = []
+        for model, suppress in zip(models, ("beams", False), strict=True):
+            model.get_parameter(bias).data[len(words) - 1] += 50
+            captions.append(model.generate(image_features=features, num_beams=3, suppress_unk=suppress))
+        assert torch.equal(*captions) and (captions[0] == len(words) - 1).any()
+
+    def test_heads_are_assumed_as_released(
+        self, case_a: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         report = converted(case_a, tmp_path / "out", num_heads=None)
         assert report.assumed == {"num_heads": 8}
+        assert "the number of heads is in none of the files, 8 were assumed" in caplog.text
         assert AutoModel.from_pretrained(tmp_path / "out").config.num_attention_heads == 8
 
     def test_the_untouched_files(self, shared_parity: Path, tmp_path: Path, case: Path) -> None:
@@ -186,7 +210,6 @@ class TestErrors:
             ({"1": "a", "3": "UNK"}, "no word for id 2; expected ids from 1 to 2"),
             ({"0": "a", "1": "UNK"}, "no word for id 2"),
             ({}, "no word for id 1"),
-            ({"1": "a", "2": "dog"}, "the last word of vocab is 'dog', expected 'UNK'"),
             ({"1": "a", "2": "a", "3": "UNK"}, "vocab has 'a' twice"),
             ({"1": 5, "2": "UNK"}, "no word for id 1"),
         ],
@@ -274,11 +297,25 @@ class TestInfos:
         content = load_plain_pickle(case / "infos.pkl", stand_ins=OPTIONS)
         assert isinstance(content["best_val_score"], float)
 
-    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     def test_numbers_of_numpy(self, tmp_path: Path, protocol: int) -> None:
-        values = {"a": np.float64(-1.5), "b": np.float32(2.0), "c": np.int64(3)}
+        values = {
+            "a": np.float64(-1.5),
+            "b": np.float32(2.0),
+            "c": np.int64(3),
+            "d": np.bool_(True),
+            "e": np.str_("dög"),
+        }
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(values, protocol=protocol))
-        assert load_plain_pickle(tmp_path / "x.pkl", stand_ins=OPTIONS) == {"a": -1.5, "b": None, "c": None}
+        read = load_plain_pickle(tmp_path / "x.pkl", stand_ins=OPTIONS)
+        assert [type(value) for value in read.values()] == [float, float, int, bool, str]
+        assert read == {
+            "a": -1.5,
+            "b": 2.0,
+            "c": 3,
+            "d": True,
+            "e": "dög",
+        }
 
     def test_python_2(self, case_a: Path, tmp_path: Path) -> None:
         opt = argparse.Namespace(caption_model="sat", K=3, seq_length=16, start_from=None)
@@ -289,6 +326,15 @@ class TestInfos:
         assert infos.options == vars(opt)
         read = load_plain_pickle(tmp_path / "x.pkl", stand_ins=OPTIONS, encoding="latin-1")
         assert read["best_val_score"] == 1.27
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_every_protocol_and_ids_of_numpy(self, tmp_path: Path, protocol: int) -> None:
+        opt = argparse.Namespace(caption_model="sat", K=np.int64(3), checkpoint_path=Path("log/sat"))
+        content = {"opt": opt, "vocab": {np.int64(2): np.str_("UNK"), np.int32(1): "a"}, "order": np.arange(3)}
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+        infos = read_infos(tmp_path / "x.pkl")
+        assert (infos.words, infos.group_size, infos.unknown) == (["<end>", "a", "UNK"], 3, 2)
+        assert infos.options["checkpoint_path"] == "log/sat"
 
     @pytest.mark.parametrize("protocol", [0, 2, 4])
     def test_nothing_runs(self, case_a: Path, tmp_path: Path, protocol: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hf_captioners.conversion.safe_load import CheckpointError
@@ -125,6 +127,12 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"v\.pickle: refers to (posix|nt)\.system"):
         read_vocabulary(write(tmp_path, "v.pickle", original(sos_str=Evil())))
     assert not (tmp_path / "ran").exists()
+
+
+def test_ids_of_numpy_in_a_defaultdict(tmp_path: Path) -> None:
+    content = original()
+    content["word2idx_dict"] = defaultdict(int, {word: np.int64(id_) for word, id_ in content["word2idx_dict"].items()})
+    assert read_vocabulary(write(tmp_path, "v.pickle", content)).words == list(WORDS)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import reprlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..signature import hash_captions
 from .caption_words import CaptionWords
 
 FORMAT = "hf_captioners.document_frequencies.1"
+MAX_N = 100  # words of an n-gram; what a file declares is bounded before it is counted up to
 
 
 class DocumentFrequencyError(ValueError):
@@ -102,6 +104,7 @@ class DocumentFrequencies:
         """
         if not references:
             raise MetricInputError("no references to count document frequencies in; expected at least one image")
+        _check_n(n)
         names = range(len(references)) if image_ids is None else image_ids
         check_image_ids(names, len(references))
         captions = CaptionWords(tokenized, eos, token_ids, eos_token_id).of_references(references, names)
@@ -150,14 +153,16 @@ class DocumentFrequencies:
 
         ```
         """
+        _check_n(n)
         by_length: list[tuple[list[tuple[str, ...]], list[int]]] = [([], []) for _ in range(n)]
         for ngram, count in counts.items():
             if not isinstance(ngram, tuple) or not 1 <= len(ngram) <= n or not all(isinstance(w, str) for w in ngram):
-                raise DocumentFrequencyError(f"{ngram!r} is no n-gram; expected a tuple of 1 to {n} strings")
+                shown = reprlib.repr(ngram)
+                raise DocumentFrequencyError(f"{shown} is no n-gram; expected a tuple of 1 to {n} strings")
             if not 0 <= count <= number_of_images or count != int(count):
                 raise DocumentFrequencyError(
-                    f"{ngram!r} occurs in {count} images; expected a whole number, at most the {number_of_images} "
-                    "images of the corpus"
+                    f"{reprlib.repr(ngram)} occurs in {count} images; expected a whole number, at most the "
+                    f"{number_of_images} images of the corpus"
                 )
             if count:
                 by_length[len(ngram) - 1][0].append(ngram)
@@ -335,9 +340,15 @@ def _prefix_tree(words: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> t
     return np.concatenate(keys), np.concatenate(found)
 
 
+def _check_n(n: int) -> None:
+    if not 1 <= n <= MAX_N:
+        raise DocumentFrequencyError(f"n is {n}, the longest n-grams; expected 1 to {MAX_N} words")
+
+
 def _check_tree(words: Sequence[str], keys: np.ndarray, counts: np.ndarray, number_of_images: int, n: int) -> None:
-    if n < 1 or not 1 <= number_of_images <= np.iinfo(np.int32).max:
-        raise DocumentFrequencyError(f"n is {n} and number_of_images is {number_of_images}; expected 1 to 2^31 - 1")
+    _check_n(n)
+    if not 1 <= number_of_images <= np.iinfo(np.int32).max:
+        raise DocumentFrequencyError(f"number_of_images is {number_of_images}; expected 1 to 2^31 - 1")
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
         raise DocumentFrequencyError("the words are no list of strings")
     if any(a >= b for a, b in itertools.pairwise(words)):

@@ -205,6 +205,7 @@ class TestFiles:
             ({"words": ["a", 3]}, "no list of strings"),
             ({"words": {"a": 1}}, "no list of strings"),
             ({"n": "0"}, "n is 0"),
+            ({"n": "1000000000"}, "n is 1000000000, the longest n-grams; expected 1 to 100 words"),
             ({"n": "many"}, "invalid literal"),
             ({"number_of_images": "0"}, "number_of_images is 0"),
             ({"format": "other"}, "its format is 'other'"),
