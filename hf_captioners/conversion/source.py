@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .writing import raise_problems
+from .writing import ConversionError, raise_problems
 
+MAX_LAYERS = 1000
 # original name -> our names and shapes; several of ours are the blocks of rows of one original, in this order
 Targets = Mapping[str, Mapping[str, torch.Size]]
 
@@ -62,9 +63,17 @@ class Source:
         return list(self.tensors[name].shape)
 
     def count(self, prefix: str) -> int:
-        """Number of layers: how many of `prefix` + 0, 1, 2... have tensors, without a gap."""
+        """
+        Number of layers: how many of `prefix` + 0, 1, 2... have tensors, without a gap.
+
+        Raises:
+            ConversionError: more than `MAX_LAYERS`; a model of so many would take minutes to make.
+        """
         parts = {name.removeprefix(prefix).split(".", 1)[0] for name in self.tensors if name.startswith(prefix)}
-        return next(index for index in range(len(parts) + 1) if str(index) not in parts)
+        found = next(index for index in range(len(parts) + 1) if str(index) not in parts)
+        if found > MAX_LAYERS:
+            raise ConversionError(f"{self.path}: has {found} layers {prefix}*; the limit is {MAX_LAYERS}")
+        return found
 
     def check_places(self, places: Iterable[tuple[str, int]], what: str) -> None:
         """
@@ -110,13 +119,24 @@ class Source:
         Returns:
             `dict[str, Tensor]`: our name -> tensor, in float32 (whatever the source's precision), contiguous and in
             memory of its own: views of one tensor could not be saved.
+
+        Raises:
+            ConversionError: a tensor holds NaN or infinity, in itself or by overflow in float32; with their numbers.
         """
-        state = {}
+        state: dict[str, Tensor] = {}
+        broken: dict[str, int] = {}  # name -> numbers that are none
         for name, parts in targets.items():
-            tensor = self.tensors[name]
+            tensor = self.tensors[name].to(torch.float32)
+            if count := _count_broken(tensor):
+                broken[name] = count
             rows = (tensor,) if len(parts) == 1 else tensor.split([shape[0] for shape in parts.values()])
             for ours, part in zip(parts, rows, strict=True):
-                state[ours] = part.to(torch.float32).clone(memory_format=torch.contiguous_format)
+                state[ours] = part.clone(memory_format=torch.contiguous_format)
+        total = sum(self.tensors[name].numel() for name in targets)
+        raise_problems(
+            f"{self.path}: {sum(broken.values())} of {total} weights are NaN or infinite in float32",
+            [f"{name} has {count}" for name, count in broken.items()],
+        )
         return state
 
     def _wrong(self, targets: Targets) -> Iterator[str]:
@@ -134,3 +154,10 @@ class Source:
         for name in self.used:
             if name not in targets:
                 yield f"{name} of shape {self.shape(name)} is not part of the model"
+
+
+def _count_broken(tensor: Tensor) -> int:
+    """How many numbers of a tensor are NaN or infinite; a tensor without storage has none."""
+    if tensor.is_meta or torch.isfinite(tensor.sum()):
+        return 0
+    return int((~torch.isfinite(tensor)).sum())

@@ -59,6 +59,24 @@ def test_layers_are_counted_up_to_the_first_gap() -> None:
     assert source.count("decoders.") == 0
 
 
+def test_weights_that_are_no_numbers_are_named_and_counted() -> None:
+    content = {**tensors(), "norm": torch.tensor([1.0, float("nan"), float("inf")])}
+    content["mask"][0] = float("nan")  # dropped
+    content["scale"] = torch.tensor(1e300, dtype=torch.float64)
+    with pytest.raises(ConversionError) as error:
+        Source("x.pth", content, ["mask"]).state_dict(TARGETS)
+    assert str(error.value) == (
+        "x.pth: 3 of 16 weights are NaN or infinite in float32: 2 problems: scale has 1; norm has 2"
+    )
+    assert Source("x.pth", tensors(), ["mask"]).state_dict(TARGETS)
+
+
+def test_a_limit_of_layers() -> None:
+    source = Source("x.pth", dict.fromkeys((f"layers.{index}.a" for index in range(1001)), torch.zeros(1)))
+    with pytest.raises(ConversionError, match=r"x\.pth: has 1001 layers layers\.\*; the limit is 1000"):
+        source.count("layers.")
+
+
 def test_places() -> None:
     source = Source("x.pth", {"a": torch.zeros(2), "empty": torch.zeros(0, 2)})
     source.check_places([("a", 0)], "a model")
