@@ -38,8 +38,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from hf_captioners import (
     CaptionerImageProcessor,
+    DicoCaptionerConfig,
     DiCOConfig,
-    DicoConfig,
     DicoForImageCaptioning,
     DiCOTrainer,
     ExpansionNetV2Config,
@@ -238,7 +238,10 @@ def dico_options(args: argparse.Namespace) -> DiCOConfig:
         output_dir=args.folder,
         num_generations=args.beams,
         max_completion_length=args.length - 1,
-        generation_kwargs={"min_new_tokens": args.length - 2, "forced_eos_token_id": DicoConfig().eos_token_id},
+        generation_kwargs={
+            "min_new_tokens": args.length - 2,
+            "forced_eos_token_id": DicoCaptionerConfig().eos_token_id,
+        },
         per_device_train_batch_size=args.dico_pictures,
         learning_rate=0.0,
         disable_dropout=True,
@@ -264,7 +267,7 @@ def dico_pictures(args: argparse.Namespace, policy: Any, reward: ClipReward) -> 
 
 def dico_steps(args: argparse.Namespace, clock: Clock) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The steps of the second table, and what to call them with in each round."""
-    policy = DicoForImageCaptioning(DicoConfig()).eval()
+    policy = DicoForImageCaptioning(DicoCaptionerConfig()).eval()
     clip = CLIPModel(CLIPConfig(text_config={"bos_token_id": 49406, "eos_token_id": 49407}))
     scorer = PacScorer(
         clip, device=args.device, prefix="", clip_negative=False, pad_token_id=policy.config.pad_token_id

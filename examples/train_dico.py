@@ -18,8 +18,8 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil
 
 from hf_captioners import (
+    DicoCaptionerConfig,
     DiCOConfig,
-    DicoConfig,
     DicoForImageCaptioning,
     DicoProcessor,
     DiCOTrainer,
@@ -92,7 +92,7 @@ def new_captioner(script: ScriptArguments, features: str | None, captions: list[
         options[f"{part}_attention_heads"] = script.num_attention_heads
         options[f"{part}_ffn_dim"] = script.ffn_dim
     options.update(special_token_ids(tokenizer), d_model=script.d_model, vocab_size=len(tokenizer))
-    config = DicoConfig(
+    config = DicoCaptionerConfig(
         features_only=True,  # the backbone brings its own sizes
         feature_size=None if features is None else FeatureStore(features).feature_size,
         max_image_tokens=script.max_image_tokens,

@@ -17,7 +17,7 @@ from transformers import (
 from transformers import pipelines as transformers_pipelines
 
 from .modeling.configuration_clip_gpt2 import ClipGpt2Config
-from .modeling.configuration_dico import DicoConfig
+from .modeling.configuration_dico import DicoCaptionerConfig
 from .modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 from .modeling.configuration_satic import SaticConfig
 from .modeling.image_processing_captioner import CaptionerImageProcessor
@@ -26,16 +26,15 @@ from .modeling.modeling_dico import DicoForImageCaptioning
 from .modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
 from .modeling.modeling_satic import SaticForImageCaptioning
 from .modeling.pipeline_image_to_text import ImageToTextPipeline
+from .modeling.processing_captioner import ExpansionNetV2Processor, SaticProcessor
 from .modeling.processing_clip_gpt2 import ClipGpt2Processor
 from .modeling.processing_dico import DicoProcessor
-from .modeling.processing_expansionnet_v2 import ExpansionNetV2Processor
-from .modeling.processing_satic import SaticProcessor
 
 TASK = "image-to-text"
 
 CAPTIONERS = (
     (ClipGpt2Config, ClipGpt2ForImageCaptioning, ClipGpt2Processor),
-    (DicoConfig, DicoForImageCaptioning, DicoProcessor),
+    (DicoCaptionerConfig, DicoForImageCaptioning, DicoProcessor),
     (ExpansionNetV2Config, ExpansionNetV2ForImageCaptioning, ExpansionNetV2Processor),
     (SaticConfig, SaticForImageCaptioning, SaticProcessor),
 )

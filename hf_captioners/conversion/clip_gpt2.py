@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from hf_captioners.modeling.captioner_backbone import PooledBackbone
 from hf_captioners.modeling.configuration_clip_gpt2 import ClipGpt2Config
-from hf_captioners.modeling.modeling_clip_gpt2 import ClipGpt2ForImageCaptioning, load_vision_tower, pooled_width
+from hf_captioners.modeling.modeling_clip_gpt2 import ClipGpt2ForImageCaptioning
 from hf_captioners.modeling.processing_clip_gpt2 import ClipGpt2Processor
 
 from .safe_load import load_checkpoint
@@ -269,8 +270,8 @@ def _read_tokenizer(source: str | Path, vocab_size: int) -> Any:
 
 def _read_clip(source: str | Path, feature_size: int) -> PreTrainedModel:
     try:
-        tower = load_vision_tower(source, {})
-        width = pooled_width(tower)
+        tower = PooledBackbone.load(source)
+        width = PooledBackbone.width(tower)
     except (OSError, ValueError) as error:
         raise ConversionError(f"clip={str(source)!r}: no image tower could be loaded: {error}") from error
     if width != feature_size:

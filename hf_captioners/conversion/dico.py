@@ -19,7 +19,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from hf_captioners.modeling.configuration_dico import DicoConfig
+from hf_captioners.modeling.configuration_dico import DicoCaptionerConfig
 from hf_captioners.modeling.modeling_dico import DicoForImageCaptioning
 from hf_captioners.modeling.processing_dico import DicoProcessor
 
@@ -159,7 +159,7 @@ def convert(
     )
 
 
-def build_config(content: Any, where: str = CONFIG) -> DicoConfig:
+def build_config(content: Any, where: str = CONFIG) -> DicoCaptionerConfig:
     """
     Makes the configuration from the original's.
 
@@ -168,7 +168,7 @@ def build_config(content: Any, where: str = CONFIG) -> DicoConfig:
         where (`str`): its name, for messages.
 
     Returns:
-        [`DicoConfig`]
+        [`DicoCaptionerConfig`]
 
     Raises:
         ConversionError: it is of another model, or settings are missing, contradictory or of a kind that this model
@@ -202,7 +202,7 @@ def build_config(content: Any, where: str = CONFIG) -> DicoConfig:
     vision = {name: parts[VISION][name] for name in (*VISION_SIZES, *VISION_OPTIONS) if name in parts[VISION]}
     try:
         settings["decoder_ffn_dim"] = 4 * settings["d_model"] if inner is None else inner
-        return DicoConfig(**settings, vision_config={"model_type": TYPES[VISION], **vision})
+        return DicoCaptionerConfig(**settings, vision_config={"model_type": TYPES[VISION], **vision})
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise ConversionError(f"{where}: {' '.join(str(error).split())}") from error
 
@@ -254,7 +254,7 @@ def original_name(name: str) -> str:
     return theirs + name.removeprefix(ours)
 
 
-def fill_model(source: Source, config: DicoConfig) -> DicoForImageCaptioning:
+def fill_model(source: Source, config: DicoCaptionerConfig) -> DicoForImageCaptioning:
     """
     Makes the model and gives it the original's weights.
 
@@ -262,7 +262,7 @@ def fill_model(source: Source, config: DicoConfig) -> DicoForImageCaptioning:
 
     Args:
         source ([`Source`]): the tensors.
-        config ([`DicoConfig`]): the sizes.
+        config ([`DicoCaptionerConfig`]): the sizes.
 
     Returns:
         [`DicoForImageCaptioning`]: in float32, for saving only: buffers that are not saved have no storage.
@@ -292,7 +292,7 @@ def fill_model(source: Source, config: DicoConfig) -> DicoForImageCaptioning:
     return model
 
 
-def _check_depths(source: Source, config: DicoConfig) -> None:
+def _check_depths(source: Source, config: DicoCaptionerConfig) -> None:
     """Compare numbers of layers, before a model of so many is made."""
     vision: Any = config.vision_config
     depths = {
@@ -310,13 +310,13 @@ def _check_depths(source: Source, config: DicoConfig) -> None:
     )
 
 
-def _build_image_processor(config: DicoConfig) -> CLIPImageProcessorPil:
+def _build_image_processor(config: DicoCaptionerConfig) -> CLIPImageProcessorPil:
     vision: Any = config.vision_config
     side = vision.image_size
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
-def _build_processor(image_processor: Any, tokenizer: str | Path, config: DicoConfig) -> DicoProcessor:
+def _build_processor(image_processor: Any, tokenizer: str | Path, config: DicoCaptionerConfig) -> DicoProcessor:
     try:
         processor = DicoProcessor(image_processor, AutoTokenizer.from_pretrained(tokenizer))
     except (OSError, ValueError) as error:
@@ -332,6 +332,6 @@ def _build_processor(image_processor: Any, tokenizer: str | Path, config: DicoCo
     return processor
 
 
-def _special_tokens(config: DicoConfig, tokenizer: Any) -> dict[str, tuple[int, str]]:
+def _special_tokens(config: DicoCaptionerConfig, tokenizer: Any) -> dict[str, tuple[int, str]]:
     ids = {"PAD": config.pad_token_id, "SOS": config.bos_token_id, "EOS": config.eos_token_id}
     return {name: (index, tokenizer.convert_ids_to_tokens(index)) for name, index in ids.items() if index is not None}

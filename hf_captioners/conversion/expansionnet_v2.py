@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 from hf_captioners.modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 from hf_captioners.modeling.image_processing_captioner import CaptionerImageProcessor
 from hf_captioners.modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
-from hf_captioners.modeling.processing_expansionnet_v2 import ExpansionNetV2Processor
+from hf_captioners.modeling.processing_captioner import ExpansionNetV2Processor
 from hf_captioners.modeling.tokenization_words import build_word_tokenizer
 
 from .expansionnet_v2_config import (

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_captioners.modeling.configuration_satic import SaticConfig
 from hf_captioners.modeling.image_processing_captioner import CaptionerImageProcessor
 from hf_captioners.modeling.modeling_satic import SaticForImageCaptioning, sinusoids
-from hf_captioners.modeling.processing_satic import SaticProcessor
+from hf_captioners.modeling.processing_captioner import SaticProcessor
 
 from .pickle_limits import show
 from .safe_load import load_checkpoint

@@ -20,7 +20,7 @@ from ..data.files import write_whole
 from ..modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 from ..modeling.image_processing_captioner import CaptionerImageProcessor
 from ..modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
-from ..modeling.processing_expansionnet_v2 import ExpansionNetV2Processor
+from ..modeling.processing_captioner import ExpansionNetV2Processor
 from ..modeling.tokenization_words import build_vocabulary, build_word_tokenizer, special_token_ids
 from ..reports.contact_sheet import SheetItem, contact_sheet
 from ..training.xe_config import XEConfig

@@ -9,29 +9,40 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache
 
-from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_autoregressive import AutoregressiveCaptioner
+from ..modeling.captioner_cache import CaptionerCache
 from ..modeling.captioner_layers import at_least_float32
 from ..modeling.captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 
 
-class EnsembleCache(Cache):
-    """The members' caches, reordered together."""
+class EnsembleCache(CaptionerCache):
+    """The members' caches, reordered together, and what each member attends to."""
 
-    def __init__(self, members: Sequence[Cache]) -> None:
+    def __init__(self, members: Sequence[CaptionerCache], memories: Sequence[CaptionerEncoderOutput]) -> None:
         super().__init__(layers=[layer for member in members for layer in member.layers])
         self.members = list(members)
+        self.memories = list(memories)
+
+    @property
+    def images(self) -> int:
+        """Number of pictures."""
+        return self.members[0].images
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some captions only, each the only one of its picture."""
+        super().batch_select_indices(indices)
+        self.memories = [memory.rows(indices) for memory in self.memories]
 
 
-class CaptionerEnsemble(CaptionerPreTrainedModel, GenerationMixin):
+class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
     """Average the members' word probabilities at every step (paper of ExpansionNet v2, section 4.4).
 
     Greedy decoding, sampling and both beam searches work as for a single model; the pictures are encoded once by each
     member.
 
     Args:
-        models (`Sequence[CaptionerPreTrainedModel]`): captioners of one class and one vocabulary, on one device. The
+        models (`Sequence[AutoregressiveCaptioner]`): captioners of one class and one vocabulary, on one device. The
             first one's generation config is used.
 
     Raises:
@@ -51,7 +62,7 @@ class CaptionerEnsemble(CaptionerPreTrainedModel, GenerationMixin):
 
     models: Any
 
-    def __init__(self, models: Sequence[CaptionerPreTrainedModel]) -> None:
+    def __init__(self, models: Sequence[AutoregressiveCaptioner]) -> None:
         _check_members(models)
         super().__init__(models[0].config)
         self.models = nn.ModuleList(models)
@@ -71,8 +82,10 @@ class CaptionerEnsemble(CaptionerPreTrainedModel, GenerationMixin):
 
     def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> EnsembleCache:
         """The members' caches, each with its own memory."""
-        pairs = zip(self.models, encoder_outputs.hidden_states or (), strict=True)
-        return EnsembleCache([model.start_cache(memory) for model, memory in pairs])
+        memories = encoder_outputs.hidden_states or ()
+        return EnsembleCache(
+            [model.start_cache(memory) for model, memory in zip(self.models, memories, strict=True)], memories
+        )
 
     # How a captioner decodes is its own; these are the steps of `generate` that a captioner may define.
     def _choose_beam_search(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,40 +94,28 @@ class CaptionerEnsemble(CaptionerPreTrainedModel, GenerationMixin):
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
         return self.models[0]._prepare_generation_config(*args, **kwargs)
 
-    def _prepare_special_tokens(self, generation_config: Any, *args: Any, **kwargs: Any) -> None:
-        self.models[0]._prepare_special_tokens(generation_config, *args, **kwargs)
+    def _check_length(self, *args: Any) -> None:
+        self.models[0]._check_length(*args)
 
-    def forward(
-        self,
-        decoder_input_ids: torch.Tensor,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
-        past_key_values: EnsembleCache | None = None,
-        use_cache: bool = True,
-        logits_to_keep: int = 0,
-        return_dict: bool = True,
+    def decode(
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, **options: Any
     ) -> CaptionerOutput:
         """The logarithm of the average probability, as `logits` (N, T, V).
 
         Raises:
             ValueError: called without a cache, which holds the members' memories.
         """
-        if past_key_values is None:
+        if cache is None:
             raise ValueError("an ensemble decodes with a cache only: use_cache=True.")
         log_probs = []
-        for model, cache in zip(self.models, past_key_values.members, strict=True):
-            output = model(
-                decoder_input_ids=decoder_input_ids,
-                encoder_outputs=encoder_outputs,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=logits_to_keep,
-            )
-            log_probs.append(at_least_float32(output.logits).log_softmax(-1))
+        for model, member, memory in zip(self.models, cache.members, cache.memories, strict=True):
+            output = model.decode(input_ids, memory, member, **options)
+            log_probs.append(at_least_float32(output.logits).log_softmax(-1))  # (N, T, V)
         mean = torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
-        return CaptionerOutput(logits=mean, past_key_values=past_key_values)
+        return CaptionerOutput(logits=mean)
 
 
-def _check_members(models: Sequence[CaptionerPreTrainedModel]) -> None:
+def _check_members(models: Sequence[AutoregressiveCaptioner]) -> None:
     if not models:
         raise ValueError("an ensemble needs at least one model.")
     first = models[0]

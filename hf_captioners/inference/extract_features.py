@@ -22,13 +22,10 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ..data.features.store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from ..modeling.captioner_backbone import GridBackbone, PooledBackbone
 from ..modeling.captioner_base import CaptionerPreTrainedModel
-from ..modeling.captioner_layers import grid_tokens
 from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_picture
-from ..modeling.modeling_clip_gpt2 import load_vision_tower as load_pooled_tower
-from ..modeling.modeling_clip_gpt2 import pooled_embedding
-from ..modeling.modeling_dico import load_vision_tower as load_grid_tower
 from .device import choose_device
 
 logger = logging.getLogger(__name__)
@@ -102,8 +99,8 @@ class FeatureExtractor:
         pixel_values = pixel_values.to(self.model.device, self._backbone.dtype)
         if isinstance(self.model, CaptionerPreTrainedModel):
             return self.model.extract_image_features(pixel_values)
-        output = self.model(pixel_values=pixel_values)
-        return pooled_embedding(output)[:, None] if self._pooled else grid_tokens(output.last_hidden_state)
+        reader = PooledBackbone if self._pooled else GridBackbone
+        return reader.tokens(self.model(pixel_values=pixel_values))
 
     def metadata(self) -> dict[str, str]:
         """What the features depend on: the backbone's name, digests of its weights and of the preprocessing."""
@@ -123,10 +120,7 @@ def _load(folder: str, pooled: bool) -> PreTrainedModel:
     """A captioner, or a vision backbone: with what pools its tokens, as CLIP-GPT2 has it, or without, as DiCO."""
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, CaptionerConfig):
-        if pooled:
-            return load_pooled_tower(folder, {})
-        if "vision_config" in config.sub_configs:
-            return load_grid_tower(folder, {})
+        return (PooledBackbone if pooled else GridBackbone).load(folder)
     model: Any = AutoModel
     return model.from_pretrained(folder)
 

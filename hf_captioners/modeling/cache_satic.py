@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
+
+from .captioner_cache import CaptionCacheLayer, MemoryCacheLayer
 
 
-class GroupState(CacheLayerMixin):
+class GroupState(CaptionCacheLayer):
     """The words so far and the scores of the last group; first "layer" of the cache.
 
     Shapes, with R captions, n words with the start token, groups of K, V words: `ids` (R, n), `logits` (R, K, V).
@@ -47,12 +48,6 @@ class GroupState(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return 0 if self.ids is None else self.ids.shape[1]
 
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let caption `i` continue caption `beam_idx[i]`, which must be of the same picture."""
         if self.ids is not None:
@@ -64,19 +59,13 @@ class GroupState(CacheLayerMixin):
         """Keep some captions only."""
         self.reorder_cache(indices)
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("GroupState holds words and scores, no keys and values.")
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("GroupState holds words and scores, no keys and values.")
-
     def reset(self) -> None:
         """Forget the captions."""
         self.ids = self.logits = self.rows = None
         self.groups = 0
 
 
-class GroupCacheLayer(CacheLayerMixin):
+class GroupCacheLayer(MemoryCacheLayer):
     """Keys and values of one decoder layer.
 
     Those of the captions, `keys` and `values` (R, H, P, d / H), have a row per caption and are reordered by beam
@@ -85,9 +74,7 @@ class GroupCacheLayer(CacheLayerMixin):
     """
 
     def __init__(self, memory_keys: torch.Tensor, memory_values: torch.Tensor) -> None:
-        super().__init__()
-        self.memory_keys = memory_keys
-        self.memory_values = memory_values
+        super().__init__(memory_keys, memory_values)
         self.rows: torch.Tensor | None = None
 
     def update(
@@ -104,12 +91,6 @@ class GroupCacheLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         return 0 if self.keys is None else self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """As [`GroupState.reorder_cache`], but only noted: the rows move when the next group comes."""
@@ -133,9 +114,6 @@ class GroupCacheLayer(CacheLayerMixin):
         if self.rows is not None and self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
             self.rows = None
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("GroupCacheLayer needs the memory's keys and values; see start_cache.")
 
     def reset(self) -> None:
         """Forget the captions; the memory stays."""

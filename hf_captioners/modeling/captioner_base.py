@@ -1,76 +1,124 @@
-"""What every captioner does alike: its two entrances, its backbone, its labels, and the code that it ships."""
+"""The captioner: everything that all of them do alike, whatever their way of writing.
+
+A model says what is its own: which inputs make a picture (`image_inputs`), how features become a memory (`encode`), how
+captions are scored and with which loss (`score_captions`, `sequence_log_probs`), and how they are written
+(`write_captions`, `default_decoding`). For captioners that write word by word `captioner_autoregressive.py` has the
+last three.
+"""
 
 import contextlib
+import dataclasses
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from transformers import GenerationConfig
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
-from .captioner_layers import ended_before, grid_tokens, token_entropies, token_log_probs
-from .captioner_outputs import CaptionerEncoderOutput
+from .captioner_backbone import GridBackbone
+from .captioner_layers import initialize, values_are_known
+from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+from .captioner_shipping import shipped
+from .configuration_captioner import CaptionerConfig
 
 
-class CaptionerPreTrainedModel(PreTrainedModel):
+class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
     """Base of the captioners.
 
     A captioner takes `pixel_values` or `image_features`, encodes them once (`encode_images`), scores captions
     (`forward`, `sequence_log_probs`) and writes them (`generate`). Its backbone, if any, is `self.backbone`.
+
+    Attributes:
+        image_inputs (`tuple[str, ...]`): names of the inputs that make a picture, in their order. `forward`,
+            `generate`, `encode_images` and `sequence_log_probs` take them; those after the first three reach `encode`.
+        loss_inputs (`tuple[str, ...]`): names of the inputs of `forward` that only the loss reads.
+        decodings (`dict[str, Any]`): ways of writing by name, see `generate`.
+        backbone_reader (`type[GridBackbone]`): what is read of the backbone.
+        input_embeddings, output_embeddings (`str`): where the word vectors and the layer of the words' scores are.
     """
 
+    config: CaptionerConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # Trainer passes num_items_in_batch, and must not divide the loss again
+    _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]
-    beam_rules: ClassVar[dict[str, Callable | None]] = {"standard": None}
+
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_features", "image_attention_mask")
+    loss_inputs: ClassVar[tuple[str, ...]] = ()
+    backbone_reader: ClassVar[type[GridBackbone]] = GridBackbone
+    input_embeddings: ClassVar[str]
+    output_embeddings: ClassVar[str]
     backbone: PreTrainedModel | None
-    encode_images: Callable[..., CaptionerEncoderOutput]
-    _prepare_generation_config: Callable[..., Any]  # of GenerationMixin, which every captioner inherits beside this
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    @staticmethod
-    def check_entrance(
-        pixel_values: torch.Tensor | None,
-        image_features: torch.Tensor | None,
-        image_attention_mask: torch.Tensor | None,
-        feature_size: int | None,
-    ) -> None:
-        """Refuse a call that does not give exactly one kind of picture, or gives one of a wrong shape.
+    def new_backbone(self) -> PreTrainedModel | None:
+        """A fresh backbone as the configuration says; `None` for a model of cached features."""
+        return None if self.config.features_only else self.backbone_reader.from_config(self.config.vision_config)
+
+    def post_init(self) -> None:
+        """As in transformers, and set the paper's decoding, which a checkpoint's `generation_config.json` replaces."""
+        super().post_init()
+        names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+        tokens = {name: getattr(self.config, name) for name in names}
+        self.generation_config = GenerationConfig(**self.default_decoding(), **tokens)
+
+    def default_decoding(self) -> dict[str, Any]:
+        """Options of `generate` that the model is made with, without special tokens."""
+        return {}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """torch's defaults; parts that are models of transformers initialise themselves."""
+        initialize(module)
+
+    @classmethod
+    def from_backbone(cls, backbone: str | Path | PreTrainedModel, config: CaptionerConfig, **kwargs: Any) -> Self:
+        """A captioner with a pretrained backbone, in the type it was saved in, and a fresh body in float32.
+
+        Args:
+            backbone (`str`, `Path` or `PreTrainedModel`): folder or Hub name of any transformers vision model, or of a
+                model of images and text, whose image tower is taken; or the vision model.
+            config ([`CaptionerConfig`]): the captioner's sizes; `features_only`, `vision_config` and `feature_size` are
+                taken from the backbone.
+            kwargs: passed to `from_pretrained`, as `revision`.
+
+        Returns:
+            the captioner
 
         Raises:
-            ValueError: naming the argument and its shape.
+            ValueError: a checkpoint that lacks weights of the backbone; a model that is more than a vision model.
         """
-        if (pixel_values is None) == (image_features is None):
-            given = "neither" if pixel_values is None else "both"
-            raise ValueError(f"give pixel_values or image_features, exactly one of them; {given} was given.")
-        if image_features is None:
-            if image_attention_mask is not None:
-                raise ValueError("image_attention_mask belongs to image_features; pixel_values have no padding.")
-            return
-        if image_features.ndim != 3 or image_features.shape[-1] != feature_size:
-            raise ValueError(
-                f"image_features must be (pictures, tokens, {feature_size}), not {tuple(image_features.shape)}."
-            )
-        if image_attention_mask is None:
-            return
-        if image_attention_mask.shape != image_features.shape[:2]:
-            raise ValueError(
-                f"image_attention_mask must be {tuple(image_features.shape[:2])} like image_features, "
-                f"not {tuple(image_attention_mask.shape)}."
-            )
-        empty = (image_attention_mask.sum(1) == 0).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"image_attention_mask: pictures {empty} of the batch have no token at all.")
+        tower = cls.backbone_reader.load(backbone, **kwargs)
+        width = cls.backbone_reader.width(tower)
+        settings = {**config.to_dict(), "features_only": False, "vision_config": tower.config, "feature_size": width}
+        model = cls(type(config)(**settings))
+        assert model.backbone is not None
+        model.backbone.load_state_dict(tower.state_dict())
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_submodule(self.input_embeddings)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.set_submodule(self.input_embeddings, value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.get_submodule(self.output_embeddings)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.set_submodule(self.output_embeddings, new_embeddings)
+
+    # -- the backbone ------------------------------------------------------------------------------------------------
 
     def extract_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The backbone's tokens (B, L, feature_size) of preprocessed pictures (B, 3, height, width).
@@ -85,11 +133,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():
             pixel_values = pixel_values.to(self.backbone.dtype)
-            return self.image_tokens(self.backbone(pixel_values=pixel_values))
-
-    def image_tokens(self, output: ModelOutput) -> torch.Tensor:
-        """What a captioner takes of its backbone's output: (B, L, feature_size), here the whole grid."""
-        return grid_tokens(output["last_hidden_state"])
+            return self.backbone_reader.tokens(self.backbone(pixel_values=pixel_values))
 
     def freeze_backbone(self, trainable: str = "none") -> int:
         """Choose which part of the backbone learns. What is frozen completely also stays in evaluation mode.
@@ -118,24 +162,197 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         self.train(self.training)
         return count
 
-    def train(self, mode: bool = True) -> "CaptionerPreTrainedModel":
+    def train(self, mode: bool = True) -> Self:
         """As in torch, but a frozen backbone stays in evaluation mode: no drop path, no moving statistics."""
         super().train(mode)
         if self.backbone is not None and not any(p.requires_grad for p in self.backbone.parameters()):
             self.backbone.eval()
         return self
 
-    def shift_labels(self, labels: torch.Tensor | None) -> torch.Tensor:
-        """The decoder's input (N, T) of `labels` (N, T): the start token, then the words; padding for -100.
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    def check_images(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        image_attention_mask: torch.Tensor | None,
+    ) -> None:
+        """Refuse a call that does not give exactly one kind of picture, or gives one of a wrong shape.
 
         Raises:
-            ValueError: `labels` is `None`.
+            ValueError: naming the argument and its shape.
         """
-        if labels is None:
-            raise ValueError("give decoder_input_ids or labels.")
-        shifted = labels.roll(1, dims=1)
-        shifted[:, 0] = self.config.decoder_start_token_id
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+        if (pixel_values is None) == (image_features is None):
+            number = "neither" if pixel_values is None else "both"
+            raise ValueError(f"give pixel_values or image_features, exactly one of them; {number} was given.")
+        if image_features is None:
+            if image_attention_mask is not None:
+                raise ValueError("image_attention_mask belongs to image_features; pixel_values have no padding.")
+            return
+        width = self.config.feature_size
+        if image_features.ndim != 3 or image_features.shape[-1] != width:
+            raise ValueError(f"image_features must be (pictures, tokens, {width}), not {tuple(image_features.shape)}.")
+        if image_attention_mask is None:
+            return
+        if image_attention_mask.shape != image_features.shape[:2]:
+            raise ValueError(
+                f"image_attention_mask must be {tuple(image_features.shape[:2])} like image_features, "
+                f"not {tuple(image_attention_mask.shape)}."
+            )
+        if values_are_known(image_attention_mask):
+            empty = (image_attention_mask.sum(1) == 0).nonzero().flatten().tolist()
+            if empty:
+                raise ValueError(f"image_attention_mask: pictures {empty} of the batch have no token at all.")
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        **inputs: Any,
+    ) -> CaptionerEncoderOutput:
+        """Encode pictures once, for any number of captions.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): preprocessed pictures.
+            image_features (`torch.Tensor` of shape `(B, L, feature_size)`, *optional*): cached tokens, instead.
+            image_attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real feature rows, 0 for padding.
+            output_hidden_states (`bool`, defaults to `False`): also return every layer's output.
+            inputs: the model's other `image_inputs`; see its `encode`.
+
+        Returns:
+            [`CaptionerEncoderOutput`]
+
+        Raises:
+            ValueError: not exactly one of `pixel_values` and `image_features`; a wrong width; a picture without tokens;
+                what the model's `encode` refuses.
+        """
+        self.check_images(pixel_values, image_features, image_attention_mask)
+        features: Any = image_features
+        if pixel_values is not None:
+            features = self.extract_image_features(pixel_values)
+        encoded = self.encode(features, image_attention_mask, **inputs)
+        states = encoded.hidden_states if output_hidden_states else None
+        seen = features if encoded.image_features is None else encoded.image_features
+        return dataclasses.replace(encoded, image_features=seen, hidden_states=states)
+
+    def encode(self, features: torch.Tensor, mask: torch.Tensor | None, **inputs: Any) -> CaptionerEncoderOutput:
+        """Encode features; every model has its own.
+
+        Args:
+            features (`torch.Tensor` of shape `(B, L, feature_size)`): the backbone's tokens or cached ones.
+            mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real tokens; at least one in every row.
+            inputs: the model's `image_inputs` after the first three, those that were given.
+
+        Returns:
+            [`CaptionerEncoderOutput`]: the memory, the mask that belongs to it, and the layers' outputs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define encode.")
+
+    def _encoded(
+        self, encoder_outputs: CaptionerEncoderOutput | None, images: dict[str, Any], **options: Any
+    ) -> CaptionerEncoderOutput:
+        """Encoder outputs as they were given, or of pictures."""
+        images = {name: value for name, value in images.items() if value is not None}
+        if encoder_outputs is None:
+            return self.encode_images(**images, **options)
+        if images:
+            raise ValueError(f"give {', '.join(images)} to encode_images: encoder_outputs are behind them already.")
+        return encoder_outputs
+
+    # -- captions ----------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        logits_to_keep: int = 0,
+        **inputs: Any,
+    ) -> CaptionerOutput:
+        """Score captions.
+
+        Args:
+            pixel_values, image_features, image_attention_mask: see `encode_images`.
+            decoder_input_ids (`torch.LongTensor` of shape `(N, T)`, *optional*):
+                The caption so far, start token first. Made from `labels` by default. N is a multiple of the number of
+                pictures; captions of one picture stand side by side.
+            encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
+            past_key_values (`Cache`, *optional*): the state after the tokens before `decoder_input_ids`.
+            labels (`torch.LongTensor` of shape `(N, T)`, *optional*): words and end token, then -100.
+            use_cache (`bool`, defaults to `False`): return `past_key_values`.
+            output_hidden_states (`bool`, defaults to `False`): return every layer's output.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the loss is divided by, instead of this
+                batch's number of targets.
+            logits_to_keep (`int`, defaults to 0): only the logits of the last positions; 0 for all.
+            inputs: the model's other `image_inputs`, and its `loss_inputs`, which the class explains. (Any argument
+                with "label" in its name is a target to transformers' Trainer.)
+            return_dict (`bool`, defaults to `True`): a [`CaptionerOutput`] instead of a tuple.
+
+        Returns:
+            [`CaptionerOutput`] or `tuple`
+
+        Raises:
+            TypeError: an unknown input.
+            ValueError: see `encode_images`; no `decoder_input_ids` and no `labels`; captions that are too long or
+                cannot be shared out among the pictures; a cache that is not from `start_cache`.
+        """
+        images, loss_inputs = self._sort_inputs(inputs)
+        images["pixel_values"], images["image_features"] = pixel_values, image_features
+        images["image_attention_mask"] = image_attention_mask
+        encoder_outputs = self._encoded(encoder_outputs, images, output_hidden_states=output_hidden_states)
+        output = self.score_captions(
+            encoder_outputs,
+            labels,
+            decoder_input_ids=decoder_input_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            **loss_inputs,
+        )
+        return dataclasses.replace(
+            output,
+            decoder_hidden_states=output.decoder_hidden_states if output_hidden_states else None,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+        )
+
+    def _sort_inputs(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Further inputs of pictures and of the loss."""
+        unknown = sorted(inputs.keys() - {*self.image_inputs, *self.loss_inputs})
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} does not know {', '.join(unknown)}; beside captions it takes "
+                f"{', '.join((*self.image_inputs, *self.loss_inputs))}."
+            )
+        images = {name: value for name, value in inputs.items() if name in self.image_inputs}
+        return images, {name: value for name, value in inputs.items() if name in self.loss_inputs}
+
+    def score_captions(
+        self, encoder_outputs: CaptionerEncoderOutput, labels: torch.Tensor | None, **options: Any
+    ) -> CaptionerOutput:
+        """Score captions of encoded pictures; every way of writing has its own.
+
+        Args:
+            encoder_outputs ([`CaptionerEncoderOutput`]): of B pictures.
+            labels (`torch.LongTensor` of shape `(N, T)`, *optional*): see `forward`.
+            options: the other arguments of `forward` that are about captions, and the model's `loss_inputs`.
+
+        Returns:
+            [`CaptionerOutput`]: with the loss if there are labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define score_captions.")
 
     def sequence_log_probs(
         self,
@@ -144,33 +361,20 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return_entropies: bool = False,
         **images: Any,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of every token of given captions, with gradient.
-
-        This is the definition for captioners that write one word after the other.
+        """Log-probability of every token of captions, with gradient; every way of writing has its own definition.
 
         Args:
             sequences (`torch.LongTensor` of shape `(N, T)`): captions as `generate` returns them: start token, words,
                 end token, padding. N is a multiple of the number of pictures.
             encoder_outputs ([`CaptionerEncoderOutput`], *optional*): encoded pictures.
             return_entropies (`bool`, defaults to `False`): also return the entropy of each token's distribution.
-            images: `pixel_values`, or `image_features` and `image_attention_mask`, instead.
+            images: the model's `image_inputs`, instead.
 
         Returns:
             `torch.Tensor` of shape `(N, T - 1)`: in nats, in float32 or float64; 0 after the end token. With
             `return_entropies` it and the entropies, of the same shape, without gradient.
         """
-        targets = sequences[:, 1:]
-        output = self(decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, **images)
-        log_probs = token_log_probs(output.logits, targets)
-        ended = ended_before(targets, self.generation_config.eos_token_id)
-        log_probs = log_probs.masked_fill(ended, 0.0)
-        if not return_entropies:
-            return log_probs
-        return log_probs, token_entropies(output.logits).masked_fill(ended, 0.0)
-
-    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache | None:
-        """The state that `generate` starts from; `None` lets transformers make its usual cache."""
-        return None
+        raise NotImplementedError(f"{type(self).__name__} must define sequence_log_probs.")
 
     @torch.no_grad()
     def generate(
@@ -178,11 +382,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *args: Any,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
         encoder_outputs: CaptionerEncoderOutput | None = None,
-        beam_rule: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Write captions. Everything else is as in `GenerationMixin.generate`.
@@ -190,49 +390,47 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         Args:
             inputs (`torch.Tensor`, *optional*): the same as `pixel_values`.
             generation_config (`GenerationConfig`, *optional*): by default that of the checkpoint.
-            pixel_values, image_features, image_attention_mask: see `encode_images`.
             encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
-            beam_rule (`str`, *optional*): which beam search, with `num_beams > 1`; a key of the model's `beam_rules`.
-                `"standard"` is transformers' own. By default what the generation config says.
-            kwargs: generation options, as `num_beams`, `max_length`, `num_return_sequences` or `do_sample`.
+            kwargs: the model's `image_inputs`, see `encode_images`; and generation options, as `num_beams`,
+                `max_length`, `num_return_sequences` or `do_sample`. `beam_rule` (`str`) names the beam search, a key of
+                the model's `beam_rules`; by default what the generation config says.
 
         Returns:
             `torch.LongTensor` of shape `(B * num_return_sequences, length)`, start token first, padded after the end;
             or a `ModelOutput` with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: see `encode_images`; an unknown `beam_rule`; a length beyond the model's longest caption.
+            ValueError: see `encode_images`; an unknown option; a length beyond the model's longest caption.
         """
-        if encoder_outputs is None:
-            pixel_values = inputs if pixel_values is None else pixel_values
-            encoder_outputs = self.encode_images(pixel_values, image_features, image_attention_mask)
-        merged, _ = self._prepare_generation_config(generation_config, **kwargs)
-        search = self._choose_beam_search(merged, beam_rule)
-        self._check_length(merged)
-        if search is not None:
-            kwargs.setdefault("custom_generate", search)
-        if "max_new_tokens" in kwargs:
-            kwargs.setdefault("max_length", None)  # one limit is enough: transformers warns of two
-        if merged.use_cache and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = self.start_cache(encoder_outputs)
-        # a copy, because generate repeats its rows for every beam in place
-        memory = CaptionerEncoderOutput(**{**encoder_outputs, "image_features": None, "hidden_states": None})
-        return super().generate(None, generation_config, *args, encoder_outputs=memory, **kwargs)
+        images = {name: kwargs.pop(name, None) for name in self.image_inputs}
+        if images["pixel_values"] is None:
+            images["pixel_values"] = inputs
+        return self.write_captions(self._encoded(encoder_outputs, images), generation_config, *args, **kwargs)
 
-    def _choose_beam_search(self, generation_config: GenerationConfig, beam_rule: str | None) -> Callable | None:
-        rule = generation_config.to_dict().get("beam_rule", "standard") if beam_rule is None else beam_rule
-        if rule not in self.beam_rules:
-            raise ValueError(f"beam_rule must be one of {sorted(self.beam_rules)}, not {rule!r}.")
-        return self.beam_rules[rule] if generation_config.num_beams > 1 else None
+    def write_captions(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Write captions of encoded pictures; every way of writing has its own.
 
-    def _check_length(self, generation_config: GenerationConfig) -> None:
-        asked, name = generation_config.max_length or 0, "max_length"
-        if generation_config.max_new_tokens is not None:
-            asked, name = generation_config.max_new_tokens + 1, "max_new_tokens + 1"
-        if asked > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{name}={asked} is beyond this model's max_position_embeddings={self.config.max_position_embeddings}."
-            )
+        Args:
+            encoder_outputs ([`CaptionerEncoderOutput`]): of B pictures.
+            generation_config, args, kwargs: see `generate`.
+
+        Returns:
+            what `generate` returns
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define write_captions.")
+
+    def _prepare_special_tokens(self, generation_config: Any, has_mask: bool | None = None, **kwargs: Any) -> None:
+        """As in transformers, without its warning that padding equal to the end token needs an attention mask: here
+        nothing that is padded with it is ever read."""
+        super()._prepare_special_tokens(generation_config, None, **kwargs)
+
+    # -- files -------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, ship_code: bool = False, **kwargs: Any) -> None:
         """Save as in transformers; with `ship_code=True` the folder also carries the code that runs it.
@@ -247,30 +445,5 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         """
         # names as in this model: Trainer resumes and finds its best model by load_state_dict, which knows no older ones
         kwargs.setdefault("save_original_format", False)
-        with _shipped(self) if ship_code else contextlib.nullcontext():
+        with shipped(self) if ship_code else contextlib.nullcontext():
             super().save_pretrained(save_directory, *args, **kwargs)
-
-
-@contextlib.contextmanager
-def _shipped(model: CaptionerPreTrainedModel) -> Iterator[None]:
-    """For the time of one save, register the model's classes for the Auto classes of its folder."""
-    model_class, config = type(model), model.config
-    entry = f"{model_class.__module__.rsplit('.', 1)[-1]}.{model_class.__name__}"
-    classes: list[tuple[Any, str]] = [(type(config), "AutoConfig"), (model_class, "AutoModel")]
-    before = [cls._auto_class for cls, _ in classes]
-    for cls, auto_class in classes:
-        cls.register_for_auto_class(auto_class)
-    config.auto_map = {"AutoModelForImageTextToText": entry}
-    config.custom_pipelines = {
-        "image-to-text": {
-            "impl": "pipeline_image_to_text.ImageToTextPipeline",
-            "pt": ["AutoModelForImageTextToText"],
-            "type": "multimodal",
-        }
-    }
-    try:
-        yield
-    finally:
-        for (cls, _), auto_class in zip(classes, before, strict=True):
-            cls._auto_class = auto_class
-        del config.auto_map, config.custom_pipelines

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils.import_utils import is_tracing
 
-
-def grid_tokens(hidden: torch.Tensor) -> torch.Tensor:
-    """The output of any vision backbone as a sequence of tokens.
-
-    Args:
-        hidden (`torch.Tensor`): `last_hidden_state`, `(B, L, C)` of a transformer or `(B, C, height, width)` of a CNN.
-
-    Returns:
-        `torch.Tensor` of shape `(B, L, C)`, rows of the grid one after the other.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_captioners.modeling.captioner_layers import grid_tokens
-    >>> grid_tokens(torch.zeros(2, 1280, 7, 7)).shape
-    torch.Size([2, 49, 1280])
-
-    ```
-    """
-    return hidden if hidden.ndim == 3 else hidden.flatten(2).transpose(1, 2)
+MASKED_SCORE = -1e9  # finite: a row without anything visible attends evenly instead of being NaN
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -79,3 +64,81 @@ def ended_before(tokens: torch.Tensor, eos_token_id: int | list[int]) -> torch.T
     """
     is_end = torch.isin(tokens, torch.as_tensor(eos_token_id, device=tokens.device)).long()
     return is_end.cumsum(1) > is_end
+
+
+def padding_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask, or `None` if it hides nothing, so that less is computed.
+
+    Args:
+        mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real tokens.
+
+    Returns:
+        `torch.Tensor` or `None`: in a graph that is being traced or exported, always the mask: what a graph does must
+        not depend on values.
+    """
+    if mask is None or (values_are_known(mask) and bool(mask.all())):
+        return None
+    return mask
+
+
+def values_are_known(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's values may decide what is done: not while a graph is traced, compiled or exported."""
+    return not is_tracing(tensor)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations, for `ALL_ATTENTION_FUNCTIONS.get_interface`.
+
+    Args:
+        module (`nn.Module`): the attention, which knows whether it is training.
+        query (`torch.Tensor` of shape `(B, H, T, head)`): queries.
+        key, value (`torch.Tensor` of shape `(B, H, L, head)`): what they attend to.
+        attention_mask (`torch.BoolTensor` that broadcasts to `(B, H, T, L)`, *optional*): `True` for what is visible.
+        scaling (`float`): factor of the scores.
+        dropout (`float`, defaults to 0.0): rate on the weights.
+        kwargs: not used; other implementations know more options.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: outputs `(B, T, H, head)` and weights `(B, H, T, L)`.
+    """
+    scores = at_least_float32(torch.matmul(query, key.transpose(2, 3)) * scaling)  # (B, H, T, L)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, MASKED_SCORE)
+    weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def initialize(module: nn.Module, xavier: bool = False) -> None:
+    """Give a module of torch a fresh start, for `_init_weights`; other modules are left alone.
+
+    Args:
+        module (`nn.Module`): linear layer, embedding, layer or batch normalisation.
+        xavier (`bool`, defaults to `False`): Xavier-uniform tables (matrices) instead of torch's default for them.
+            Vectors always get torch's default.
+    """
+    if isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        if xavier:
+            init.xavier_uniform_(module.weight)
+        else:
+            init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            init.uniform_(module.bias, -bound, bound)
+    elif isinstance(module, nn.Embedding):
+        (init.xavier_uniform_ if xavier else init.normal_)(module.weight)
+    elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    if isinstance(module, nn.BatchNorm1d) and module.track_running_stats:
+        init.zeros_(module.running_mean)  # type: ignore[arg-type]
+        init.ones_(module.running_var)  # type: ignore[arg-type]
+        init.zeros_(module.num_batches_tracked)  # type: ignore[arg-type]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from transformers.cache_utils import Cache
@@ -28,6 +29,18 @@ class CaptionerEncoderOutput(ModelOutput):
     image_attention_mask: torch.Tensor | None = None
     image_features: torch.Tensor | None = None
     hidden_states: tuple | None = None
+
+    def rows(self, index: Any) -> Self:
+        """Some of the pictures.
+
+        Args:
+            index (`slice` or `torch.LongTensor`): which rows.
+
+        Returns:
+            a copy, in which all tensors have these rows; `hidden_states` stay as they are.
+        """
+        tensors: dict[str, Any] = {name: one[index] for name, one in self.items() if isinstance(one, torch.Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass

@@ -19,14 +19,12 @@ class ClipGpt2Config(CaptionerConfig):
         vision_config (`dict` or `PreTrainedConfig`, *optional*, defaults to CLIP ViT-B/32):
             Configuration of a CLIP vision tower, or of any transformers vision backbone that pools its output. `None`
             in a features-only model.
-        text_config (`dict` or `GPT2Config`, *optional*, defaults to the smallest GPT-2):
-            Configuration of GPT-2. Its `vocab_size` is the captioner's.
-        features_only (`bool`, defaults to `False`):
-            Without a backbone: the model reads cached `image_features`.
         feature_size (`int`, *optional*):
             Width D of an image embedding, or of a region's features. Defaults to CLIP's `projection_dim` or to the
-            `hidden_size` of `vision_config`; must be given where that configuration has neither (1280 for MobileNetV2
-            1.0), and is 512 by default in a features-only model.
+            `hidden_size` of `vision_config`, and to 512 in a features-only model.
+        features_only, label_smoothing (defaults to 0.0): see [`CaptionerConfig`].
+        text_config (`dict` or `GPT2Config`, *optional*, defaults to the smallest GPT-2):
+            Configuration of GPT-2. Its `vocab_size` is the captioner's.
         prefix_length (`int`, defaults to 1):
             Image tokens P that one embedding becomes.
         mapping_type (`str`, defaults to `"linear"`):
@@ -38,8 +36,6 @@ class ClipGpt2Config(CaptionerConfig):
         normalize_prefix (`bool`, defaults to `False`):
             Scale every embedding to length 1 before it is mapped. Part of the model: a checkpoint needs the switch
             that it was trained with.
-        label_smoothing (`float`, defaults to 0.0):
-            Probability mass that the training loss spreads evenly over all words.
         tag_token_ids (`list[list[int]]`, *optional*):
             The words of the tag predictor, each as its tokens; see [`ClipGpt2Processor.tag_token_ids`]. By default
             there is no tag predictor.
@@ -73,15 +69,14 @@ class ClipGpt2Config(CaptionerConfig):
     """
 
     model_type = "clip_gpt2"
+    default_backbone = {"model_type": "clip_vision_model"}
+    default_feature_size = 512
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model", optional=True),
         "text_config": SubConfigSpec(GPT2Config),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    features_only: bool = False
-    feature_size: int | None = None
     prefix_length: int = 1
     mapping_type: str = "linear"
     clip_length: int | None = None
@@ -89,30 +84,20 @@ class ClipGpt2Config(CaptionerConfig):
     mapping_heads: int = 8
     mapping_ratio: int = 2
     normalize_prefix: bool = False
-    label_smoothing: float | int = 0.0
     tag_token_ids: list[list[int]] | None = None
     max_anchors: int = 5
     anchor_threshold: float | int = 0.5
     tag_loss_weight: float | int = 1.0
     separator_token_id: int | None = None
     max_position_embeddings: int | None = None
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    unk_token_id: int | None = None
-    decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.vision_config is None and not self.features_only:
-            self.vision_config = {"model_type": "clip_vision_model"}
         if isinstance(self.text_config, dict):
-            self.text_config = {**self.text_config, **self._given_tokens()}
+            self.text_config = {**self.text_config, **self._special_tokens()}
         super().__post_init__(**kwargs)
         text = cast(GPT2Config, self.text_config)
         if text.model_type != "gpt2":
             raise ValueError(f"ClipGpt2Config: text_config must be of type 'gpt2', not {text.model_type!r}.")
-        if self.feature_size is None:
-            self.feature_size = self._default_feature_size()
         if self.clip_length is None:
             self.clip_length = self.prefix_length
         if self.max_position_embeddings is None:  # the start token takes no position: the image does
@@ -127,10 +112,10 @@ class ClipGpt2Config(CaptionerConfig):
             self.decoder_start_token_id = self.bos_token_id
         if self.separator_token_id is None:
             self.separator_token_id = self.decoder_start_token_id
-        for name, index in self._given_tokens().items():  # one vocabulary, one end: Trainer compares them
+        for name, index in self._special_tokens().items():  # one vocabulary, one end: Trainer compares them
             setattr(text, name, index)
 
-    def _given_tokens(self) -> dict[str, int]:
+    def _special_tokens(self) -> dict[str, int]:
         tokens = {
             "pad_token_id": self.pad_token_id,
             "bos_token_id": self.bos_token_id,
@@ -143,56 +128,29 @@ class ClipGpt2Config(CaptionerConfig):
         """Tokens of GPT-2's vocabulary, special ones included."""
         return cast(GPT2Config, self.text_config).vocab_size
 
-    def _default_feature_size(self) -> int:
-        if not isinstance(self.vision_config, PreTrainedConfig):  # features only
-            return 512
-        is_clip = self.vision_config.model_type == "clip_vision_model"
-        width = self.vision_config.to_dict().get("projection_dim" if is_clip else "hidden_size")
-        if width is None:
-            raise ValueError(
-                f"ClipGpt2Config: feature_size is needed, because a vision_config of type "
-                f"{self.vision_config.model_type!r} does not say how wide its pooled output is (1280 for MobileNetV2 "
-                "1.0)."
-            )
-        return width
+    def _backbone_width(self, vision_config: PreTrainedConfig) -> int | None:
+        is_clip = vision_config.model_type == "clip_vision_model"
+        return vision_config.to_dict().get("projection_dim" if is_clip else "hidden_size")
 
     def validate_architecture(self) -> None:
         """Check the fields against each other; called after construction."""
-        if self.features_only and self.vision_config is not None:
-            raise ValueError("ClipGpt2Config: features_only=True leaves no place for a vision_config; give one.")
-        if isinstance(self.vision_config, PreTrainedConfig) and "vision_config" in self.vision_config.sub_configs:
-            raise ValueError(
-                f"ClipGpt2Config: vision_config is of the whole {self.vision_config.model_type!r}; give that of its "
-                "image tower."
-            )
+        super().validate_architecture()
         if self.mapping_type not in MAPPING_TYPES:
             raise ValueError(
                 f"ClipGpt2Config: mapping_type must be one of {', '.join(MAPPING_TYPES)}, not {self.mapping_type!r}."
             )
-        sizes = ("feature_size", "prefix_length", "clip_length", "mapping_layers", "mapping_heads", "mapping_ratio")
-        for name in (*sizes, "max_position_embeddings"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ClipGpt2Config: {name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("label_smoothing", "anchor_threshold"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"ClipGpt2Config: {name} must be in [0, 1), not {getattr(self, name)}.")
-        for name in ("tag_loss_weight", "max_anchors"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"ClipGpt2Config: {name} must not be negative, as {getattr(self, name)} is.")
-        self._check_text()
-
-    def _check_text(self) -> None:
+        self._check_at_least(1, "prefix_length", "clip_length", "mapping_layers", "mapping_heads", "mapping_ratio")
+        self._check_at_least(1, "max_position_embeddings")
+        self._check_at_least(0, "tag_loss_weight", "max_anchors")
+        self._check_rates("anchor_threshold")
+        self._check_token_ids("separator_token_id")
+        if self.separator_token_id is None or self.eos_token_id is None:
+            raise ValueError("ClipGpt2Config: give bos_token_id and eos_token_id; text_config has none.")
         text = cast(GPT2Config, self.text_config)
         if self.mapping_type == "transformer" and text.n_embd % self.mapping_heads:
             raise ValueError(
                 f"ClipGpt2Config: mapping_heads={self.mapping_heads} does not divide GPT-2's n_embd={text.n_embd}."
             )
-        for name in ("eos", "bos", "pad", "decoder_start", "separator"):
-            index = getattr(self, f"{name}_token_id")
-            if index is None or not 0 <= index < self.vocab_size:
-                raise ValueError(
-                    f"ClipGpt2Config: {name}_token_id={index} is not an id of GPT-2's vocab_size={self.vocab_size}."
-                )
         for index, tokens in enumerate(self.tag_token_ids or []):
             if not tokens or not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
                 raise ValueError(

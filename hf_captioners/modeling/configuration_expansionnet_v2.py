@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_captioner import CaptionerConfig
@@ -51,15 +51,8 @@ class ExpansionNetV2Config(CaptionerConfig):
             (`float`, defaults to 0.3): inside the encoder layers, inside the decoder layers, after the input
             projection, on the word embedding and in the fusion of the layers. The paper trains with 0.3 in the
             cross-entropy phases and 0.1 in the self-critical ones.
-        label_smoothing (`float`, defaults to 0.1):
-            Probability mass that the training loss gives to the other words.
-        features_only (`bool`, defaults to `False`):
-            Without a backbone: the model reads cached `image_features`.
-        vision_config (`dict` or `PreTrainedConfig`, *optional*, defaults to Swin-L at 384 pixels):
-            Configuration of any transformers vision backbone. `None` in a features-only model.
-        feature_size (`int`, *optional*):
-            Width of the backbone's tokens. Defaults to the `hidden_size` of `vision_config`; must be given where that
-            configuration has none (1280 for MobileNetV2 1.0), and is 1536 by default in a features-only model.
+        label_smoothing (`float`, defaults to 0.1), features_only, vision_config (defaults to Swin-L at 384 pixels),
+            feature_size (defaults to 1536 in a features-only model): see [`CaptionerConfig`].
         pad_token_id, bos_token_id, eos_token_id, unk_token_id, decoder_start_token_id (`int`):
             Special tokens, by default those of the released vocabulary (78, 79, 77, 80, 79).
 
@@ -81,6 +74,8 @@ class ExpansionNetV2Config(CaptionerConfig):
     model_type = "expansionnet_v2"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "decoder_layers"}
     sub_configs_defaults = {"vision_config": SubConfigSpec(AutoConfig, model_type="swin", optional=True)}
+    default_backbone = SWIN_LARGE_384
+    default_feature_size = 1536
 
     vocab_size: int = 10000
     d_model: int = 512
@@ -99,56 +94,23 @@ class ExpansionNetV2Config(CaptionerConfig):
     decoder_input_dropout: float | int = 0.3
     other_dropout: float | int = 0.3
     label_smoothing: float | int = 0.1
-    features_only: bool = False
-    vision_config: dict | PreTrainedConfig | None = None
-    feature_size: int | None = None
     pad_token_id: int | None = 78
     bos_token_id: int | None = 79
     eos_token_id: int | None = 77
     unk_token_id: int | None = 80
-    decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.vision_config is None and not self.features_only:
-            self.vision_config = dict(SWIN_LARGE_384)
-        if self.decoder_start_token_id is None:
-            self.decoder_start_token_id = self.bos_token_id
         self.encoder_expansion_groups = list(self.encoder_expansion_groups)
         super().__post_init__(**kwargs)
-        if self.feature_size is None:
-            self.feature_size = self._default_feature_size()
-
-    def _default_feature_size(self) -> int:
-        if not isinstance(self.vision_config, PreTrainedConfig):  # features only
-            return 1536
-        width = self.vision_config.to_dict().get("hidden_size")
-        if width is None:
-            raise ValueError(
-                f"ExpansionNetV2Config: feature_size is needed, because a vision_config of type "
-                f"{self.vision_config.model_type!r} has no hidden_size. Give the width of the backbone's tokens "
-                "(1280 for MobileNetV2 1.0)."
-            )
-        return width
 
     def validate_architecture(self) -> None:
         """Check the fields against each other; called after construction."""
-        if self.features_only and self.vision_config is not None:
-            raise ValueError("ExpansionNetV2Config: features_only=True leaves no place for a vision_config; give one.")
-        sizes = ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "ffn_dim", "decoder_expansion_size")
-        for name in (*sizes, "num_attention_heads", "max_position_embeddings"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ExpansionNetV2Config: {name} must be at least 1, not {getattr(self, name)}.")
-        if self.d_model % self.num_attention_heads:
-            raise ValueError(
-                f"ExpansionNetV2Config: num_attention_heads={self.num_attention_heads} does not divide "
-                f"d_model={self.d_model}."
-            )
+        super().validate_architecture()
+        sizes = ("d_model", "encoder_layers", "decoder_layers", "ffn_dim", "decoder_expansion_size")
+        self._check_at_least(1, *sizes, "num_attention_heads", "max_position_embeddings")
+        self._check_heads("num_attention_heads")
         groups = self.encoder_expansion_groups
         if not groups or min(groups) < 1:
             raise ValueError(f"ExpansionNetV2Config: encoder_expansion_groups needs positive sizes, not {groups}.")
-        for name in ("encoder", "decoder", "encoder_input", "decoder_input", "other"):
-            rate = getattr(self, f"{name}_dropout")
-            if not 0 <= rate < 1:
-                raise ValueError(f"ExpansionNetV2Config: {name}_dropout must be in [0, 1), not {rate}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"ExpansionNetV2Config: label_smoothing must be in [0, 1), not {self.label_smoothing}.")
+        parts = ("encoder", "decoder", "encoder_input", "decoder_input", "other")
+        self._check_rates(*(f"{part}_dropout" for part in parts))

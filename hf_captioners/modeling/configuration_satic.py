@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_captioner import CaptionerConfig
@@ -41,8 +41,6 @@ class SaticConfig(CaptionerConfig):
             Dropout on the projected features.
         dropout (`float`, defaults to 0.1):
             Dropout on the decoder's input, the attention weights, inside the feed-forward blocks and on every branch.
-        label_smoothing (`float`, defaults to 0.0):
-            Probability mass that the training loss gives to the other words.
         training_mask (`str`, defaults to `"decoding"`):
             What the decoder sees when `labels` are given. `"decoding"`: what it sees when it writes. `"original"`: what
             the released models were trained with; there the start tokens of the first group are hidden after the first
@@ -51,12 +49,12 @@ class SaticConfig(CaptionerConfig):
         label_length (`int`, defaults to 16):
             Words per caption in the original's label file. Only read with `training_mask="original"`, whose input ends
             one position before the last group of such a caption is complete.
+        features_only (`bool`, *optional*, defaults to `True` without a `vision_config`):
+            Without a backbone: the model reads region features as `image_features`.
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of any transformers vision backbone, whose grid takes the place of region features. By
-            default there is none and the model reads `image_features`.
-        feature_size (`int`, *optional*):
-            Width of the region features or of the backbone's tokens. Defaults to 2048 without a backbone, else to the
-            `hidden_size` of `vision_config`; must be given where that has none (1280 for MobileNetV2 1.0).
+            Configuration of any transformers vision backbone, whose grid takes the place of region features.
+        feature_size (defaults to 2048 in a features-only model), label_smoothing (defaults to 0.0): see
+            [`CaptionerConfig`].
         pad_token_id, bos_token_id, eos_token_id, unk_token_id (`int`, default to 0, 0, 0 and 9487):
             Special tokens. The first three may share one id, as in the released vocabulary.
         decoder_start_token_id (`int`, *optional*, defaults to `bos_token_id`):
@@ -80,6 +78,7 @@ class SaticConfig(CaptionerConfig):
     model_type = "satic"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "decoder_layers"}
     sub_configs_defaults = {"vision_config": SubConfigSpec(AutoConfig, model_type="swin", optional=True)}
+    default_feature_size = 2048
 
     vocab_size: int = 9488
     group_size: int = 4
@@ -93,42 +92,24 @@ class SaticConfig(CaptionerConfig):
     layer_norm_eps: float = 1e-6
     feature_dropout: float | int = 0.5
     dropout: float | int = 0.1
-    label_smoothing: float | int = 0.0
     training_mask: str = "decoding"
     label_length: int = 16
-    vision_config: dict | PreTrainedConfig | None = None
-    feature_size: int | None = None
+    features_only: bool | None = None  # type: ignore[assignment]
     pad_token_id: int | None = 0
     bos_token_id: int | None = 0
     eos_token_id: int | None = 0
     unk_token_id: int | None = 9487
-    decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.decoder_start_token_id is None:
-            self.decoder_start_token_id = self.bos_token_id
+        if self.features_only is None:  # also configurations saved before there was such a field
+            self.features_only = self.vision_config is None
         super().__post_init__(**kwargs)
-        if self.feature_size is None:
-            self.feature_size = self._default_feature_size()
-
-    def _default_feature_size(self) -> int:
-        if not isinstance(self.vision_config, PreTrainedConfig):  # region features
-            return 2048
-        width = self.vision_config.to_dict().get("hidden_size")
-        if width is None:
-            raise ValueError(
-                f"SaticConfig: feature_size is needed, because a vision_config of type "
-                f"{self.vision_config.model_type!r} has no hidden_size. Give the width of the backbone's tokens "
-                "(1280 for MobileNetV2 1.0)."
-            )
-        return width
 
     def validate_architecture(self) -> None:
         """Check the fields against each other; called after construction."""
-        sizes = ("vocab_size", "group_size", "encoder_layers", "decoder_layers", "num_attention_heads", "ffn_dim")
-        for name in (*sizes, "max_position_embeddings", "label_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"SaticConfig: {name} must be at least 1, not {getattr(self, name)}.")
+        super().validate_architecture()
+        sizes = ("group_size", "encoder_layers", "decoder_layers", "num_attention_heads", "ffn_dim", "label_length")
+        self._check_at_least(1, *sizes, "max_position_embeddings")
         if self.d_model < 2 or self.d_model % 2 or self.d_model % self.num_attention_heads:
             raise ValueError(
                 f"SaticConfig: num_attention_heads={self.num_attention_heads} must divide d_model={self.d_model}, "
@@ -143,10 +124,4 @@ class SaticConfig(CaptionerConfig):
             raise ValueError(f"SaticConfig: feature_batch_norm must be 0, 1 or 2, not {self.feature_batch_norm}.")
         if self.training_mask not in TRAINING_MASKS:
             raise ValueError(f"SaticConfig: training_mask must be one of {TRAINING_MASKS}, not {self.training_mask!r}.")
-        for name in ("feature_dropout", "dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"SaticConfig: {name} must be in [0, 1), not {getattr(self, name)}.")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id"):
-            index = getattr(self, name)
-            if index is not None and not 0 <= index < self.vocab_size:
-                raise ValueError(f"SaticConfig: {name}={index} is not one of the {self.vocab_size} words.")
+        self._check_rates("feature_dropout", "dropout")

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import CacheLayerMixin
 
+from .captioner_cache import MemoryCacheLayer
 from .captioner_layers import at_least_float32
 
 
@@ -32,7 +31,7 @@ def _normalize(scores: torch.Tensor, dim: int | tuple[int, ...], eps: float) -> 
     return scores / (scores.sum(dim=dim, keepdim=True) + eps)
 
 
-class ExpansionCacheLayer(CacheLayerMixin):
+class ExpansionCacheLayer(MemoryCacheLayer):
     """State of one decoder layer: what the past positions contributed to the dynamic expansion, and the
     cross-attention's projections of the memory.
 
@@ -45,9 +44,7 @@ class ExpansionCacheLayer(CacheLayerMixin):
     """
 
     def __init__(self, memory_keys: torch.Tensor, memory_values: torch.Tensor) -> None:
-        super().__init__()
-        self.memory_keys = memory_keys
-        self.memory_values = memory_values
+        super().__init__(memory_keys, memory_values)
         self.state: dict[str, torch.Tensor] = {}
 
     def append(self, name: str, new: torch.Tensor, dim: int) -> torch.Tensor:
@@ -66,21 +63,9 @@ class ExpansionCacheLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.state["keys"].shape[1] if self.state else 0
 
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let caption `i` continue caption `beam_idx[i]`, which must be of the same picture."""
         self.state = {name: rows.index_select(0, beam_idx.to(rows.device)) for name, rows in self.state.items()}
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("ExpansionCacheLayer is filled by DynamicExpansion, not by key and value states.")
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("ExpansionCacheLayer is filled by DynamicExpansion, not by key and value states.")
 
     def reset(self) -> None:
         """Forget the captions; the memory stays."""

@@ -14,30 +14,22 @@ Loading in 8 or 4 bits works as for any model of transformers, with `quantizatio
 here looks at the type of a linear layer's weights.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    CLIPVisionModelWithProjection,
-    DynamicCache,
-    GenerationConfig,
-    GenerationMixin,
-    GPT2LMHeadModel,
-)
+from transformers import DynamicCache, GenerationMixin, GPT2LMHeadModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
 
 from .beam_search_clip_gpt2 import clipcap_beam_search
-from .captioner_base import CaptionerPreTrainedModel
-from .captioner_layers import at_least_float32
+from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_backbone import PooledBackbone, load_whole
+from .captioner_cache import CaptionerCache
+from .captioner_layers import at_least_float32, padding_mask, values_are_known
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_clip_gpt2 import ClipGpt2Config
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
@@ -49,19 +41,34 @@ DEFAULT_WORDS = 20  # of a caption, the number that the project trained and gene
 NO_ANCHOR = -100  # padding of `anchor_ids`
 
 
-class PrefixCache(DynamicCache):
-    """GPT-2's keys and values, and what they begin with: the tokens before the words, a row per picture.
+@dataclass
+class ClipGpt2EncoderOutput(CaptionerEncoderOutput):
+    """What GPT-2 reads before the words, and what the tag predictor says.
+
+    Args:
+        last_hidden_state, image_attention_mask, image_features, hidden_states: see [`CaptionerEncoderOutput`].
+        tag_scores (`torch.Tensor` of shape `(B, len(config.tag_token_ids))`, *optional*): before the sigmoid.
+    """
+
+    tag_scores: torch.Tensor | None = None
+
+
+class PrefixCache(CaptionerCache, DynamicCache):
+    """GPT-2's keys and values, and the number of pictures in front of the captions.
 
     Args:
         config (`GPT2Config`): of GPT-2.
-        prefix (`torch.Tensor` of shape `(B, C, d)`): embeddings before the words, padding on the left.
-        prefix_mask (`torch.Tensor` of shape `(B, C)`, *optional*): 1 for real tokens.
+        images (`int`): rows of what stands before the words.
     """
 
-    def __init__(self, config: Any, prefix: torch.Tensor, prefix_mask: torch.Tensor | None) -> None:
+    def __init__(self, config: Any, images: int) -> None:
         super().__init__(config=config)
-        self.prefix = prefix
-        self.prefix_mask = prefix_mask
+        self._images = images
+
+    @property
+    def images(self) -> int:
+        """Rows of what stands before the words."""
+        return self._images
 
 
 def left_aligned_padding(hidden: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -74,58 +81,18 @@ def left_aligned_padding(hidden: torch.Tensor, mask: torch.Tensor | None) -> tup
     Returns:
         `tuple[torch.Tensor, torch.Tensor | None]`: tokens `(B, C, d)` and their mask `(B, C)`, `None` without padding.
     """
-    if mask is None or bool(mask.all()):
+    mask = padding_mask(mask)
+    if mask is None:
         return hidden, None
-    order = mask.argsort(dim=1, stable=True)  # padding first, real tokens in their order
-    order = order[:, -int(mask.sum(1).max()) :]
+    order = mask.argsort(dim=1, stable=True)  # (B, L): padding first, real tokens in their order
+    if values_are_known(mask):
+        order = order[:, -int(mask.sum(1).max()) :]  # (B, C)
     mask = mask.gather(1, order)
-    hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
-    return hidden, None if bool(mask.all()) else mask
+    hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, C, d)
+    return hidden, padding_mask(mask)
 
 
-def caption_loss(
-    logits: torch.Tensor, labels: torch.Tensor, smoothing: float, num_items: torch.Tensor | int
-) -> torch.Tensor:
-    """Cross-entropy of the words, summed and divided by `num_items`.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
-        labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
-        smoothing (`float`): mass that is spread evenly over all words, in [0, 1).
-        num_items (`int` or `torch.Tensor`): number of targets.
-
-    Returns:
-        `torch.Tensor` of shape `()`: in nats.
-    """
-    loss = nn.functional.cross_entropy(
-        at_least_float32(logits).flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing
-    )
-    return loss / num_items
-
-
-class ClipGpt2PreTrainedModel(CaptionerPreTrainedModel):
-    """Initialisation and capabilities of CLIP-GPT2."""
-
-    config: ClipGpt2Config
-    _no_split_modules = ["GPT2Block", "CLIPEncoderLayer", "MapperLayer"]
-    _supports_sdpa = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """torch's defaults for mapper and tag predictor; the towers initialise themselves."""
-        if isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, TransformerMapper):
-            init.normal_(module.prefix_const)
-
-
-class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
+class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """CLIP-GPT2: a picture, its cached embedding or its region features, to a caption.
 
     A caption ends with the end token. To end it with a full stop as well, as ClipCap does, add that token:
@@ -133,6 +100,11 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
 
     Adapters leave the mapper as it is unless they are told otherwise, and a fresh one has to learn:
     `LoraConfig(target_modules=model.LORA_TARGET_MODULES, modules_to_save=["clip_project"])`.
+
+    The loss takes `tag_targets` (`torch.Tensor` of shape `(B, V)`, *optional*) beside `smoothing`: 1 for the tag
+    predictor's words that occur in any caption of the picture. It gets the predictor's binary cross-entropy, averaged
+    over the words of its vocabulary and, over the pictures, weighted by the number of their targets: so parts of a
+    batch add up to the whole. Not used without a predictor.
 
     Args:
         config ([`ClipGpt2Config`]): sizes and switches.
@@ -155,32 +127,36 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
     ```
     """
 
+    _no_split_modules = ["GPT2Block", "CLIPEncoderLayer", "MapperLayer"]
     beam_rules = {"standard": None, "clipcap": clipcap_beam_search}
+    image_inputs = (*AutoregressiveCaptioner.image_inputs, "anchor_ids")
+    loss_inputs = ("smoothing", "tag_targets")
+    backbone_reader = PooledBackbone
+    input_embeddings, output_embeddings = "gpt.transformer.wte", "gpt.lm_head"
     # GPT-2's attention projections: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = r"gpt\.transformer\.h\.\d+\.attn\.(c_attn|c_proj)"
+    config: ClipGpt2Config
 
     def __init__(self, config: ClipGpt2Config) -> None:
         super().__init__(config)
-        self.backbone: PreTrainedModel | None = None
-        if not config.features_only:
-            vision: Any = config.vision_config
-            is_clip = vision.model_type == "clip_vision_model"  # AutoModel would leave the projection out
-            self.backbone = CLIPVisionModelWithProjection(vision) if is_clip else AutoModel.from_config(vision)
+        self.backbone = self.new_backbone()
         self.clip_project: Any = MAPPERS[config.mapping_type](config)
         self.gpt: Any = GPT2LMHeadModel(cast(Any, config.text_config))
         self.tag_head: nn.Linear | None = None
         if config.tag_token_ids:
             self.tag_head = nn.Linear(cast(int, config.feature_size), len(config.tag_token_ids))
         self.post_init()
-        # a checkpoint's generation_config.json replaces it
-        self.generation_config = GenerationConfig(
-            num_beams=5,
-            max_length=min(DEFAULT_WORDS + 2, cast(int, config.max_position_embeddings)),
-            pad_token_id=config.pad_token_id,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            decoder_start_token_id=config.decoder_start_token_id,
-        )
+
+    def default_decoding(self) -> dict[str, Any]:
+        """The project's number of words, and transformers' beam search."""
+        return {"num_beams": 5, "max_length": min(DEFAULT_WORDS + 2, cast(int, self.config.max_position_embeddings))}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """torch's defaults for mapper and tag predictor; the towers initialise themselves."""
+        super()._init_weights(module)
+        if isinstance(module, TransformerMapper):
+            init.normal_(module.prefix_const)
 
     @classmethod
     def from_encoder_decoder_pretrained(
@@ -228,8 +204,8 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
         """
         vision = None
         if encoder_pretrained_model_name_or_path is not None:
-            vision = load_vision_tower(encoder_pretrained_model_name_or_path, encoder_kwargs or {})
-            kwargs = {**kwargs, "vision_config": vision.config, "feature_size": pooled_width(vision)}
+            vision = PooledBackbone.load(encoder_pretrained_model_name_or_path, **(encoder_kwargs or {}))
+            kwargs = {**kwargs, "vision_config": vision.config, "feature_size": PooledBackbone.width(vision)}
         text = _load_text(decoder_pretrained_model_name_or_path, decoder_kwargs or {})
         settings = text.config.to_dict()
         if tokenizer is not None:
@@ -246,70 +222,56 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
         model.gpt.load_state_dict(state, strict=not fresh_embeddings)
         return model
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.gpt.get_input_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.gpt.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.gpt.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        self.gpt.set_output_embeddings(new_embeddings)
-
-    def image_tokens(self, output: ModelOutput) -> torch.Tensor:
-        """The backbone's pooled output, projected if it is CLIP's, as one token (B, 1, D)."""
-        return pooled_embedding(output)[:, None]
-
     def encode_images(
         self,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        anchor_ids: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
+        *args: Any,
+        **inputs: Any,
     ) -> CaptionerEncoderOutput:
-        """What GPT-2 reads before the words, for any number of captions.
+        """What GPT-2 reads before the words, for any number of captions; see `CaptionerPreTrainedModel.encode_images`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): preprocessed pictures.
             image_features (`torch.Tensor` of shape `(B, D)`, `(B, 1, D)` or `(B, N, D)`, *optional*): instead, cached
                 embeddings, or features of N regions. Each becomes `prefix_length` tokens.
-            image_attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 for real regions, 0 for padding.
-            anchor_ids (`torch.LongTensor` of shape `(R, L)`, *optional*): tokens of the anchors, -100 for padding; R is
-                a multiple of B, rows of one picture side by side. A row without tokens has no anchors. By default the
-                tag predictor's, if the model has one.
-            output_hidden_states (`bool`, defaults to `False`): also return the image tokens alone in `hidden_states`.
-
-        Returns:
-            [`CaptionerEncoderOutput`]: R rows (B without `anchor_ids`), padding on the left.
-
-        Raises:
-            ValueError: not exactly one of `pixel_values` and `image_features`; a wrong width; a picture without
-                regions; rows of anchors that cannot be shared out among the pictures.
+            args, inputs: as there, and `anchor_ids`; see `encode`.
         """
         if image_features is not None and image_features.ndim == 2:
             image_features = image_features[:, None]
-        self.check_entrance(pixel_values, image_features, image_attention_mask, self.config.feature_size)
-        if pixel_values is not None:
-            image_features = self.extract_image_features(pixel_values)
-        seen = cast(torch.Tensor, image_features)
-        mask = image_attention_mask
+        return super().encode_images(pixel_values, image_features, *args, **inputs)
+
+    def encode(
+        self, features: torch.Tensor, mask: torch.Tensor | None, anchor_ids: torch.Tensor | None = None, **inputs: Any
+    ) -> ClipGpt2EncoderOutput:
+        """Image tokens, and behind them anchors.
+
+        Args:
+            features (`torch.Tensor` of shape `(B, N, D)`): embeddings, or features of N regions.
+            mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 for real regions, 0 for padding.
+            anchor_ids (`torch.LongTensor` of shape `(R, L)`, *optional*): tokens of the anchors, -100 for padding; R is
+                a multiple of B, rows of one picture side by side. A row without tokens has no anchors. By default the
+                tag predictor's, if the model has one.
+
+        Returns:
+            [`ClipGpt2EncoderOutput`]: R rows (B without `anchor_ids`), padding on the left; the image tokens alone in
+            `hidden_states`.
+
+        Raises:
+            ValueError: rows of anchors that cannot be shared out among the pictures.
+        """
+        tag_scores = None if self.tag_head is None else self.predict_tags(features, mask)
         if mask is not None:
-            image_features = seen.masked_fill(mask[..., None] == 0, 0.0)  # NaN there would reach the gradients
-            mask = mask.long().repeat_interleave(self.config.prefix_length, dim=1)
-        prefix = tokens = self.clip_project(self._as_mapped(image_features)).flatten(1, 2).to(self.gpt.dtype)
-        if anchor_ids is None and self.tag_head is not None:
-            anchor_ids = self._predicted_anchors(seen, image_attention_mask)
+            features = features.masked_fill(mask[..., None] == 0, 0.0)  # NaN there would reach the gradients
+            mask = mask.long().repeat_interleave(self.config.prefix_length, dim=1)  # (B, N * P)
+        prefix = tokens = self.clip_project(self._as_mapped(features)).flatten(1, 2).to(self.gpt.dtype)  # (B, N * P, d)
+        if anchor_ids is None and tag_scores is not None:
+            anchor_ids = self._predicted_anchors(tag_scores)
         if anchor_ids is not None:
             prefix, mask = self._with_anchors(prefix, mask, anchor_ids)
         prefix, mask = left_aligned_padding(prefix, mask)
-        return CaptionerEncoderOutput(
-            last_hidden_state=prefix,
-            image_attention_mask=mask,
-            image_features=seen,
-            hidden_states=(tokens,) if output_hidden_states else None,  # (B, N * P, d)
+        return ClipGpt2EncoderOutput(
+            last_hidden_state=prefix, image_attention_mask=mask, hidden_states=(tokens,), tag_scores=tag_scores
         )
 
     def _as_mapped(self, features: Any) -> torch.Tensor:
@@ -358,166 +320,62 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
         return self.tag_head(features.masked_fill(real == 0, 0.0).sum(dim=1) / real.sum(dim=1))
 
     @torch.no_grad()
-    def _predicted_anchors(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _predicted_anchors(self, tag_scores: torch.Tensor) -> torch.Tensor:
         """`anchor_ids` (B, L) of the most probable words, best first."""
         tags = cast(list, self.config.tag_token_ids)
-        scores, best = self.predict_tags(features, mask).sigmoid().topk(min(self.config.max_anchors, len(tags)))
+        scores, best = tag_scores.sigmoid().topk(min(self.config.max_anchors, len(tags)))
         table = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in tags], True, NO_ANCHOR).to(best.device)
         anchors = table[best].masked_fill((scores <= self.config.anchor_threshold)[..., None], NO_ANCHOR)
         return anchors.flatten(1)  # padding between words does no harm: it is moved to the left with the rest
 
-    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache:
-        """An empty cache that knows what stands before the words."""
-        mask = encoder_outputs.image_attention_mask
-        return PrefixCache(self.config.text_config, encoder_outputs.last_hidden_state, mask)
+    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> CaptionerCache | None:
+        """An empty cache that knows how many pictures there are."""
+        if self.training and self.gpt.is_gradient_checkpointing:  # GPT-2 would leave it empty
+            return None
+        return PrefixCache(self.config.text_config, encoder_outputs.last_hidden_state.shape[0])
 
-    @torch.no_grad()
-    def generate(
+    def decode(
         self,
-        inputs: torch.Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *args: Any,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        anchor_ids: torch.Tensor | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Write captions; see [`CaptionerPreTrainedModel.generate`], and `encode_images` for `anchor_ids`."""
-        if encoder_outputs is None:
-            pixel_values = inputs if pixel_values is None else pixel_values
-            encoder_outputs = self.encode_images(pixel_values, image_features, image_attention_mask, anchor_ids)
-        elif anchor_ids is not None:
-            raise ValueError("give anchor_ids to encode_images: encoder_outputs are behind them already.")
-        if self._caches_nothing():
-            kwargs["use_cache"] = False
-        return super().generate(None, generation_config, *args, encoder_outputs=encoder_outputs, **kwargs)
-
-    def _prepare_special_tokens(self, generation_config: Any, has_mask: bool | None = None, **kwargs: Any) -> None:
-        """As in transformers, without its warning that padding equal to the end token needs an attention mask: here
-        nothing that is padded with it is ever read."""
-        super()._prepare_special_tokens(generation_config, True, **kwargs)
-
-    def _caches_nothing(self) -> bool:
-        """Whether GPT-2 would leave a cache empty: activation checkpointing while training."""
-        return self.training and self.gpt.is_gradient_checkpointing
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        anchor_ids: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
-        past_key_values: Cache | None = None,
-        labels: torch.Tensor | None = None,
-        tag_targets: torch.Tensor | None = None,
-        use_cache: bool = False,
-        output_hidden_states: bool = False,
-        smoothing: float | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        input_ids: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: CaptionerCache | None,
+        *,
         logits_to_keep: int = 0,
-        return_dict: bool = True,
-    ) -> CaptionerOutput | tuple:
-        """Score captions.
-
-        Args:
-            pixel_values, image_features, image_attention_mask, anchor_ids: see `encode_images`.
-            decoder_input_ids (`torch.LongTensor` of shape `(N, T)`, *optional*):
-                The caption so far, start token first. Made from `labels` by default. N is a multiple of the number of
-                pictures (of rows of `anchor_ids`, if given); captions of one picture stand side by side.
-            encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
-            past_key_values (`Cache`, *optional*): the state after the tokens before `decoder_input_ids`.
-            labels (`torch.LongTensor` of shape `(N, T)`, *optional*): words and end token, then -100.
-            tag_targets (`torch.Tensor` of shape `(B, V)`, *optional*):
-                1 for the tag predictor's words that occur in any caption of the picture. The loss gets the predictor's
-                binary cross-entropy, averaged over the words of its vocabulary and, over the pictures, weighted by
-                the number of their targets: so parts of a batch add up to the whole. Not used without a predictor.
-            use_cache (`bool`, defaults to `False`): return `past_key_values`.
-            output_hidden_states (`bool`, defaults to `False`): return every layer's output.
-            smoothing (`float`, *optional*, defaults to `config.label_smoothing`): see `caption_loss`.
-            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the loss is divided by, instead of this
-                batch's number of targets.
-            logits_to_keep (`int`, defaults to 0): only the logits of the last positions; 0 for all.
-            return_dict (`bool`, defaults to `True`): a [`CaptionerOutput`] instead of a tuple.
-
-        Returns:
-            [`CaptionerOutput`] or `tuple`
-
-        Raises:
-            ValueError: see `encode_images`; no `decoder_input_ids` and no `labels`; a caption without start token, or
-                longer than GPT-2's positions.
-        """
-        mask = image_attention_mask
-        if encoder_outputs is None:
-            encoder_outputs = self.encode_images(pixel_values, image_features, mask, anchor_ids, output_hidden_states)
-        elif anchor_ids is not None or tag_targets is not None:
-            raise ValueError("anchor_ids and tag_targets belong to pictures; encoder_outputs are behind them already.")
-        if decoder_input_ids is None:
-            decoder_input_ids = self.shift_labels(labels)
-        if use_cache and past_key_values is None and not self._caches_nothing():
-            past_key_values = self.start_cache(encoder_outputs)
-        output = self._decode(
-            decoder_input_ids,
-            encoder_outputs,
-            past_key_values,
-            logits_to_keep=logits_to_keep or decoder_input_ids.shape[1],
-            output_hidden_states=output_hidden_states,
-        )
-        loss = None
-        if labels is not None:
-            smoothing = self.config.label_smoothing if smoothing is None else smoothing
-            items = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = caption_loss(output.logits, labels, smoothing, items)
-            if tag_targets is not None and self.tag_head is not None:
-                scores = self.predict_tags(cast(torch.Tensor, encoder_outputs.image_features), mask)
-                loss = loss + self.config.tag_loss_weight * _tag_loss(scores, tag_targets, labels, items)
-        result = CaptionerOutput(
-            loss=loss,
-            logits=output.logits,
-            past_key_values=past_key_values,
-            decoder_hidden_states=_of_words(output.hidden_states, decoder_input_ids.shape[1]),
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-        )
-        return result if return_dict else result.to_tuple()
-
-    def _decode(
-        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Cache | None, **options: Any
-    ) -> Any:
-        """GPT-2's output for captions (N, T), behind the prefix (B, C, d)."""
-        if cache is not None and not isinstance(cache, PrefixCache):
-            raise ValueError(f"past_key_values must come from start_cache, not be a {type(cache).__name__}.")
+        teacher_forcing: bool = False,
+        **options: Any,
+    ) -> CaptionerOutput:
+        """GPT-2 behind the prefix (B, C, d)."""
         prefix, mask = encoder_outputs.last_hidden_state, encoder_outputs.image_attention_mask
-        if cache is not None:
-            prefix, mask = cache.prefix, cache.prefix_mask
-        captions, pictures = input_ids.shape[0], prefix.shape[0]
-        if captions % pictures:
-            raise ValueError(f"{captions} captions cannot be shared out among {pictures} pictures evenly.")
         if mask is not None:
-            mask = mask.repeat_interleave(captions // pictures, dim=0)
-        self._check_positions(input_ids.shape[1], prefix.shape[1], cache)
+            mask = mask.repeat_interleave(input_ids.shape[0] // prefix.shape[0], dim=0)  # (N, C)
         if cache is not None and cache.get_seq_length():
-            return self._run(self.get_input_embeddings()(input_ids), mask, cache, **options)
-        inputs = self._behind_prefix(input_ids, prefix, cache)
-        return self._run(inputs, mask, cache, **options)
+            inputs = self.get_input_embeddings()(input_ids)
+        else:
+            inputs = self._behind_prefix(input_ids, encoder_outputs, cache)
+        length = input_ids.shape[1]
+        output = self._run(inputs, mask, cache, logits_to_keep=logits_to_keep or length, **options)
+        states = output.hidden_states  # without those of the prefix:
+        states = None if states is None else tuple(state[:, -length:] for state in states)  # (N, T, d)
+        return CaptionerOutput(logits=output.logits, decoder_hidden_states=states)
 
-    def _behind_prefix(self, input_ids: torch.Tensor, prefix: torch.Tensor, cache: PrefixCache | None) -> torch.Tensor:
+    def _behind_prefix(
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any
+    ) -> torch.Tensor:
         """Embeddings of prefix and captions, without what goes into the cache once for all captions of a picture."""
-        start = cast(int, self.config.decoder_start_token_id)
-        if not torch.compiler.is_compiling() and bool(input_ids[:, 0].ne(start).any()):
+        start, prefix = cast(int, self.config.decoder_start_token_id), encoder_outputs.last_hidden_state
+        if values_are_known(input_ids) and bool(input_ids[:, 0].ne(start).any()):
             raise ValueError(f"captions must start with decoder_start_token_id={start}.")
         words = self.get_input_embeddings()(input_ids[:, 1:])  # the prefix's last token stands for the start token
         repeats = input_ids.shape[0] // prefix.shape[0]
         if cache is not None and repeats > 1 and prefix.shape[1] > 1:
-            self._run(prefix[:, :-1], cache.prefix_mask, cache, logits_to_keep=1)
+            self._run(prefix[:, :-1], encoder_outputs.image_attention_mask, cache, logits_to_keep=1)
             cache.batch_repeat_interleave(repeats)
             prefix = prefix[:, -1:]
-        return torch.cat((prefix.repeat_interleave(repeats, dim=0), words), dim=1)
+        return torch.cat((prefix.repeat_interleave(repeats, dim=0), words), dim=1)  # (N, C + T - 1, d)
 
-    def _run(self, embeddings: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, **options: Any) -> Any:
+    def _run(
+        self, embeddings: torch.Tensor, mask: torch.Tensor | None, cache: CaptionerCache | None, **options: Any
+    ) -> Any:
         """GPT-2 on embeddings (R, L, d); the mask (R, C) of the prefix makes it skip padding, in positions too."""
         positions = None
         if mask is not None:
@@ -533,7 +391,11 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
             **options,
         )
 
-    def _check_positions(self, words: int, prefix: int, cache: Cache | None) -> None:
+    def _check_length(
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache | None
+    ) -> None:
+        """GPT-2's positions count; the start token takes none, what stands before the words does."""
+        words, prefix = input_ids.shape[1], encoder_outputs.last_hidden_state.shape[1]
         seen = 0 if cache is None else cache.get_seq_length()
         length = seen + words if seen else prefix + words - 1
         longest = self.gpt.config.n_positions
@@ -543,10 +405,21 @@ class ClipGpt2ForImageCaptioning(ClipGpt2PreTrainedModel, GenerationMixin):
                 f"than GPT-2's n_positions={longest} allow."
             )
 
-
-def _of_words(states: tuple | None, length: int) -> tuple | None:
-    """The layers' outputs (N, T, d) where words are predicted, without those of the prefix."""
-    return None if states is None else tuple(one[:, -length:] for one in states)
+    def caption_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items: torch.Tensor | int | None,
+        encoder_outputs: ClipGpt2EncoderOutput,
+        tag_targets: torch.Tensor | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Cross-entropy of the words, and of the tag predictor's words."""
+        items = (labels != -100).sum() if num_items is None else num_items
+        loss = super().caption_loss(logits, labels, items, encoder_outputs, **options)
+        if tag_targets is None or encoder_outputs.tag_scores is None:
+            return loss
+        return loss + self.config.tag_loss_weight * _tag_loss(encoder_outputs.tag_scores, tag_targets, labels, items)
 
 
 def _tag_loss(
@@ -562,84 +435,8 @@ def _tag_loss(
     return (losses * words).sum() / num_items
 
 
-def pooled_embedding(output: ModelOutput) -> torch.Tensor:
-    """A vision backbone's image embedding (B, D).
-
-    Args:
-        output (`ModelOutput`): of the backbone.
-
-    Returns:
-        `torch.Tensor`
-
-    Raises:
-        ValueError: the backbone does not pool its output.
-    """
-    pooled = output.get("image_embeds", output.get("pooler_output"))
-    if pooled is None:
-        raise ValueError(
-            f"the backbone gives {', '.join(output)}, but neither image_embeds nor pooler_output: CLIP-GPT2 needs one "
-            "that pools its output."
-        )
-    return pooled.flatten(1)
-
-
-def pooled_width(backbone: PreTrainedModel) -> int:
-    """Width of a backbone's image embedding, seen on one black picture.
-
-    Args:
-        backbone (`PreTrainedModel`): a vision model.
-
-    Returns:
-        `int`
-
-    Raises:
-        ValueError: it does not pool its output.
-    """
-    size = backbone.config.to_dict().get("image_size", 224)  # a ResNet takes any
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(1, 3, height, width, dtype=backbone.dtype, device=backbone.device)
-    training = backbone.training
-    with torch.no_grad():
-        pooled = pooled_embedding(backbone.eval()(pixel_values=pixels))
-    backbone.train(training)
-    return pooled.shape[-1]
-
-
-def load_vision_tower(source: str | Path | PreTrainedModel, options: dict[str, Any]) -> PreTrainedModel:
-    """The image tower of a folder or Hub name: of CLIP with its projection, of another text-image model the tower.
-
-    Args:
-        source (`str`, `Path` or `PreTrainedModel`): folder, Hub name, or the tower itself.
-        options (`dict`): arguments of `from_pretrained`.
-
-    Returns:
-        `PreTrainedModel`
-
-    Raises:
-        ValueError: weights of the tower are missing, or the model is more than a tower.
-    """
-    if isinstance(source, PreTrainedModel):
-        if "vision_config" in source.config.sub_configs:
-            raise ValueError(f"a {type(source).__name__} is more than an image tower; give its folder or its tower.")
-        return source
-    config = AutoConfig.from_pretrained(source, **options)
-    if "vision_config" in config.sub_configs:
-        config = config.vision_config
-    loader: Any = CLIPVisionModelWithProjection if config.model_type == "clip_vision_model" else AutoModel
-    return _load_whole(loader, source, {**options, "config": config})
-
-
 def _load_text(source: str | Path | GPT2LMHeadModel, options: dict[str, Any]) -> GPT2LMHeadModel:
-    return source if isinstance(source, GPT2LMHeadModel) else _load_whole(GPT2LMHeadModel, source, options)
-
-
-def _load_whole(loader: Any, source: str | Path, options: dict[str, Any]) -> Any:
-    """A pretrained tower; weights that the checkpoint has not would be random ones, and are refused."""
-    tower, report = loader.from_pretrained(source, output_loading_info=True, **options)
-    if report["missing_keys"]:
-        missing: Sequence[str] = sorted(report["missing_keys"])
-        raise ValueError(f"{source}: {len(missing)} weights of a {type(tower).__name__} are missing, as {missing[0]}.")
-    return tower
+    return source if isinstance(source, GPT2LMHeadModel) else load_whole(GPT2LMHeadModel, source, **options)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -10,7 +10,7 @@ checkpoints, except that the backbone is a transformers model under `backbone.`.
 Where this differs from the authors' code:
 
 1. The two classes End and Body are one: `config.features_only` leaves the backbone out, and `image_features` is the
-   second entrance of every model.
+   other input of every model.
 2. Padded caption positions are not masked: they only follow the end, and every layer is causal. Their logits are
    defined but have no target.
 3. The keys and values of the memory are projected once for a picture and shared by its captions.
@@ -23,42 +23,21 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationConfig, GenerationMixin
-from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .beam_search_expansionnet_v2 import paper_beam_search
-from .captioner_base import CaptionerPreTrainedModel
-from .captioner_layers import at_least_float32, grid_tokens
+from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_cache import CaptionerCache
+from .captioner_layers import eager_attention_forward, initialize, padding_mask
+from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_expansionnet_v2 import ExpansionNetV2Config
 from .expansion_expansionnet_v2 import DynamicExpansion, ExpansionCacheLayer, StaticExpansion
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
-from .processing_expansionnet_v2 import ExpansionNetV2Processor  # noqa: F401  travels with the model
-
-MASKED_SCORE = -1e4  # finite as in the original: a fully masked row attends evenly instead of being NaN
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain operations. Heads in dimension 1; returns (B, T, H, head) and the weights (B, H, T, L)."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = at_least_float32(scores).softmax(-1).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
+from .processing_captioner import ExpansionNetV2Processor  # noqa: F401  travels with the model
 
 
 class CrossAttention(nn.Module):
@@ -168,57 +147,7 @@ class WordEmbedding(nn.Module):
         return self.dropout(self.embed(input_ids)) * self.scale
 
 
-def label_smoothed_loss(
-    logits: torch.Tensor, labels: torch.Tensor, smoothing: float, num_items: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Divergence of the smoothed targets from the model's words (paper, section 4.3).
-
-    The target distribution is `1 - smoothing` on the right word and `smoothing / (V - 1)` on each of the others. In
-    contrast to the cross-entropy with `label_smoothing` of torch, which spreads over all V words, the loss has its
-    minimum at 0.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
-        labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
-        smoothing (`float`): mass of the other words, in [0, 1).
-        num_items (`int` or `torch.Tensor`, *optional*): what to divide the sum by; the number of targets by default.
-
-    Returns:
-        `torch.Tensor` of shape `()`: the loss in nats per target.
-    """
-    log_probs = at_least_float32(logits).log_softmax(-1)
-    targets = labels != -100
-    right = log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
-    other = smoothing / (logits.shape[-1] - 1)
-    expected = (1 - smoothing - other) * right + other * log_probs.sum(-1)
-    entropy = -torch.special.xlogy(torch.tensor([1 - smoothing, smoothing]), torch.tensor([1 - smoothing, other])).sum()
-    loss = (-expected - entropy.to(expected)).masked_fill(~targets, 0.0).sum()
-    return loss / (targets.sum() if num_items is None else num_items)
-
-
-class ExpansionNetV2PreTrainedModel(CaptionerPreTrainedModel):
-    """Initialisation and capabilities of ExpansionNet v2."""
-
-    config: ExpansionNetV2Config
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    _supports_sdpa = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Xavier-uniform for every table, torch's default for every vector (specification of the original)."""
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                bound = module.in_features**-0.5
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-
-
-class ExpansionNetV2ForImageCaptioning(ExpansionNetV2PreTrainedModel, GenerationMixin):
+class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """ExpansionNet v2: a picture, or its cached grid features, to a caption.
 
     Args:
@@ -242,15 +171,17 @@ class ExpansionNetV2ForImageCaptioning(ExpansionNetV2PreTrainedModel, Generation
     ```
     """
 
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     beam_rules = {"paper": paper_beam_search, "standard": None}
+    input_embeddings, output_embeddings = "out_embedder.embed", "vocab_linear"
     # Attention and expansion projections of the body: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = r"(encoders|decoders)\.\d+\.(stc_exp|dyn_exp|mha)\.(class_a_embed|class_b_embed|Wq|Wv)"
+    config: ExpansionNetV2Config
 
     def __init__(self, config: ExpansionNetV2Config) -> None:
         super().__init__(config)
-        self.backbone: PreTrainedModel | None = None
-        if not config.features_only:
-            self.backbone = AutoModel.from_config(config.vision_config)
+        self.backbone = self.new_backbone()
+        if self.backbone is not None:
             _add_mlp_drop_path(self.backbone)
         self.input_linear = nn.Linear(cast(int, config.feature_size), config.d_model)
         self.encoders: Any = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
@@ -265,200 +196,64 @@ class ExpansionNetV2ForImageCaptioning(ExpansionNetV2PreTrainedModel, Generation
         self.enc_input_dropout = nn.Dropout(config.encoder_input_dropout)
         self.other_dropout = nn.Dropout(config.other_dropout)
         self.post_init()
-        # the paper's decoding (section 4.4); a checkpoint's generation_config.json replaces it
-        self.generation_config = GenerationConfig(
-            num_beams=5,
-            beam_rule="paper",
-            max_length=config.max_position_embeddings,
-            pad_token_id=config.pad_token_id,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            decoder_start_token_id=config.decoder_start_token_id,
-        )
 
-    @classmethod
-    def from_backbone(
-        cls, backbone: str | PreTrainedModel, config: ExpansionNetV2Config, **kwargs: Any
-    ) -> "ExpansionNetV2ForImageCaptioning":
-        """A captioner with a pretrained backbone and a fresh body.
+    def default_decoding(self) -> dict[str, Any]:
+        """The paper's (section 4.4)."""
+        return {"num_beams": 5, "beam_rule": "paper", "max_length": self.config.max_position_embeddings}
 
-        Args:
-            backbone (`str` or `PreTrainedModel`): folder or Hub name of any transformers vision model, or the model.
-            config ([`ExpansionNetV2Config`]): its sizes; `vision_config` and `feature_size` are taken from the
-            backbone.
-            kwargs: passed to `AutoModel.from_pretrained`.
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform for every table, torch's default for every vector (specification of the original)."""
+        initialize(module, xavier=True)
 
-        Returns:
-            [`ExpansionNetV2ForImageCaptioning`]
-        """
-        tower = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
-        settings = config.to_dict()
-        settings.update(features_only=False, vision_config=tower.config, feature_size=_feature_size(tower))
-        model = cls(ExpansionNetV2Config(**settings))
-        assert model.backbone is not None
-        model.backbone.load_state_dict(tower.state_dict())
-        return model
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.out_embedder.embed
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.out_embedder.embed = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.vocab_linear
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        self.vocab_linear = new_embeddings
-
-    def encode_images(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> CaptionerEncoderOutput:
-        """Encode pictures once, for any number of captions.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): preprocessed pictures.
-            image_features (`torch.Tensor` of shape `(B, L, feature_size)`, *optional*): cached tokens, instead.
-            image_attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real feature rows, 0 for padding.
-            output_hidden_states (`bool`, defaults to `False`): also return every layer's output.
-
-        Returns:
-            [`CaptionerEncoderOutput`]
-
-        Raises:
-            ValueError: not exactly one of `pixel_values` and `image_features`; a wrong width; a picture without tokens.
-        """
-        self.check_entrance(pixel_values, image_features, image_attention_mask, self.config.feature_size)
-        features = cast(torch.Tensor, image_features)
-        if pixel_values is not None:
-            features = self.extract_image_features(pixel_values)
-        if image_attention_mask is not None and bool(image_attention_mask.all()):
-            image_attention_mask = None
-        hidden = self.enc_input_dropout(self.input_linear(features.to(self.input_linear.weight.dtype)))
+    def encode(self, features: torch.Tensor, mask: torch.Tensor | None, **inputs: Any) -> CaptionerEncoderOutput:
+        """Static expansions over the tokens, and the fusion of their layers."""
+        mask = padding_mask(mask)
+        hidden = self.enc_input_dropout(self.input_linear(features.to(self.input_linear.weight.dtype)))  # (B, L, d)
         states = [hidden]
         for layer in self.encoders:
-            states.append(layer(states[-1], image_attention_mask))
-        fused = self.other_dropout(self.enc_reduce_group(torch.cat(states[1:], dim=-1)))
+            states.append(layer(states[-1], mask))
+        fused = self.other_dropout(self.enc_reduce_group(torch.cat(states[1:], dim=-1)))  # (B, L, layers * d) to d
         return CaptionerEncoderOutput(
             last_hidden_state=self.enc_reduce_norm(states[-1] + fused),
-            image_attention_mask=image_attention_mask,
-            image_features=features,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            image_attention_mask=mask,
+            hidden_states=tuple(states),
         )
 
-    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache:
-        """The decoder's state before the first token; holds the projections of the memory, a row per picture."""
+    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> CaptionerCache:
+        """The decoder's state before the first token; holds the projections of the memory."""
         memory = encoder_outputs.last_hidden_state
-        return Cache(layers=[ExpansionCacheLayer(*layer.mha.project_memory(memory)) for layer in self.decoders])
+        return CaptionerCache(
+            layers=[ExpansionCacheLayer(*layer.mha.project_memory(memory)) for layer in self.decoders]
+        )
 
-    def forward(
+    def decode(
         self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
-        past_key_values: Cache | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool = False,
-        output_hidden_states: bool = False,
-        smoothing: float | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        input_ids: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: CaptionerCache | None,
+        *,
         logits_to_keep: int = 0,
-        return_dict: bool = True,
-    ) -> CaptionerOutput | tuple:
-        """Score captions.
-
-        Args:
-            pixel_values, image_features, image_attention_mask: see `encode_images`.
-            decoder_input_ids (`torch.LongTensor` of shape `(N, T)`, *optional*):
-                The caption so far, start token first. Made from `labels` by default. N is a multiple of the number of
-                pictures; captions of one picture stand side by side.
-            encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
-            past_key_values (`Cache`, *optional*): the state after the tokens before `decoder_input_ids`.
-            labels (`torch.LongTensor` of shape `(N, T)`, *optional*): words and end token, then -100.
-            use_cache (`bool`, defaults to `False`): return `past_key_values`.
-            output_hidden_states (`bool`, defaults to `False`): return every layer's output.
-            smoothing (`float`, *optional*, defaults to `config.label_smoothing`): see `label_smoothed_loss`. (Any
-                argument with "label" in its name is a target to transformers' Trainer.)
-            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the loss is divided by, instead of this
-                batch's number of targets.
-            logits_to_keep (`int`, defaults to 0): only the logits of the last positions; 0 for all.
-            return_dict (`bool`, defaults to `True`): a [`CaptionerOutput`] instead of a tuple.
-
-        Returns:
-            [`CaptionerOutput`] or `tuple`
-
-        Raises:
-            ValueError: see `encode_images`; no `decoder_input_ids` and no `labels`; a caption longer than the position
-                table.
-        """
-        if encoder_outputs is None:
-            encoder_outputs = self.encode_images(
-                pixel_values, image_features, image_attention_mask, output_hidden_states=output_hidden_states
-            )
-        if decoder_input_ids is None:
-            decoder_input_ids = self.shift_labels(labels)
-        if use_cache and past_key_values is None:
-            past_key_values = self.start_cache(encoder_outputs)
-        states = self._decode(decoder_input_ids, encoder_outputs, past_key_values)
-        fused = self.other_dropout(self.dec_reduce_group(torch.cat(states[1:], dim=-1)))
-        output = self.dec_reduce_norm(states[-1] + fused)
-        logits = self.vocab_linear(output[:, -logits_to_keep:])
-        loss = None
-        if labels is not None:
-            smoothing = self.config.label_smoothing if smoothing is None else smoothing
-            loss = label_smoothed_loss(logits, labels, smoothing, num_items_in_batch)
-        result = CaptionerOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values,
-            decoder_hidden_states=tuple(states) if output_hidden_states else None,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-        )
-        return result if return_dict else result.to_tuple()
-
-    def _decode(
-        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Cache | None
-    ) -> list[torch.Tensor]:
-        """The decoder's input and the output of each layer, (N, T, d) each."""
+        **options: Any,
+    ) -> CaptionerOutput:
+        """Dynamic expansions over the words, attention to the memory, and the fusion of their layers."""
         caches: list[Any] = [None] * len(self.decoders) if cache is None else cache.layers
-        start = 0 if cache is None else caches[0].get_seq_length()
-        stop = start + input_ids.shape[1]
-        if stop > self.config.max_position_embeddings:
-            raise ValueError(
-                f"a caption of {stop} tokens is longer than "
-                f"max_position_embeddings={self.config.max_position_embeddings}."
-            )
-        memory = encoder_outputs.last_hidden_state
+        start = 0 if cache is None else cache.get_seq_length()
         mask = encoder_outputs.image_attention_mask
-        images = memory.shape[0] if cache is None else caches[0].memory_keys.shape[0]
-        if input_ids.shape[0] % images:
-            raise ValueError(f"{input_ids.shape[0]} captions cannot be shared out among {images} pictures evenly.")
-        if mask is not None:  # generate repeats the mask for every caption of a picture
-            mask = mask[:: mask.shape[0] // images]
-            mask = ((1 - mask[:, None, None].to(memory.dtype)) * MASKED_SCORE).to(memory.dtype)
-        states = [self.out_embedder(input_ids) + self.pos_encoder.weight[start:stop]]
+        visible = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
+        positions = self.pos_encoder.weight[start : start + input_ids.shape[1]]
+        states = [self.out_embedder(input_ids) + positions]  # (N, T, d)
         for layer, layer_cache in zip(self.decoders, caches, strict=True):
-            states.append(layer(states[-1], memory, mask, layer_cache))
-        return states
+            states.append(layer(states[-1], encoder_outputs.last_hidden_state, visible, layer_cache))
+        fused = self.other_dropout(self.dec_reduce_group(torch.cat(states[1:], dim=-1)))
+        output = self.dec_reduce_norm(states[-1] + fused)[:, -logits_to_keep:]
+        return CaptionerOutput(logits=self.vocab_linear(output), decoder_hidden_states=tuple(states))
 
-
-def _feature_size(backbone: PreTrainedModel) -> int:
-    """Width of a backbone's tokens, seen on one black picture."""
-    size = backbone.config.to_dict().get("image_size", 224)  # a ResNet takes any
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(1, 3, height, width, dtype=backbone.dtype, device=backbone.device)
-    training = backbone.training
-    with torch.no_grad():
-        tokens = grid_tokens(backbone.eval()(pixels).last_hidden_state)
-    backbone.train(training)
-    return tokens.shape[-1]
+    def caption_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items: Any, encoder_outputs: Any, smoothing: float
+    ) -> torch.Tensor:
+        """Divergence from the smoothed targets (paper, section 4.3)."""
+        return smoothed_divergence(logits, labels, smoothing, num_items)
 
 
 class _DropPathAfterMLP:

@@ -23,43 +23,24 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache_satic import GroupCacheLayer, GroupState
-from .captioner_base import CaptionerPreTrainedModel
-from .captioner_layers import at_least_float32, grid_tokens
+from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_cache import CaptionerCache
+from .captioner_layers import at_least_float32, eager_attention_forward, initialize, padding_mask, values_are_known
+from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_satic import SaticConfig
 from .decoding_satic import group_beam_search, group_sample
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
-from .processing_satic import SaticProcessor  # noqa: F401  travels with the model
+from .processing_captioner import SaticProcessor  # noqa: F401  travels with the model
 
-MASKED_SCORE = -1e9
 FEW_ROWS, FEW_ROWS_ON = 6, ("cpu", torch.float32)  # where `GroupLinear` was measured to be faster
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain operations. Heads in dimension 1, True in the mask is visible; returns (B, T, H, head) and the
-    weights (B, H, T, L)."""
-    scores = at_least_float32(torch.matmul(query, key.transpose(2, 3)) * scaling)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, MASKED_SCORE)
-    weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 class LayerNorm(nn.Module):
@@ -234,10 +215,13 @@ class FeatureEmbedding(nn.Sequential):
         if mask is None:
             return super().forward(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         real = mask.bool()
-        rows = super().forward(features[real])
+        if not values_are_known(mask):  # a graph computes padded rows too
+            rows = super().forward(features.masked_fill(~real[..., None], 0.0).flatten(0, 1))  # (B * L, d)
+            return rows.unflatten(0, features.shape[:2]).masked_fill(~real[..., None], 0.0)
+        rows = super().forward(features[real])  # (real rows, d)
         embedded = rows.new_zeros(*mask.shape, rows.shape[-1])
         embedded[real] = rows
-        return embedded
+        return embedded  # (B, L, d)
 
 
 class WordEmbedding(nn.Module):
@@ -335,66 +319,7 @@ def group_mask(start: int, stop: int, size: int, device: torch.device) -> torch.
     return groups[start:, None] >= groups
 
 
-def smoothed_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, smoothing: float, num_items: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Divergence of smoothed targets from the model's words; with `smoothing` 0 the cross-entropy.
-
-    The target distribution is `1 - smoothing` on the right word and `smoothing / (V - 1)` on each of the others.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
-        labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
-        smoothing (`float`): mass of the other words, in [0, 1).
-        num_items (`int` or `torch.Tensor`, *optional*): what to divide the sum by; the number of targets by default.
-
-    Returns:
-        `torch.Tensor` of shape `()`: the loss in nats per target.
-    """
-    targets = labels != -100
-    log_probs = at_least_float32(logits[targets]).log_softmax(-1)  # (M, V): of the M targets only
-    right = log_probs.gather(-1, labels[targets][:, None])[:, 0]
-    other = smoothing / (logits.shape[-1] - 1)
-    expected = (1 - smoothing - other) * right
-    if smoothing:
-        expected = expected + other * log_probs.sum(-1) - (1 - smoothing) * math.log(1 - smoothing)
-        expected = expected - smoothing * math.log(other)
-    return -expected.sum() / (targets.sum() if num_items is None else num_items)
-
-
-class SaticPreTrainedModel(CaptionerPreTrainedModel):
-    """Initialisation and capabilities of SATIC."""
-
-    config: SaticConfig
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    _supports_sdpa = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Xavier-uniform for every table but the features' projection, torch's default for every vector."""
-        if isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            if isinstance(module, FeatureLinear):
-                init.uniform_(module.weight, -bound, bound)
-            else:
-                init.xavier_uniform_(module.weight)
-            init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            init.xavier_uniform_(module.weight)
-        elif isinstance(module, LayerNorm):
-            init.ones_(module.a_2)
-            init.zeros_(module.b_2)
-        elif isinstance(module, nn.BatchNorm1d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(cast(torch.Tensor, module.running_mean))
-            init.ones_(cast(torch.Tensor, module.running_var))
-            init.zeros_(cast(torch.Tensor, module.num_batches_tracked))
-        elif isinstance(module, PositionalEncoding):
-            init.copy_(module.pe, sinusoids(*module.pe.shape))
-
-
-class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
+class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """SATIC: region features, or a picture, to a caption, K words a step.
 
     Options of `generate` beside those of transformers, which can also be set in `generation_config`:
@@ -413,6 +338,10 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
       the last point only.) The beam search of the original has no such quirks.
 
     `max_length` counts the start token: 21 for captions of at most 20 words, which is the default.
+
+    The logits at place j of a caption are those of word j + 1, whatever K is; of the words up to j they depend on those
+    of the finished groups. With `labels` the decoder sees what `config.training_mask` says, without what it sees when
+    it writes.
 
     Args:
         config ([`SaticConfig`]): sizes and rates.
@@ -434,200 +363,97 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
     ```
     """
 
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     beam_rules = {"paper": group_beam_search, "standard": None}
+    input_embeddings, output_embeddings = "model.tgt_embed.0.lut", "model.generator.proj"
     # Queries and values of every attention: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = r"model\.(encoder|decoder)\.layers\.\d+\.(self_attn|src_attn)\.linears\.(0|2)"
+    config: SaticConfig
 
     def __init__(self, config: SaticConfig) -> None:
         super().__init__(config)
-        self.backbone: PreTrainedModel | None = None
-        if config.vision_config is not None:
-            self.backbone = AutoModel.from_config(config.vision_config)
+        self.backbone = self.new_backbone()
         self.att_embed = FeatureEmbedding(config)
         self.model = EncoderDecoder(config)
         self.post_init()
-        # greedy over at most 20 words, as the original; a checkpoint's generation_config.json replaces it
-        self.generation_config = GenerationConfig(
-            max_length=min(21, config.max_position_embeddings),
-            beam_rule="paper",
-            suppress_unk="beams",
-            reference_quirks=False,
-            pad_token_id=config.pad_token_id,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            decoder_start_token_id=config.decoder_start_token_id,
-        )
 
-    @classmethod
-    def from_backbone(
-        cls, backbone: str | PreTrainedModel, config: SaticConfig, **kwargs: Any
-    ) -> "SaticForImageCaptioning":
-        """A captioner of raw pictures with a pretrained backbone and a fresh body.
+    def default_decoding(self) -> dict[str, Any]:
+        """The original's: greedy over at most 20 words."""
+        longest = min(21, self.config.max_position_embeddings)
+        return {"max_length": longest, "beam_rule": "paper", "suppress_unk": "beams", "reference_quirks": False}
 
-        Args:
-            backbone (`str` or `PreTrainedModel`): folder or Hub name of any transformers vision model, or the model.
-            config ([`SaticConfig`]): its sizes; `vision_config` and `feature_size` are taken from the backbone.
-            kwargs: passed to `AutoModel.from_pretrained`.
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform for every table but the features' projection, torch's default for every vector."""
+        initialize(module, xavier=not isinstance(module, FeatureLinear))
+        if isinstance(module, LayerNorm):
+            init.ones_(module.a_2)
+            init.zeros_(module.b_2)
+        elif isinstance(module, PositionalEncoding):
+            init.copy_(module.pe, sinusoids(*module.pe.shape))
 
-        Returns:
-            [`SaticForImageCaptioning`]
-        """
-        tower = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
-        settings = {**config.to_dict(), "vision_config": tower.config, "feature_size": _token_width(tower)}
-        model = cls(SaticConfig(**settings))
-        assert model.backbone is not None
-        model.backbone.load_state_dict(tower.state_dict())
-        return model
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.tgt_embed[0].lut
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.model.tgt_embed[0].lut = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.model.generator.proj
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        self.model.generator.proj = new_embeddings
-
-    def encode_images(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> CaptionerEncoderOutput:
-        """Encode pictures once, for any number of captions.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): preprocessed pictures.
-            image_features (`torch.Tensor` of shape `(B, L, feature_size)`, *optional*): region features, instead.
-            image_attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real feature rows, 0 for padding.
-                Rows that are padding in the whole batch are cut off.
-            output_hidden_states (`bool`, defaults to `False`): also return the embedded features and the output of
-                each layer.
-
-        Returns:
-            [`CaptionerEncoderOutput`]: its rows at padding hold numbers that mean nothing and that nobody reads.
-
-        Raises:
-            ValueError: not exactly one of `pixel_values` and `image_features`; a wrong width; a picture without tokens.
-        """
-        self.check_entrance(pixel_values, image_features, image_attention_mask, self.config.feature_size)
-        features = cast(torch.Tensor, image_features)
-        if pixel_values is not None:
-            features = self.extract_image_features(pixel_values)
-        mask = image_attention_mask
-        if mask is not None:
+    def encode(self, features: torch.Tensor, mask: torch.Tensor | None, **inputs: Any) -> CaptionerEncoderOutput:
+        """Self-attention of the regions. Rows that are padding in the whole batch are cut off; the output's other rows
+        at padding hold numbers that mean nothing and that nobody reads."""
+        mask = padding_mask(mask)
+        if mask is not None and values_are_known(mask):
             longest = int(mask.any(0).nonzero().max()) + 1
-            features, mask = features[:, :longest], mask[:, :longest]
-            mask = None if bool(mask.all()) else mask
-        states = [self.att_embed(features.to(self.dtype), mask)]
-        visible = None if mask is None else mask.bool()[:, None, None]
+            features, mask = features[:, :longest], padding_mask(mask[:, :longest])
+        states = [self.att_embed(features.to(self.dtype), mask)]  # (B, L, d)
+        visible = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
         for layer in self.model.encoder.layers:
             states.append(layer(states[-1], visible))
         return CaptionerEncoderOutput(
             last_hidden_state=self.model.encoder.norm(states[-1]),
             image_attention_mask=mask,
             image_features=features,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=tuple(states),
         )
 
-    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> Cache:
-        """The decoder's state before the first word; holds the projections of the memory, a row per picture."""
+    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> CaptionerCache:
+        """The decoder's state before the first word; holds the projections of the memory."""
         memory = encoder_outputs.last_hidden_state
         layers = [GroupCacheLayer(*layer.src_attn.keys_and_values(memory)) for layer in self.model.decoder.layers]
-        return Cache(layers=[GroupState(), *layers])
+        return CaptionerCache(layers=[GroupState(), *layers])
 
-    def forward(
+    def decode(
         self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
-        past_key_values: Cache | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool = False,
-        output_hidden_states: bool = False,
-        smoothing: float | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        input_ids: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: CaptionerCache | None,
+        *,
         logits_to_keep: int = 0,
-        return_dict: bool = True,
-    ) -> CaptionerOutput | tuple:
-        """Score captions.
-
-        Args:
-            pixel_values, image_features, image_attention_mask: see `encode_images`.
-            decoder_input_ids (`torch.LongTensor` of shape `(N, T)`, *optional*):
-                The caption so far, start token first. Made from `labels` by default. N is a multiple of the number of
-                pictures; captions of one picture stand side by side. The logits at place j are those of word j + 1,
-                whatever K is; of the words up to j they depend on those of the finished groups.
-            encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
-            past_key_values (`Cache`, *optional*): the state after the words before `decoder_input_ids`.
-            labels (`torch.LongTensor` of shape `(N, T)`, *optional*): words and end token, then -100. With labels the
-                decoder sees what `config.training_mask` says, without what it sees when it writes.
-            use_cache (`bool`, defaults to `False`): return `past_key_values`.
-            output_hidden_states (`bool`, defaults to `False`): return every layer's output, over whole groups; with
-                `past_key_values` of the groups that were computed.
-            smoothing (`float`, *optional*, defaults to `config.label_smoothing`): see `smoothed_cross_entropy`. (Any
-                argument with "label" in its name is a target to transformers' Trainer.)
-            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the loss is divided by, instead of this
-                batch's number of targets.
-            logits_to_keep (`int`, defaults to 0): only the logits of the last positions; 0 for all.
-            return_dict (`bool`, defaults to `True`): a [`CaptionerOutput`] instead of a tuple.
-
-        Returns:
-            [`CaptionerOutput`] or `tuple`
+        teacher_forcing: bool = False,
+        **options: Any,
+    ) -> CaptionerOutput:
+        """Groups of words from the groups before them; the layers' outputs are those of whole groups, with a cache of
+        those that were computed.
 
         Raises:
-            ValueError: see `encode_images`; no `decoder_input_ids` and no `labels`; `labels` with `past_key_values`; a
-                caption longer than `config.max_position_embeddings`.
+            ValueError: captions to learn, with a cache.
         """
-        if encoder_outputs is None:
-            encoder_outputs = self.encode_images(
-                pixel_values, image_features, image_attention_mask, output_hidden_states=output_hidden_states
-            )
-        if decoder_input_ids is None:
-            decoder_input_ids = self.shift_labels(labels)
-        if use_cache and past_key_values is None:
-            past_key_values = self.start_cache(encoder_outputs)
-        loss = None
-        if past_key_values is not None:
-            if labels is not None:
-                raise ValueError("labels are scored in one pass: leave past_key_values and use_cache out.")
-            logits, states = self._continue(decoder_input_ids, encoder_outputs, past_key_values, logits_to_keep)
+        if cache is None:
+            logits, states = self._score(input_ids, encoder_outputs, teacher_forcing, logits_to_keep)
+        elif teacher_forcing:
+            raise ValueError("labels are scored in one pass: leave past_key_values and use_cache out.")
         else:
-            logits, states = self._score(decoder_input_ids, encoder_outputs, labels is not None, logits_to_keep)
-        if labels is not None:
-            smoothing = self.config.label_smoothing if smoothing is None else smoothing
-            loss = smoothed_cross_entropy(logits, labels, smoothing, num_items_in_batch)
-        result = CaptionerOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values,
-            decoder_hidden_states=tuple(states) if output_hidden_states else None,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-        )
-        return result if return_dict else result.to_tuple()
+            logits, states = self._continue(input_ids, encoder_outputs, cache, logits_to_keep)
+        return CaptionerOutput(logits=logits, decoder_hidden_states=tuple(states))
 
     def _score(
         self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, training: bool, keep: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the last `keep` words (all for 0) and the decoder's states, in one pass."""
-        self._check_words(ids.shape[1])
         slots = group_inputs(ids, self.config.group_size)
         if training and self.config.training_mask == "original":
             mask: torch.Tensor | None = self._original_training_mask(slots)
         else:
             mask = group_mask(0, slots.shape[1], self.config.group_size, slots.device)
-        states = self._decode(slots, encoder_outputs, None, mask)
+        states = self._run_decoder(slots, encoder_outputs, None, mask)
         return self.model.generator(states[-1][:, : ids.shape[1]][:, -keep:]), states
 
     def _continue(
-        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Cache, keep: int
+        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache, keep: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """As `_score`, after the words in `cache`. Runs the decoder only if a new group can be scored."""
         state = cast(GroupState, cache.layers[0])
@@ -635,7 +461,6 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
         words = state.append(ids)
         total = words.shape[1]
         first = total - (min(keep, ids.shape[1]) or ids.shape[1])  # the first place whose logits are wanted
-        self._check_words(total)
         states: list[torch.Tensor] = []
         parts = []
         if first < known:  # the rest of the group that was scored last
@@ -643,32 +468,28 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
         if total > known:
             slots = group_inputs(words, size, state.groups)
             mask = group_mask(known, known + slots.shape[1], size, slots.device)
-            states = self._decode(slots, encoder_outputs, cache, mask)
+            states = self._run_decoder(slots, encoder_outputs, cache, mask)
             logits = self.model.generator(states[-1])
             parts.append(logits[:, max(first - known, 0) : total - known])
             state.store(logits[:, -size:], -(-total // size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), states
 
-    def _decode(
+    def _run_decoder(
         self,
         slots: torch.Tensor,
         encoder_outputs: CaptionerEncoderOutput,
-        cache: Cache | None,
+        cache: CaptionerCache | None,
         self_mask: torch.Tensor | None,
     ) -> list[torch.Tensor]:
         """Of the input (R, T): the embedded words, the output of each layer, and its normalisation, (R, T, d) each."""
         caches: list[Any] = [None] * len(self.model.decoder.layers) if cache is None else cache.layers[1:]
         start = 0 if cache is None else caches[0].get_seq_length()
         memory, mask = encoder_outputs.last_hidden_state, encoder_outputs.image_attention_mask
-        images = memory.shape[0] if cache is None else caches[0].memory_keys.shape[0]
-        if slots.shape[0] % images:
-            raise ValueError(f"{slots.shape[0]} captions cannot be shared out among {images} pictures evenly.")
-        if mask is not None:  # generate repeats the mask for every caption of a picture
-            mask = mask[:: mask.shape[0] // images].bool()[:, None, None]
+        visible = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
         embed, add_positions = self.model.tgt_embed
         states = [add_positions(embed(slots), start)]
         for layer, layer_cache in zip(self.model.decoder.layers, caches, strict=True):
-            states.append(layer(states[-1], memory, self_mask, mask, layer_cache))
+            states.append(layer(states[-1], memory, self_mask, visible, layer_cache))
         return [*states, self.model.decoder.norm(states[-1])]
 
     def _original_training_mask(self, slots: torch.Tensor) -> torch.Tensor:
@@ -686,12 +507,11 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
         cut_off = torch.logical_and(places == missing, groups[:, None] == missing // size)
         return visible.masked_fill(cut_off, False)
 
-    def _check_words(self, count: int) -> None:
-        if count > self.config.max_position_embeddings:
-            raise ValueError(
-                f"a caption of {count} tokens is longer than "
-                f"max_position_embeddings={self.config.max_position_embeddings}."
-            )
+    def caption_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items: Any, encoder_outputs: Any, smoothing: float
+    ) -> torch.Tensor:
+        """Divergence from the smoothed targets; with `smoothing` 0, the default, the cross-entropy."""
+        return smoothed_divergence(logits, labels, smoothing, num_items)
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
@@ -704,12 +524,6 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
         if kwargs.get("length_penalty") is None and asked == [None, None]:
             merged.length_penalty = 0.0
         return merged, rest
-
-    def _prepare_special_tokens(
-        self, generation_config: GenerationConfig, kwargs_has_attention_mask: bool | None = None, **kwargs: Any
-    ) -> None:
-        """As in `GenerationMixin`, without its warning that a text mask is missing where padding and end are one."""
-        super()._prepare_special_tokens(generation_config, None, **kwargs)
 
     def _choose_beam_search(self, generation_config: GenerationConfig, beam_rule: str | None) -> Callable | None:
         search = super()._choose_beam_search(generation_config, beam_rule)  # refuses unknown rules
@@ -731,15 +545,3 @@ class SaticForImageCaptioning(SaticPreTrainedModel, GenerationMixin):
         if suppress is True or options.get("reference_quirks"):
             raise ValueError("suppress_unk and reference_quirks are for beam_rule='paper'.")
         return None
-
-
-def _token_width(backbone: PreTrainedModel) -> int:
-    """Width of a backbone's tokens, seen on one black picture (as for ExpansionNet v2)."""
-    size = backbone.config.to_dict().get("image_size", 224)  # a ResNet takes any
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(1, 3, height, width, dtype=backbone.dtype, device=backbone.device)
-    training = backbone.training
-    with torch.no_grad():
-        tokens = grid_tokens(backbone.eval()(pixels).last_hidden_state)
-    backbone.train(training)
-    return tokens.shape[-1]

@@ -11,6 +11,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .captioner_shipping import registered
+
 
 def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """One batch of features of different lengths.
@@ -189,11 +191,13 @@ class CaptionerProcessor(ProcessorMixin):
         classes: dict[Any, str] = {type(self): "AutoProcessor"}
         if type(self.image_processor).__module__.split(".")[0] != "transformers":  # theirs is everywhere already
             classes[type(self.image_processor)] = "AutoImageProcessor"
-        before = {cls: cls._auto_class for cls in classes}
-        try:
-            for cls, auto_class in classes.items():
-                cls.register_for_auto_class(auto_class)
+        with registered(classes):
             return super().save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            for cls, auto_class in before.items():
-                cls._auto_class = auto_class
+
+
+class ExpansionNetV2Processor(CaptionerProcessor):
+    """[`CaptionerProcessor`] under the name that folders of ExpansionNet v2 have in their `processor_config.json`."""
+
+
+class SaticProcessor(CaptionerProcessor):
+    """[`CaptionerProcessor`] under the name that folders of SATIC have in their `processor_config.json`."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from hf_captioners import DicoConfig, DicoForImageCaptioning
+from hf_captioners import DicoCaptionerConfig, DicoForImageCaptioning
 from hf_captioners.cli import features
 from hf_captioners.cli.main import build_parser, main
 from hf_captioners.data.captions.karpathy import SPLITS
@@ -77,7 +77,7 @@ def test_grid_of_a_whole_clip_is_what_dico_sees(arguments, tmp_path, dtype):
     clip_arguments = {**arguments, "--model": str(tmp_path / "clip"), "--tokens": "grid", "--dtype": "float32"}
     assert run(clip_arguments) == 0
     store = FeatureStore(tmp_path / "out")
-    config = DicoConfig(d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=30)
+    config = DicoCaptionerConfig(d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=30)
     model = DicoForImageCaptioning.from_backbone(tmp_path / "clip", config).eval()
     model.freeze_backbone()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "clip", backend="pil")

@@ -20,8 +20,8 @@ from hf_captioners import (
     ClipGpt2Config,
     ClipGpt2ForImageCaptioning,
     ClipGpt2Processor,
+    DicoCaptionerConfig,
     DiCOConfig,
-    DicoConfig,
     DicoForImageCaptioning,
     DicoProcessor,
     DiCOTrainer,
@@ -96,7 +96,7 @@ def clip_gpt2(dropout: float) -> ClipGpt2ForImageCaptioning:
 
 def dico(dropout: float) -> DicoForImageCaptioning:
     parts = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
-    config = DicoConfig(
+    config = DicoCaptionerConfig(
         d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=16, decoder_ffn_dim=16, max_image_tokens=8, max_position_embeddings=LONGEST,
         vision_config=vision(dropout), initializer_range=0.3, **{f"{part}_dropout": dropout for part in parts}, **IDS,

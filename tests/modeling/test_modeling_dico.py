@@ -26,9 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_captioners import DicoConfig, DicoForImageCaptioning, DicoProcessor, build_word_tokenizer
+from hf_captioners import DicoCaptionerConfig, DicoForImageCaptioning, DicoProcessor, build_word_tokenizer
 from hf_captioners.inference.ensemble import CaptionerEnsemble
-from hf_captioners.modeling.modeling_dico import caption_loss
+from hf_captioners.modeling.captioner_losses import smoothed_cross_entropy
 
 RATES = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
 TINY_CLIP = {
@@ -70,7 +70,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 def tiny_model(seed: int = 0, sharp: bool = True, **changes) -> DicoForImageCaptioning:
     torch.manual_seed(seed)
     options = {**TINY, "features_only": True, "feature_size": 16, **changes}
-    model = DicoForImageCaptioning(DicoConfig(**options)).eval()
+    model = DicoForImageCaptioning(DicoCaptionerConfig(**options)).eval()
     if sharp:  # peaked distributions that depend on the picture
         with torch.no_grad():
             model.decoder.transformer.wte.weight.mul_(20.0)
@@ -103,7 +103,7 @@ class TestContract(CaptionerContract):
 
 def test_the_released_sizes_are_the_defaults():
     with torch.device("meta"):
-        model = DicoForImageCaptioning(DicoConfig())
+        model = DicoForImageCaptioning(DicoCaptionerConfig())
     parts = [model, model.backbone, model.vis_enc_to_enc_proj, model.decoder]
     counts = [sum(p.numel() for p in part.parameters()) for part in parts]
     dead = 15_889_920  # BERT's word embedding and pooler
@@ -132,7 +132,7 @@ def test_the_released_sizes_are_the_defaults():
 )
 def test_config_refuses_what_cannot_be(changes, message):
     with pytest.raises(Exception, match=message):
-        DicoConfig(**{**TINY, "features_only": True, "feature_size": 16, **changes})
+        DicoCaptionerConfig(**{**TINY, "features_only": True, "feature_size": 16, **changes})
 
 
 @pytest.mark.parametrize("feature_size", [16, 24])
@@ -189,7 +189,7 @@ def test_padding_does_not_reach_a_gradient():
 def test_any_backbone_can_stand_in(tmp_path):
     tower = MobileNetV2Model(MobileNetV2Config(image_size=32, depth_multiplier=0.25))
     tower.save_pretrained(tmp_path)
-    config = DicoConfig(**TINY, features_only=True)
+    config = DicoCaptionerConfig(**TINY, features_only=True)
     for source in (tower, tmp_path):
         model = DicoForImageCaptioning.from_backbone(source, config).eval()
         assert model.config.vision_config.model_type == "mobilenet_v2"
@@ -202,7 +202,7 @@ def test_the_tower_of_a_whole_clip_is_taken(tmp_path):
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
     clip = CLIPModel(CLIPConfig(vision_config=TINY_CLIP, text_config=text, projection_dim=12))
     clip.save_pretrained(tmp_path)
-    config = DicoConfig(**TINY, features_only=True)
+    config = DicoCaptionerConfig(**TINY, features_only=True)
     model = DicoForImageCaptioning.from_backbone(tmp_path, config)
     for name, value in clip.vision_model.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value), name
@@ -312,7 +312,7 @@ def test_smoothing_spreads_over_all_tokens():
     logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, 0, 6]])
     q = torch.full((2, 3, 7), 0.2 / 7).scatter_add(-1, labels.clamp(min=0)[..., None], torch.full((2, 3, 1), 0.8))
     expected = -(q * logits.log_softmax(-1)).sum(-1)[labels != -100].mean()
-    torch.testing.assert_close(caption_loss(logits, labels, 0.2), expected)
+    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.2), expected)
     model = tiny_model(label_smoothing=0.3)
     features = torch.randn(1, 4, 16)
     sharp = model(image_features=features, labels=torch.tensor([[7, 8]]), smoothing=0.0).loss

@@ -8,7 +8,8 @@ from contracts.captioner import CaptionerContract
 from transformers import AutoProcessor, MobileNetV2Config, MobileNetV2Model, SwinModel
 
 from hf_captioners import ExpansionNetV2Config, ExpansionNetV2ForImageCaptioning
-from hf_captioners.modeling.modeling_expansionnet_v2 import _DropPathAfterMLP, label_smoothed_loss
+from hf_captioners.modeling.captioner_losses import smoothed_divergence
+from hf_captioners.modeling.modeling_expansionnet_v2 import _DropPathAfterMLP
 
 
 def without_dropout(folder) -> ExpansionNetV2ForImageCaptioning:
@@ -107,12 +108,12 @@ def test_no_gradient_is_nan_when_a_position_has_only_one_sign():
 def test_loss_is_zero_exactly_at_the_smoothed_target():
     target = torch.full((1, 1, 10), 0.1 / 9)
     target[..., 4] = 0.9
-    loss = label_smoothed_loss(target.log(), torch.tensor([[4]]), 0.1)
+    loss = smoothed_divergence(target.log(), torch.tensor([[4]]), 0.1)
     assert abs(loss.item()) < 1e-6
     plain = torch.randn(2, 3, 10)
     labels = torch.tensor([[1, 2, -100], [3, -100, -100]])
     expected = torch.nn.functional.cross_entropy(plain.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(label_smoothed_loss(plain, labels, 0.0), expected)
+    torch.testing.assert_close(smoothed_divergence(plain, labels, 0.0), expected)
 
 
 def test_smoothed_loss_equals_the_divergence_of_torch():
@@ -120,7 +121,7 @@ def test_smoothed_loss_equals_the_divergence_of_torch():
     q = torch.full((2, 3, 7), 0.2 / 6).scatter(-1, labels.clamp(min=0)[..., None], 0.8)
     divergence = torch.nn.functional.kl_div(logits.log_softmax(-1), q, reduction="none").sum(-1)
     expected = divergence[labels != -100].mean()
-    torch.testing.assert_close(label_smoothed_loss(logits, labels, 0.2), expected)
+    torch.testing.assert_close(smoothed_divergence(logits, labels, 0.2), expected)
 
 
 def test_any_backbone_can_stand_in():

@@ -20,13 +20,8 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
-from hf_captioners.modeling.modeling_satic import (
-    GroupLinear,
-    LayerNorm,
-    group_inputs,
-    group_mask,
-    smoothed_cross_entropy,
-)
+from hf_captioners.modeling.captioner_losses import smoothed_divergence
+from hf_captioners.modeling.modeling_satic import GroupLinear, LayerNorm, group_inputs, group_mask
 
 SWIN = {
     "model_type": "swin",
@@ -131,7 +126,7 @@ def test_the_released_sizes_are_the_defaults():
         ({"training_mask": "none"}, "training_mask must be one of"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
         ({"label_smoothing": -0.1}, "label_smoothing must be in"),
-        ({"unk_token_id": 30}, "unk_token_id=30 is not one of the 30 words"),
+        ({"unk_token_id": 30}, "unk_token_id=30 is not an id of vocab_size=30"),
         ({"d_model": "wide"}, "Field 'd_model' expected int, got str"),
         ({"feature_size": None, "vision_config": {"model_type": "mobilenet_v2"}}, "1280 for MobileNetV2"),
     ],
@@ -336,10 +331,10 @@ def test_smoothed_loss_is_the_divergence_of_torch():
     logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, 0, 6]])
     targets = torch.full((2, 3, 7), 0.2 / 6).scatter(-1, labels.clamp(min=0)[..., None], 0.8)
     divergence = torch.nn.functional.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(-1)
-    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.2), divergence[labels != -100].mean())
+    torch.testing.assert_close(smoothed_divergence(logits, labels, 0.2), divergence[labels != -100].mean())
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.0), plain)
-    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.0, 10), plain * 0.5)
+    torch.testing.assert_close(smoothed_divergence(logits, labels, 0.0), plain)
+    torch.testing.assert_close(smoothed_divergence(logits, labels, 0.0, 10), plain * 0.5)
 
 
 def test_a_backbone_takes_the_place_of_regions(labels):

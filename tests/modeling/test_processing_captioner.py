@@ -225,7 +225,7 @@ class TestFiles:
             "captioner_image_io.py",
             "image_processing_captioner.py",
             "processing_captioner.py",
-            "processing_expansionnet_v2.py",
+            "captioner_shipping.py",
         }
         for index, one in enumerate((processor, ExpansionNetV2Processor.from_pretrained(tmp_path / "shipped"))):
             one.save_pretrained(tmp_path / f"plain{index}")
@@ -237,7 +237,7 @@ class TestFiles:
         processor.save_pretrained(tmp_path, ship_code=True)
         assert {path.name for path in tmp_path.glob("*.py")} == {
             "processing_captioner.py",
-            "processing_expansionnet_v2.py",
+            "captioner_shipping.py",
         }
         loaded = ExpansionNetV2Processor.from_pretrained(tmp_path)
         assert type(loaded.image_processor) is ViTImageProcessorPil

@@ -33,7 +33,7 @@ from transformers.generation.logits_process import (
 from hf_captioners import (
     ClipGpt2Config,
     ClipGpt2ForImageCaptioning,
-    DicoConfig,
+    DicoCaptionerConfig,
     DicoForImageCaptioning,
     SaticConfig,
     SaticForImageCaptioning,
@@ -98,7 +98,7 @@ def small_dico() -> DicoForImageCaptioning:
     heads = {"encoder_attention_heads": 3, "decoder_attention_heads": 2}
     sizes = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 32}
     torch.manual_seed(0)
-    config = DicoConfig(
+    config = DicoCaptionerConfig(
         vocab_size=14, features_only=True, feature_size=12, max_position_embeddings=24, **heads, **sizes, **SPECIAL
     )
     model = DicoForImageCaptioning(config).eval()

@@ -1,0 +1,223 @@
+"""Captioners that write word by word: each word is predicted from those before it.
+
+Beside what every captioner says, such a model says `decode`, `start_cache`, and, if its loss is not torch's
+cross-entropy, `caption_loss`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.cache_utils import Cache
+
+from .captioner_base import CaptionerPreTrainedModel
+from .captioner_cache import CaptionerCache
+from .captioner_layers import ended_before, token_entropies, token_log_probs
+from .captioner_losses import smoothed_cross_entropy
+from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+
+
+class AutoregressiveCaptioner(CaptionerPreTrainedModel):
+    """Base of the captioners that write word by word.
+
+    Its `loss_inputs` are `smoothing` (`float`, *optional*, defaults to `config.label_smoothing`), see `caption_loss`,
+    and what a model adds.
+    """
+
+    loss_inputs: ClassVar[tuple[str, ...]] = ("smoothing",)
+    beam_rules: ClassVar[dict[str, Callable | None]] = {"standard": None}
+
+    # -- what a model says -------------------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: Any,
+        *,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        teacher_forcing: bool = False,
+    ) -> CaptionerOutput:
+        """Score the next word at every place of captions.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(N, T)`): the captions, start token first; with a cache their
+                continuations. N is a multiple of B.
+            encoder_outputs ([`CaptionerEncoderOutput`]): of B pictures.
+            cache ([`CaptionerCache`], *optional*): of `start_cache`, after the tokens before `input_ids`.
+            logits_to_keep (`int`, defaults to 0): only the logits of the last places; 0 for all.
+            output_hidden_states (`bool`, defaults to `False`): whether the layers' outputs are wanted.
+            teacher_forcing (`bool`, defaults to `False`): whether the captions are those to learn.
+
+        Returns:
+            [`CaptionerOutput`]: `logits`, and `decoder_hidden_states` if there are any.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define decode.")
+
+    def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> CaptionerCache | None:
+        """The state that decoding starts from; `None`: nothing can be kept, and every step starts over."""
+        return None
+
+    def caption_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items: torch.Tensor | int | None,
+        encoder_outputs: CaptionerEncoderOutput,
+        smoothing: float,
+    ) -> torch.Tensor:
+        """The training loss; by default the cross-entropy with smoothing as torch has it.
+
+        Args:
+            logits (`torch.Tensor` of shape `(N, T, V)`): scores.
+            labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
+            num_items (`int` or `torch.Tensor`, *optional*): what the sum is divided by; the number of targets by
+                default.
+            encoder_outputs ([`CaptionerEncoderOutput`]): of the pictures.
+            smoothing (`float`): probability mass of other words.
+
+        Returns:
+            `torch.Tensor` of shape `()`: in nats per target.
+        """
+        return smoothed_cross_entropy(logits, labels, smoothing, num_items)
+
+    # -- scoring -----------------------------------------------------------------------------------------------------
+
+    def shift_labels(self, labels: torch.Tensor | None) -> torch.Tensor:
+        """The decoder's input (N, T) of `labels` (N, T): the start token, then the words; padding for -100.
+
+        Raises:
+            ValueError: `labels` is `None`.
+        """
+        if labels is None:
+            raise ValueError("give decoder_input_ids or labels.")
+        start: Any = self.config.decoder_start_token_id
+        pad: Any = self.config.pad_token_id
+        shifted = labels.roll(1, dims=1)
+        shifted[:, 0] = start
+        return shifted.masked_fill(shifted == -100, pad)
+
+    def score_captions(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        labels: torch.Tensor | None,
+        *,
+        decoder_input_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+        smoothing: float | None = None,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+        **loss_inputs: Any,
+    ) -> CaptionerOutput:
+        """Score captions by one pass over all their places; see `forward`."""
+        if decoder_input_ids is None:
+            decoder_input_ids = self.shift_labels(labels)
+        if use_cache and past_key_values is None:
+            past_key_values = self.start_cache(encoder_outputs)
+        if past_key_values is not None and not isinstance(past_key_values, CaptionerCache):
+            raise ValueError(f"past_key_values must come from start_cache, not be a {type(past_key_values).__name__}.")
+        memory = self._row_per_image(encoder_outputs, past_key_values)
+        self._check_captions(decoder_input_ids, memory, past_key_values)
+        output = self.decode(
+            decoder_input_ids,
+            memory,
+            past_key_values,
+            logits_to_keep=logits_to_keep,
+            output_hidden_states=output_hidden_states,
+            teacher_forcing=labels is not None,
+        )
+        loss = None
+        if labels is not None:
+            smoothing = self.config.label_smoothing if smoothing is None else smoothing
+            loss = self.caption_loss(
+                output.logits, labels, num_items_in_batch, memory, smoothing=smoothing, **loss_inputs
+            )
+        return dataclasses.replace(output, loss=loss, past_key_values=past_key_values)
+
+    def _row_per_image(
+        self, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache | None
+    ) -> CaptionerEncoderOutput:
+        """Encoder outputs of B pictures, of which `generate` may have repeated every row for each caption."""
+        if cache is None:
+            return encoder_outputs
+        repeats = encoder_outputs.last_hidden_state.shape[0] // cache.images
+        return encoder_outputs if repeats == 1 else encoder_outputs.rows(slice(None, None, repeats))
+
+    def _check_captions(
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache | None
+    ) -> None:
+        """Refuse captions that cannot be shared out among the pictures, or are too long."""
+        captions, images = input_ids.shape[0], encoder_outputs.last_hidden_state.shape[0]
+        if captions % images:
+            raise ValueError(f"{captions} captions cannot be shared out among {images} pictures evenly.")
+        self._check_length(input_ids, encoder_outputs, cache)
+
+    def _check_length(
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache | None
+    ) -> None:
+        length = input_ids.shape[1] + (0 if cache is None else cache.get_seq_length())
+        longest: int = self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(f"a caption of {length} tokens is longer than max_position_embeddings={longest}.")
+
+    def sequence_log_probs(
+        self,
+        sequences: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        return_entropies: bool = False,
+        **images: Any,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of every token of captions given those before it; see `CaptionerPreTrainedModel`."""
+        targets = sequences[:, 1:]
+        output = self(decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, **images)
+        log_probs = token_log_probs(output.logits, targets)
+        ended = ended_before(targets, self.generation_config.eos_token_id)
+        log_probs = log_probs.masked_fill(ended, 0.0)
+        if not return_entropies:
+            return log_probs
+        return log_probs, token_entropies(output.logits).masked_fill(ended, 0.0)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write_captions(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        beam_rule: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Write captions one word after the other, in transformers' loops or those of `beam_rule`; see `generate`."""
+        merged, _ = self._prepare_generation_config(generation_config, **kwargs)
+        search = self._choose_beam_search(merged, beam_rule)
+        self._check_longest(merged)
+        if search is not None:
+            kwargs.setdefault("custom_generate", search)
+        if "max_new_tokens" in kwargs:
+            kwargs.setdefault("max_length", None)  # one limit is enough: transformers warns of two
+        if merged.use_cache and kwargs.get("past_key_values") is None:
+            cache = self.start_cache(encoder_outputs)
+            kwargs |= {"use_cache": False} if cache is None else {"past_key_values": cache}
+        # a copy, because generate repeats its rows for every beam in place
+        memory = dataclasses.replace(encoder_outputs, image_features=None, hidden_states=None)
+        generate: Any = GenerationMixin.generate  # not this class's, which has encoded the pictures already
+        return generate(self, None, generation_config, *args, encoder_outputs=memory, **kwargs)
+
+    def _choose_beam_search(self, generation_config: GenerationConfig, beam_rule: str | None) -> Callable | None:
+        rule = generation_config.to_dict().get("beam_rule", "standard") if beam_rule is None else beam_rule
+        if rule not in self.beam_rules:
+            raise ValueError(f"beam_rule must be one of {sorted(self.beam_rules)}, not {rule!r}.")
+        return self.beam_rules[rule] if generation_config.num_beams > 1 else None
+
+    def _check_longest(self, generation_config: GenerationConfig) -> None:
+        length, name = generation_config.max_length or 0, "max_length"
+        if generation_config.max_new_tokens is not None:
+            length, name = generation_config.max_new_tokens + 1, "max_new_tokens + 1"
+        longest: int = self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(f"{name}={length} is beyond this model's max_position_embeddings={longest}.")
