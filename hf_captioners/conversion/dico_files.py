@@ -6,6 +6,10 @@ of the two files that are needed are copied, counted byte by byte, to names of o
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
+import lzma
 import os
 import tarfile
 import tempfile
@@ -13,10 +17,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from ..data.files import regular_file, working_folder
 from .safe_load import load_json
 from .writing import ConversionError
 
@@ -26,9 +30,23 @@ SHARDED = tuple(f"{name}.index.json" for name in WEIGHTS)
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MAX_MEMBERS = 10_000
 MAX_BYTES = 16 * 1024**3  # of all members together; the released captioner has about 1 GB
+MAX_RATIO, FREE_BYTES = 20, 64 * 1024**2  # weights hardly shrink; small archives may unpack to this much
+MAX_HEADER = 4 * 1024**2  # of a tar: what is read of it at once
 _CHUNK = 1024 * 1024
 # What the readers of damaged archives raise; RuntimeError is an encrypted one
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk that they are copied to
+_PACKED: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 
 _Members = dict[str, Callable[[], IO[bytes] | None]]  # name in the archive -> how to open it
 
@@ -71,21 +89,20 @@ def opened_files(
     ```
     """
     path = Path(checkpoint)
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    members = None if path.is_dir() else _archive(path)
+    members = None if path.is_dir() else _archive(regular_file(path, "checkpoint"))
     if members is None:
         yield _find(path, str(path), original_config)
         return
-    with tempfile.TemporaryDirectory(prefix="hf_captioners_") as folder:
+    # the weights of a killed conversion are removed by the next one
+    with working_folder(Path(tempfile.gettempdir()), "hf_captioners_", mode=0o700) as folder:
         try:
             with members(path) as found:
-                _take(path, found, Path(folder), needs_config=original_config is None)
+                _take(path, found, folder, needs_config=original_config is None)
         except _DAMAGED as error:
-            if isinstance(error, ConversionError):
+            if isinstance(error, ConversionError) or (isinstance(error, OSError) and error.errno in _FULL):
                 raise
             raise ConversionError(f"{path}: cannot be read as an archive: {type(error).__name__}: {error}") from error
-        yield _find(Path(folder), str(path), original_config)
+        yield _find(folder, str(path), original_config)
 
 
 def _find(path: Path, where: str, original_config: str | Path | Mapping[str, Any] | None) -> tuple[Path, Any]:
@@ -136,8 +153,12 @@ def _weights_of(names: Collection[str], where: str) -> str:
 
 def _archive(path: Path) -> Any:
     """How to list the members of an archive; `None` of another file."""
-    if tarfile.is_tarfile(path):  # first: a tar that ends with a zip looks like one
-        return _tar_members
+    try:
+        with _opened_tar(path):  # first: a tar that ends with a zip looks like one
+            return _tar_members
+    except _DAMAGED as error:
+        if isinstance(error, ConversionError):
+            raise
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:  # torch.save writes zip archives too
             is_torch = any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist()[:MAX_MEMBERS])
@@ -160,14 +181,41 @@ def _zip_members(path: Path) -> Iterator[_Members]:
 
 
 @contextmanager
+def _opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar, compressed or not, of which no header is read that is larger than the limit."""
+    with path.open("rb") as file:
+        start = file.read(6)
+        file.seek(0)
+        unpack = next((unpack for magic, unpack in _PACKED if start.startswith(magic)), None)
+        stream = _BoundedReads(path, file if unpack is None else unpack(file))
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as archive:
+            yield archive
+
+
+class _BoundedReads:
+    """A file that is read in pieces: tarfile reads a header of whatever size the archive says, at once."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self.file = path, file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise ConversionError(f"{self.path}: a header of {size} bytes; the limit is {MAX_HEADER}")
+        return self.file.read(size)
+
+
+@contextmanager
 def _tar_members(path: Path) -> Iterator[_Members]:
-    with tarfile.open(path) as archive:
+    with _opened_tar(path) as archive:
         limits = _Limits(path)
         members: _Members = {}
         for info in archive:  # one after the other: a large one is refused before it is decompressed
             limits.admit(info.name, info.size)
-            if not (info.isreg() or info.isdir()):
-                raise ConversionError(f"{path}: the member {info.name!r} is a link or a device; only files are read")
+            if not (info.isreg() or info.isdir()) or info.issparse():
+                raise ConversionError(
+                    f"{path}: the member {info.name!r} is a link, a device or a sparse file; only files are read"
+                )
             if info.isreg():
                 members[info.name] = lambda info=info: archive.extractfile(info)
         yield members
@@ -180,6 +228,7 @@ class _Limits:
 
     def __init__(self, path: Path) -> None:
         self.path, self.count, self.total = path, 0, 0
+        self.allowed = min(MAX_BYTES, max(FREE_BYTES, MAX_RATIO * path.stat().st_size))
 
     def admit(self, name: str, size: int) -> None:
         self.count, self.total = self.count + 1, self.total + size
@@ -188,9 +237,9 @@ class _Limits:
             raise ConversionError(
                 f"{self.path}: the member {name!r} leads out of the archive; such archives are refused"
             )
-        if self.count > MAX_MEMBERS or self.total > MAX_BYTES:
+        if self.count > MAX_MEMBERS or self.total > self.allowed:
             raise ConversionError(
-                f"{self.path}: more than {MAX_MEMBERS} members or {MAX_BYTES} bytes; give the folder or the weights"
+                f"{self.path}: more than {MAX_MEMBERS} members or {self.allowed} bytes; give the folder or the weights"
             )
 
 

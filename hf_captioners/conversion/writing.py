@@ -1,6 +1,7 @@
 """What every conversion ends with: a report or a list of problems, and a folder that appears whole or not at all."""
 
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.files import is_in_use, system_errors, working_folder, working_folders
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 10
 # What `save_pretrained` of a captioner and its processor write; a folder with anything else in it is never replaced.
@@ -89,7 +94,7 @@ def raise_problems(title: str, problems: Sequence[str]) -> None:
 
 def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path:
     """
-    Checks that a folder may be written (again).
+    Checks that a folder may be written (again), and brings back what a conversion that was killed had set aside.
 
     Args:
         out_dir (`str` or `Path`): the folder; it need not exist.
@@ -103,6 +108,7 @@ def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path
         FileExistsError: it is a file, or a folder with content that may not be replaced.
     """
     path = Path(out_dir).resolve()
+    _bring_back(path)
     if not path.exists():
         return path
     if not path.is_dir():
@@ -139,6 +145,7 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
 
     Raises:
         FileExistsError: as in [`check_out_dir`].
+        OSError: the disk is full, or the folder cannot be written.
 
     Example:
 
@@ -156,14 +163,10 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
     """
     target = check_out_dir(out_dir, model_type, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # mkdir instead of tempfile.mkdtemp: the folder keeps the user's ordinary permissions
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
-    temporary.mkdir()
-    try:
-        yield temporary
+    with working_folder(target.parent, f".{target.name}.", ".new") as temporary:
+        with system_errors(out_dir):
+            yield temporary
         _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap(temporary: Path, target: Path) -> None:
@@ -171,14 +174,27 @@ def _swap(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.rename(target)
         return
-    previous = temporary.with_suffix(".old")
+    # not hidden: it is all that there is if the process is killed between the two
+    previous = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
     target.rename(previous)
     try:
         temporary.rename(target)
-    except OSError:
+    except BaseException:
         previous.rename(target)
         raise
     shutil.rmtree(previous)
+
+
+def _bring_back(target: Path) -> None:
+    """Undoes what a process that was killed in [`_swap`] has left."""
+    if any(is_in_use(path) for path in working_folders(target.parent, f".{target.name}.", ".new")):
+        return
+    for previous in working_folders(target.parent, f"{target.name}.old-"):
+        if target.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            previous.rename(target)
+            logger.warning("%s: brought back; a conversion that was to replace it was killed", target)
 
 
 def _model_type(path: Path) -> str | None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's libraries write the number of a system's error
 
@@ -79,6 +86,94 @@ def system_errors(path: str | Path) -> Iterator[None]:
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextmanager
+def working_folder(parent: Path, prefix: str, suffix: str = "", mode: int = 0o777) -> Iterator[Path]:
+    """Make a folder to work in, which is gone at the end, and remove those that killed runs have left.
+
+    A folder in use is locked by its process, and the system releases the lock of a process that ends. (Where there are
+    no such locks, as on Windows, nothing is removed.)
+
+    Args:
+        parent (`Path`): where to make it.
+        prefix (`str`), suffix (`str`, *optional*): what its name begins and ends with; a random number is between.
+        mode (`int`, *optional*, defaults to `0o777`): permissions, before the user's mask.
+
+    Yields:
+        `Path`: the folder, empty; it may be renamed.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.data.files import working_folder
+    >>> with tempfile.TemporaryDirectory() as parent, working_folder(Path(parent), ".model.", ".new") as folder:
+    ...     folder.name.startswith(".model."), folder.name.endswith(".new")
+    (True, True)
+
+    ```
+    """
+    for path in working_folders(parent, prefix, suffix):
+        if not is_in_use(path):
+            shutil.rmtree(path, ignore_errors=True)
+    name = f"{prefix}{uuid.uuid4().hex}{suffix}"
+    folder = parent / f"{name}.making"  # under its name only when it is locked, or another process would remove it
+    folder.mkdir(mode)
+    lock = _lock(folder)
+    try:
+        folder = folder.rename(parent / name)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def working_folders(parent: Path, prefix: str, suffix: str = "") -> list[Path]:
+    """List the folders that [`working_folder`] has made, in use or left.
+
+    Args:
+        parent (`Path`), prefix (`str`), suffix (`str`): as there.
+
+    Returns:
+        `list[Path]`
+    """
+    pattern = re.compile(f"{re.escape(prefix)}[0-9a-f]{{32}}{re.escape(suffix)}")
+    return [path for path in parent.iterdir() if pattern.fullmatch(path.name)] if parent.is_dir() else []
+
+
+def is_in_use(folder: Path) -> bool:
+    """Tell whether a folder is locked by a process, this one included.
+
+    Args:
+        folder (`Path`): from [`working_folders`].
+
+    Returns:
+        `bool`: also true if that cannot be told.
+    """
+    lock = _lock(folder)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder; `None` if there is none to be had."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -468,11 +469,31 @@ class TestBadArchives:
         self.refused(self.zip(tmp_path / "x.zip", {name: b"", "config.json": b"{}"}), message)
         self.refused(self.tar(tmp_path / "x.tar.gz", (tarfile.TarInfo(name), b"")), message)
 
+    def test_headers_and_sparse_members_of_gigabytes(self, tmp_path: Path) -> None:
+        for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            header = tarfile.TarInfo("x")
+            header.type, header.size = kind, 5_000_000
+            content = header.tobuf(tarfile.GNU_FORMAT) + bytes(5_000_192)
+            (tmp_path / "x.tar.gz").write_bytes(gzip.compress(content))
+            self.refused(tmp_path / "x.tar.gz", "a header of [0-9]* bytes; the limit is 4194304")
+        sparse = tarfile.TarInfo("pytorch_model.bin")
+        sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "5000000", "GNU.sparse.numblocks": "0"}
+        self.refused(self.tar(tmp_path / "y.tar.gz", (sparse, b"")), "a sparse file; only files are read")
+        large = tarfile.TarInfo("pytorch_model.bin")
+        large.size = 2**36 - 1
+        (tmp_path / "z.tar").write_bytes(large.tobuf() + bytes(1024))
+        self.refused(tmp_path / "z.tar", "more than 10000 members or 67108864 bytes")
+
+    def test_a_fifo_is_not_opened(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.tar")
+        with pytest.raises(OSError, match="found something that is not a regular file"):
+            convert("dico", tmp_path / "x.tar", tmp_path / "out")
+
     def test_links_and_devices(self, tmp_path):
         for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../secret"), (tarfile.FIFOTYPE, "")):
             info = tarfile.TarInfo("pytorch_model.bin")
             info.type, info.linkname = kind, target
-            self.refused(self.tar(tmp_path / "x.tar.gz", (info, b"")), "'pytorch_model.bin' is a link or a device")
+            self.refused(self.tar(tmp_path / "x.tar.gz", (info, b"")), "'pytorch_model.bin' is a link, a device or")
 
     def test_too_much(self, original, tmp_path, monkeypatch):
         content = {path.name: path.read_bytes() for path in original.iterdir()}

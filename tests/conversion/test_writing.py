@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_captioners.conversion.writing import ConversionError, check_out_dir, new_folder, raise_problems
 
@@ -88,6 +95,73 @@ class TestNewFolder:
             pass
         assert names(tmp_path) == ["model"]
         assert (out / "model.safetensors").read_bytes() == b"old"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hf_captioners.conversion import writing
+
+def kill_at_second(self, target, rename=Path.rename, seen=[]):
+    seen.append(target)
+    if len(seen) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.rename = kill_at_second
+with writing.new_folder(sys.argv[1], "expansionnet_v2", overwrite=True) as folder:
+    (folder / "model.safetensors").write_bytes(b"new")
+"""
+
+
+class TestKilled:
+    """Renames of a conversion that replaces another: the lock, what was there aside, what is new in its place."""
+
+    @pytest.mark.parametrize("rename", [1, 2, 3])
+    def test_the_next_run_clears_up_and_brings_back(self, tmp_path: Path, rename: int) -> None:
+        out = previous_conversion(tmp_path / "model")
+        run = subprocess.run([sys.executable, "-c", KILLED, str(out), str(rename)], check=False)
+        assert run.returncode == -signal.SIGKILL
+        visible = [name for name in names(tmp_path) if not name.startswith(".")]
+        assert len(visible) == 1 and (tmp_path / visible[0] / "model.safetensors").read_bytes() == b"old"
+        with pytest.raises(FileExistsError, match="is not empty"):  # found again, before any work
+            check_out_dir(out, TYPE, overwrite=False)
+        assert (out / "model.safetensors").read_bytes() == b"old"
+        with new_folder(out, TYPE, overwrite=True) as folder:
+            (folder / "model.safetensors").write_bytes(b"new")
+        assert [name for name in names(tmp_path) if not name.endswith(".making")] == ["model"]
+        assert (out / "model.safetensors").read_bytes() == b"new"
+
+    def test_what_is_in_use_stays(self, tmp_path: Path) -> None:
+        with new_folder(tmp_path / "model", TYPE) as first, new_folder(tmp_path / "model", TYPE) as second:
+            assert first.is_dir() and first != second
+            (tmp_path / f"model.old-{'0' * 32}").mkdir()
+            check_out_dir(tmp_path / "model", TYPE, overwrite=False)
+            assert not (tmp_path / "model").exists()  # whoever is at it may be between two renames
+
+    def test_folders_of_others_stay(self, tmp_path: Path) -> None:
+        for name in ("model.old", "model.old-1", ".model.new", ".model.x.new", f".models.{'0' * 32}.new"):
+            (tmp_path / name).mkdir()
+        before = names(tmp_path)
+        with new_folder(tmp_path / "model", TYPE):
+            pass
+        assert names(tmp_path) == sorted([*before, "model"])
+
+
+class TestFullDisk:
+    def test_is_an_os_error_and_nothing_is_left(self, tmp_path: Path) -> None:
+        """A limit on the size of files stands for the disk."""
+        save = {"a": torch.zeros(1_000_000)}
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+        try:
+            with pytest.raises(OSError) as error, new_folder(tmp_path / "model", TYPE) as folder:
+                save_file(save, folder / "model.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / "model")
+        assert names(tmp_path) == []
 
 
 class TestCheckOutDir:
