@@ -34,6 +34,7 @@ from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
 from hf_captioners.inference.caption_files import caption_files
 from hf_captioners.metrics import CaptionMetrics, Evaluation
+from hf_captioners.modeling.captioner_trust import load_pretrained
 from hf_captioners.reports.contact_sheet import SheetItem, contact_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,8 +86,8 @@ class Run:
 
     def load(self) -> tuple[Any, Any]:
         """The captioner and its processor."""
-        model = AutoModelForImageTextToText.from_pretrained(self.captioner).eval()
-        return model, AutoProcessor.from_pretrained(self.captioner)
+        model = load_pretrained(AutoModelForImageTextToText, self.captioner).eval()
+        return model, load_pretrained(AutoProcessor, self.captioner)
 
 
 def expansionnet_v2(args: argparse.Namespace) -> Iterator[Run]:

@@ -33,6 +33,7 @@ from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.metrics import CaptionMetrics
 from hf_captioners.metrics.clip.clip_score import ClipScorer
 from hf_captioners.metrics.clip.retrieval import clip_recall
+from hf_captioners.modeling.captioner_trust import load_pretrained
 
 START = "expansionnet_v2"
 SAMPLES = 10_000
@@ -81,8 +82,8 @@ class RewardRun:
 
     def load(self) -> tuple[Any, Any]:
         """The captioner and its processor."""
-        model = AutoModelForImageTextToText.from_pretrained(self.captioner).eval()
-        return model, AutoProcessor.from_pretrained(self.captioner)
+        model = load_pretrained(AutoModelForImageTextToText, self.captioner).eval()
+        return model, load_pretrained(AutoProcessor, self.captioner)
 
 
 def run_example(example: str, *words: str) -> None:

@@ -23,13 +23,15 @@ from hf_captioners import (
     build_vocabulary,
     build_word_tokenizer,
 )
+from hf_captioners.cli.common import TrustArguments
 from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.cli.training.script import read_command_line, short_errors, train
 from hf_captioners.data.rows import training_captions
+from hf_captioners.modeling.captioner_trust import foreign_code, load_pretrained
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(TrustArguments):
     """What to start from, and the sizes of a new captioner."""
 
     model: str | None = field(default=None, metadata={"help": "Captioner to continue from, a folder or Hub name."})
@@ -73,28 +75,31 @@ def fresh_gpt2(script: ScriptArguments, vocabulary: int) -> GPT2LMHeadModel:
 
 def new_captioner(script: ScriptArguments, captions: list[str]) -> tuple[Any, Any]:
     """A captioner from two towers, and its processor."""
+    trust = script.trust_remote_code
     own_words = script.gpt2 is None or script.own_vocabulary
     if own_words:
         vocabulary = build_vocabulary(captions, script.min_count)
         tokenizer: Any = build_word_tokenizer(vocabulary, model_max_length=script.gpt2_positions)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(script.gpt2)
+        tokenizer = load_pretrained(AutoTokenizer, script.gpt2, trust)
     if script.backbone is None:
         raise SystemExit("--backbone: give a pretrained CLIP, or --model to continue from a captioner.")
-    image_processor = AutoImageProcessor.from_pretrained(script.backbone, backend="pil")
+    image_processor = load_pretrained(AutoImageProcessor, script.backbone, trust, backend="pil")
     tags = build_tags(captions, script.num_tags) if script.num_tags else None
     processor = ClipGpt2Processor(image_processor, tokenizer, tags=tags)
     names = ("prefix_length", "mapping_type", "normalize_prefix")
     options: dict[str, Any] = {name: getattr(script, name) for name in names}
     if tags is not None:
         options["tag_token_ids"] = processor.tag_token_ids()
-    model = ClipGpt2ForImageCaptioning.from_encoder_decoder_pretrained(
-        script.backbone,
-        fresh_gpt2(script, len(tokenizer)) if script.gpt2 is None else script.gpt2,
-        tokenizer,
-        fresh_embeddings=own_words,
-        **options,
-    )
+    with foreign_code(script.backbone, trust):
+        model = ClipGpt2ForImageCaptioning.from_encoder_decoder_pretrained(
+            script.backbone,
+            fresh_gpt2(script, len(tokenizer)) if script.gpt2 is None else script.gpt2,
+            tokenizer,
+            fresh_embeddings=own_words,
+            encoder_kwargs={"trust_remote_code": trust},
+            **options,
+        )
     if own_words:
         model.generation_config.suppress_tokens = [tokenizer.unk_token_id]  # a caption needs no unknown word
     return model, processor
@@ -108,8 +113,8 @@ def main(argv: list[str] | None = None) -> None:
         if script.model is None:
             model, processor = new_captioner(script, training_captions(rows))
         else:
-            model = ClipGpt2ForImageCaptioning.from_pretrained(script.model)
-            processor = AutoProcessor.from_pretrained(script.model)
+            processor = load_pretrained(AutoProcessor, script.model, script.trust_remote_code)
+            model = load_pretrained(ClipGpt2ForImageCaptioning, script.model, script.trust_remote_code)
         trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
     train(trainer)
 

@@ -30,16 +30,18 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
+from hf_captioners.cli.common import TrustArguments
 from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.cli.training.reward_arguments import naming_option
 from hf_captioners.cli.training.script import read_command_line, short_errors, train, train_with_rewards
 from hf_captioners.data.rows import training_captions
+from hf_captioners.modeling.captioner_trust import foreign_code, load_pretrained
 
 DROPOUTS = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(TrustArguments):
     """What to start from, and the sizes of a new captioner."""
 
     model: str | None = field(default=None, metadata={"help": "Captioner to continue from, a folder or Hub name."})
@@ -75,11 +77,12 @@ def new_processor(script: ScriptArguments, captions: list[str]) -> DicoProcessor
         if source is None:
             raise SystemExit("--tokenizer: give CLIP's tokenizer, a CLIP as --backbone, or --own_vocabulary.")
         with naming_option("backbone" if script.tokenizer is None else "tokenizer", source):
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = load_pretrained(AutoTokenizer, source, script.trust_remote_code)
     if script.backbone is None:
         return DicoProcessor(CLIPImageProcessorPil(), tokenizer)
     with naming_option("backbone", script.backbone):
-        return DicoProcessor(AutoImageProcessor.from_pretrained(script.backbone, backend="pil"), tokenizer)
+        image_processor = load_pretrained(AutoImageProcessor, script.backbone, script.trust_remote_code, backend="pil")
+        return DicoProcessor(image_processor, tokenizer)
 
 
 def new_captioner(script: ScriptArguments, features: str | None, captions: list[str]) -> tuple[Any, Any]:
@@ -104,7 +107,10 @@ def new_captioner(script: ScriptArguments, features: str | None, captions: list[
             raise SystemExit("--backbone: give a pretrained CLIP, or --features, or --model to continue from.")
         model = DicoForImageCaptioning(config)
     else:
-        model = DicoForImageCaptioning.from_backbone(script.backbone, config)
+        with foreign_code(script.backbone, script.trust_remote_code):
+            model = DicoForImageCaptioning.from_backbone(
+                script.backbone, config, trust_remote_code=script.trust_remote_code
+            )
     if script.own_vocabulary:
         model.generation_config.suppress_tokens = [tokenizer.unk_token_id]  # a caption needs no unknown word
     return model, processor
@@ -119,8 +125,8 @@ def train_with_cross_entropy(argv: list[str]) -> None:
             model, processor = new_captioner(script, data.features, training_captions(rows))
         else:
             with naming_option("model", script.model):
-                model = DicoForImageCaptioning.from_pretrained(script.model)
-                processor = AutoProcessor.from_pretrained(script.model)
+                processor = load_pretrained(AutoProcessor, script.model, script.trust_remote_code)
+                model = load_pretrained(DicoForImageCaptioning, script.model, script.trust_remote_code)
         trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
     train(trainer)
 

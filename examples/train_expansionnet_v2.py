@@ -25,15 +25,17 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
+from hf_captioners.cli.common import TrustArguments
 from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.cli.training.script import read_command_line, short_errors, train
 from hf_captioners.data.rows import training_captions
+from hf_captioners.modeling.captioner_trust import foreign_code, load_pretrained
 
 DROPOUTS = ("encoder", "decoder", "encoder_input", "decoder_input", "other")
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(TrustArguments):
     """What to start from, and the sizes of a new captioner."""
 
     model: str | None = field(default=None, metadata={"help": "Captioner to continue from, a folder or Hub name."})
@@ -75,8 +77,10 @@ def new_captioner(script: ScriptArguments, features: str | None, captions: list[
     options.update(special_token_ids(tokenizer), vocab_size=len(vocabulary))
     if script.backbone is not None:
         config = ExpansionNetV2Config(features_only=True, **options)  # the backbone brings its own sizes
-        model = ExpansionNetV2ForImageCaptioning.from_backbone(script.backbone, config)
-        image_processor = AutoImageProcessor.from_pretrained(script.backbone)
+        trust = script.trust_remote_code
+        with foreign_code(script.backbone, trust):
+            model = ExpansionNetV2ForImageCaptioning.from_backbone(script.backbone, config, trust_remote_code=trust)
+        image_processor = load_pretrained(AutoImageProcessor, script.backbone, trust)
     else:
         if features is not None:
             options.update(features_only=True, feature_size=FeatureStore(features).feature_size)
@@ -91,8 +95,8 @@ def start_from(script: ScriptArguments, features: str | None, captions: list[str
     if script.model is None:
         model, processor = new_captioner(script, features, captions)
     else:
-        model = ExpansionNetV2ForImageCaptioning.from_pretrained(script.model)
-        processor = AutoProcessor.from_pretrained(script.model)
+        processor = load_pretrained(AutoProcessor, script.model, script.trust_remote_code)
+        model = load_pretrained(ExpansionNetV2ForImageCaptioning, script.model, script.trust_remote_code)
     rates = {} if script.dropout is None else {f"{name}_dropout": script.dropout for name in DROPOUTS}
     if rates or script.drop_path_rate is not None:
         settings = {**model.config.to_dict(), **rates}

@@ -50,12 +50,14 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_captioners import build_vocabulary, build_word_tokenizer
+from hf_captioners.cli.common import TrustArguments
 from hf_captioners.cli.training.script import read_command_line, short_errors
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.files import write_whole
 from hf_captioners.metrics.clip.clip_score import PREFIX, ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
 from hf_captioners.metrics.clip.retrieval import clip_recall
+from hf_captioners.modeling.captioner_trust import load_pretrained
 from hf_captioners.modeling.image_processing_captioner import open_picture
 from hf_captioners.modeling.tokenization_words import SPECIAL_TOKENS
 
@@ -63,7 +65,7 @@ KS = (1, 5, 10)
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(TrustArguments):
     """Which pictures and captions to learn from, and the sizes of the model."""
 
     annotations: str = field(metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
@@ -291,7 +293,7 @@ def optimizer_of(
 
 def load_towers(script: ScriptArguments) -> tuple[MobileNetV2Model, BaseImageProcessor]:
     """The backbone and what prepares its pictures."""
-    backbone = AutoModel.from_pretrained(script.backbone).eval()
+    backbone = load_pretrained(AutoModel, script.backbone, script.trust_remote_code).eval()
     if not isinstance(backbone, MobileNetV2Model):
         raise SystemExit(f"--backbone {script.backbone}: a {type(backbone).__name__}; expected a MobileNetV2Model.")
     number = len(layers_of(backbone))
@@ -301,7 +303,8 @@ def load_towers(script: ScriptArguments) -> tuple[MobileNetV2Model, BaseImagePro
     if script.whole_picture:
         size = backbone.config.image_size
         options = {"size": {"height": size, "width": size}, "do_center_crop": False}
-    return backbone, AutoImageProcessor.from_pretrained(script.backbone, backend="pil", **options)
+    options |= {"backend": "pil"}
+    return backbone, load_pretrained(AutoImageProcessor, script.backbone, script.trust_remote_code, **options)
 
 
 def train(script: ScriptArguments, args: TrainingArguments) -> None:
@@ -310,7 +313,8 @@ def train(script: ScriptArguments, args: TrainingArguments) -> None:
     with short_errors():
         splits = [load_karpathy(script.annotations, script.image_root, split=name) for name in names]
     tokenizer = word_tokenizer([one for several in splits[0]["captions"] for one in several], script)
-    backbone, image_processor = load_towers(script)
+    with short_errors():
+        backbone, image_processor = load_towers(script)
     set_seed(args.seed)
     model = new_model(backbone, tokenizer, script)
     pictures = [

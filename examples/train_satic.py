@@ -28,13 +28,15 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
+from hf_captioners.cli.common import TrustArguments
 from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.cli.training.script import read_command_line, short_errors, train
 from hf_captioners.data.rows import training_captions
+from hf_captioners.modeling.captioner_trust import foreign_code, load_pretrained
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(TrustArguments):
     """What to start from, and the sizes of a new captioner."""
 
     model: str | None = field(
@@ -69,8 +71,12 @@ def new_captioner(script: ScriptArguments, features: str | None, captions: list[
     options: dict[str, Any] = {name: getattr(script, name) for name in (*names, "max_position_embeddings")}
     options.update(special_token_ids(tokenizer), vocab_size=len(vocabulary), **rates(script))
     if script.backbone is not None:
-        model = SaticForImageCaptioning.from_backbone(script.backbone, SaticConfig(**options))
-        image_processor = AutoImageProcessor.from_pretrained(script.backbone)
+        trust = script.trust_remote_code
+        with foreign_code(script.backbone, trust):
+            model = SaticForImageCaptioning.from_backbone(
+                script.backbone, SaticConfig(**options), trust_remote_code=trust
+            )
+        image_processor = load_pretrained(AutoImageProcessor, script.backbone, trust)
     else:
         if features is not None:
             options.update(feature_size=FeatureStore(features).feature_size)
@@ -89,8 +95,8 @@ def main(argv: list[str] | None = None) -> None:
             model, processor = new_captioner(script, data.features, training_captions(rows))
         else:
             options: dict[str, Any] = {"group_size": script.group_size, **rates(script)}
-            model = SaticForImageCaptioning.from_pretrained(script.model, **options)
-            processor = AutoProcessor.from_pretrained(script.model)
+            processor = load_pretrained(AutoProcessor, script.model, script.trust_remote_code)
+            model = load_pretrained(SaticForImageCaptioning, script.model, script.trust_remote_code, **options)
         trainer = XETrainer(model, args, rows, evaluation, processing_class=processor)
     train(trainer)
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers import pipelines as transformers_pipelines
 
+from .modeling.captioner_trust import foreign_code
 from .modeling.configuration_clip_gpt2 import ClipGpt2Config
 from .modeling.configuration_dico import DicoCaptionerConfig
 from .modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
@@ -76,13 +77,17 @@ def _keep_task_name() -> None:
     transformers_pipelines._resolve_deprecated_task = keep_or_rename
 
 
-def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> ImageToTextPipeline:
+def pipeline(
+    task: str = TASK, model: Any = None, *, trust_remote_code: bool = False, **kwargs: Any
+) -> ImageToTextPipeline:
     """A pipeline that captions pictures.
 
     Args:
         task (`str`, defaults to `"image-to-text"`): the only task here.
         model (`str`, `Path` or `PreTrainedModel`): folder or Hub name of a captioner, or the captioner itself (then
             give `processor` too).
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model may run. The captioners
+            of this package need none of it.
         kwargs: passed to `transformers.pipeline`, as `device`, `dtype`, `batch_size`, `processor` or generation
             options.
 
@@ -90,7 +95,7 @@ def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> ImageToTextP
         [`ImageToTextPipeline`]
 
     Raises:
-        ValueError: another task, or no model.
+        ValueError: another task, or no model; a model that brings code which may not run.
 
     Example:
 
@@ -104,9 +109,11 @@ def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> ImageToTextP
         raise ValueError(f"hf_captioners.pipeline knows the task {TASK!r}, not {task!r}; see transformers.pipeline.")
     if model is None:
         raise ValueError("give model=: a folder or Hub name of a captioner, or the model itself.")
-    return transformers.pipeline(
-        TASK,  # type: ignore[call-overload]  # its overloads know its own tasks
-        model=model,
-        pipeline_class=ImageToTextPipeline,
-        **kwargs,
-    )
+    with foreign_code(model, trust_remote_code):
+        return transformers.pipeline(
+            TASK,  # type: ignore[call-overload]  # its overloads know its own tasks
+            model=model,
+            pipeline_class=ImageToTextPipeline,
+            trust_remote_code=trust_remote_code,
+            **kwargs,
+        )

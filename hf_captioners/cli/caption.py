@@ -132,7 +132,7 @@ def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[It
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
-        return load_captioner(args.model, args.device, args.dtype)
+        return load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
 
 
 def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, Any]], int]:

@@ -2,11 +2,21 @@
 
 import argparse
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+TRUST_OPTION = "--trust_remote_code"
+TRUST_HELP = "run the Python code that comes with a model; read it first. A recipe cannot say this"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(kw_only=True)
+class TrustArguments:
+    """`--trust_remote_code`, of every example: whether code that comes with a model may run."""
+
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
 
 
 class UsageError(Exception):
@@ -28,30 +38,38 @@ def positive(text: str) -> int:
 
 
 def add_model_options(parser: argparse._ActionsContainer) -> None:
-    """`--batch-size`, `--num-beams`, `--max-new-tokens`, `--device` and `--dtype`: how a captioner runs."""
+    """`--batch-size`, `--num-beams`, `--max-new-tokens`, `--device`, `--dtype`, `--trust_remote_code`: how one runs."""
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="pictures at a time (%(default)s)")
     parser.add_argument("--num-beams", type=positive, metavar="N", help="width of the beam search (the model's)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest caption (the model's)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="precision (auto: as the model was saved)")
+    add_trust_option(parser)
 
 
-def load_captioner(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+def add_trust_option(parser: argparse._ActionsContainer) -> None:
+    """`--trust_remote_code`, of every verb that loads models."""
+    parser.add_argument(TRUST_OPTION, TRUST_OPTION.replace("_", "-"), action="store_true", help=TRUST_HELP)
+
+
+def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """The captioner of `--model`, ready to caption, and its processor.
 
     Args:
         name (`str`): a folder or a Hub name.
         device (`str`): as `--device` takes it.
         dtype (`str`): one of `DTYPES`.
+        trust_remote_code (`bool`): whether code that comes with it may run.
 
     Raises:
-        UsageError: no such folder, device or model.
+        UsageError: no such folder, device or model, or one that brings code which may not run.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
     from ..inference.device import choose_device
+    from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
 
     logging.disable_progress_bar()
     try:
@@ -61,8 +79,10 @@ def load_captioner(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         raise UsageError(f"--model {name}: no such folder")
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(name)
+        model = load_pretrained(AutoModelForImageTextToText, name, trust_remote_code, dtype=dtype)
+        processor = load_pretrained(AutoProcessor, name, trust_remote_code)
+    except RemoteCodeError as error:
+        raise UsageError(f"--model {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UsageError(f"--model {name} cannot be loaded: {error}") from error
     return model.to(target).eval(), processor

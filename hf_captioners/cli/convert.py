@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from hf_captioners.conversion import MODEL_TYPES, convert
 
+from .common import add_trust_option
+
 if TYPE_CHECKING:
     from hf_captioners.conversion.document_frequency import FrequencyReport
     from hf_captioners.conversion.writing import ConversionReport
@@ -100,6 +102,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--backbone", type=Path, metavar="FILE", help="the backbone, for a features-only checkpoint")
     parser.add_argument("--features-only", action="store_true", help="leave the backbone out")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
+    add_trust_option(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -130,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             clip=args.clip,
             normalize_prefix=args.normalize_prefix,
             overwrite=args.overwrite,
+            trust_remote_code=args.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         print(f"hf-captioners convert: error: {' '.join(str(error).split())}", file=sys.stderr)

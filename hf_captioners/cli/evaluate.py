@@ -152,7 +152,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     nameless = [image_id for image_id in ids if image_id not in pictures]
     if nameless:
         raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
-    model, processor = load_captioner(args.model, args.device, args.dtype)
+    model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
     paths = [pictures[image_id] for image_id in ids]
     records = caption_files(model, processor, paths, args.batch_size, args.num_beams, args.max_new_tokens)
     captions: dict[Any, str] = {}
@@ -178,7 +178,7 @@ def _write_captions_of_features(args: argparse.Namespace) -> _Captions:
     missing = [image_id for image_id in ids if image_id not in store]
     if missing:
         raise UsageError(f"--features {args.features}: no features of {len(missing)} images, as image {missing[0]}")
-    model, processor = load_captioner(args.model, args.device, args.dtype)
+    model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
     given = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     options = {name: value for name, value in given.items() if value is not None}
     rows = ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids)
@@ -237,7 +237,9 @@ def _clip_scorer(metric: str, model: str, args: argparse.Namespace) -> Any:
     from ..metrics.clip.pac_score import PacScorer
 
     scorer = ClipScorer if metric == "clip_s" else PacScorer
-    return scorer(model, device=choose_device(args.device), show_progress=True)
+    return scorer(
+        model, device=choose_device(args.device), show_progress=True, trust_remote_code=args.trust_remote_code
+    )
 
 
 def _frequencies(path: str | None) -> Any:

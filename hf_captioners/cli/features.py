@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import count, positive
+from .common import add_trust_option, count, positive
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
 SPLITS = ("train", "restval", "val", "test")
@@ -33,6 +33,7 @@ OF_PICTURES = (
     "batch_size",
     "num_workers",
     "device",
+    "trust_remote_code",
 )
 OF_REGIONS = ("boxes", "image_sizes", "norm")
 
@@ -72,6 +73,7 @@ def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--batch-size", type=positive, default=16, help="pictures at a time (%(default)s)")
     group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add_trust_option(group)
 
 
 def _add_region_options(group: "argparse._ArgumentGroup") -> None:
@@ -112,6 +114,8 @@ def with_config(argv: Sequence[str]) -> list[str]:
         raise ValueError(f"--config {known.config}: must be lines of `option: value`")
     words = [verb]
     for name, value in options.items():
+        if str(name).replace("-", "_") == "trust_remote_code":
+            raise ValueError(f"--config {known.config}: {name} is not for a file; give it on the command line")
         values = value if isinstance(value, list) else [value]
         words += [f"--{str(name).replace('_', '-')}", *map(str, values)]
     return [*words, *given]
@@ -162,7 +166,7 @@ def _from_pictures(args: argparse.Namespace) -> Any:
 
     dataset = load_karpathy(args.annotations, args.image_root, "+".join(args.splits), missing=args.missing)
     return write_features(
-        FeatureExtractor.from_pretrained(args.model, args.device, pooled=args.tokens == "pooled"),
+        FeatureExtractor.from_pretrained(args.model, args.device, args.tokens == "pooled", args.trust_remote_code),
         dataset,
         args.out,
         batch_size=args.batch_size,

@@ -37,6 +37,7 @@ def convert(
     clip: str | Path | None = None,
     normalize_prefix: bool | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> ConversionReport | FrequencyReport:
     """
     Converts an original checkpoint into a folder that `from_pretrained` reads.
@@ -78,6 +79,8 @@ def convert(
             For `clip_gpt2`: whether it was trained on embeddings of length 1. By default not.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with `tokenizer`, `clip` or `vocabulary` may run. That of the checkpoint never runs.
 
     Returns:
         [`~hf_captioners.conversion.writing.ConversionReport`]: what was used, dropped and assumed; for
@@ -112,6 +115,7 @@ def convert(
         "tokenizer": tokenizer,
         "clip": clip,
         "normalize_prefix": normalize_prefix,
+        "trust_remote_code": trust_remote_code or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     module = import_module(f".{model_type}", __name__)

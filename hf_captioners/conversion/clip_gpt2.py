@@ -22,6 +22,7 @@ from hf_captioners.modeling.configuration_clip_gpt2 import ClipGpt2Config
 from hf_captioners.modeling.modeling_clip_gpt2 import ClipGpt2ForImageCaptioning
 from hf_captioners.modeling.processing_clip_gpt2 import ClipGpt2Processor
 
+from ..modeling.captioner_trust import foreign_code, load_pretrained
 from .safe_load import load_checkpoint
 from .source import Source
 from .writing import ConversionError, ConversionReport, check_out_dir, new_folder
@@ -47,6 +48,7 @@ def convert(
     normalize_prefix: bool | None = None,
     num_heads: int | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> ConversionReport:
     """
     Converts a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
@@ -68,6 +70,8 @@ def convert(
             Attention heads of GPT-2, by default width / 64.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with `tokenizer` and `clip` may run.
 
     Returns:
         [`ConversionReport`]
@@ -80,12 +84,12 @@ def convert(
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
     source = read_source(checkpoint)
     settings, assumed = read_sizes(source, num_heads, normalize_prefix)
-    words = _read_tokenizer(tokenizer, settings["text_config"]["vocab_size"])
-    vision = None if clip is None else _read_clip(clip, settings["feature_size"])
+    words = _read_tokenizer(tokenizer, settings["text_config"]["vocab_size"], trust_remote_code)
+    vision = None if clip is None else _read_clip(clip, settings["feature_size"], trust_remote_code)
     config = _build_config(settings, words, vision)
     model = fill_model(source, config, vision)
     _set_decoding(model, words)
-    processor = _build_processor(clip, tokenizer)
+    processor = _build_processor(clip, tokenizer, trust_remote_code)
     with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -253,9 +257,9 @@ def _set_decoding(model: ClipGpt2ForImageCaptioning, tokenizer: Any) -> None:
     )
 
 
-def _read_tokenizer(source: str | Path, vocab_size: int) -> Any:
+def _read_tokenizer(source: str | Path, vocab_size: int, trust: bool) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_pretrained(AutoTokenizer, source, trust)
     except (OSError, ValueError) as error:
         raise ConversionError(f"tokenizer={str(source)!r}: no tokenizer could be loaded: {error}") from error
     if len(tokenizer) != vocab_size:
@@ -268,9 +272,10 @@ def _read_tokenizer(source: str | Path, vocab_size: int) -> Any:
     return tokenizer
 
 
-def _read_clip(source: str | Path, feature_size: int) -> PreTrainedModel:
+def _read_clip(source: str | Path, feature_size: int, trust: bool) -> PreTrainedModel:
     try:
-        tower = PooledBackbone.load(source)
+        with foreign_code(source, trust):
+            tower = PooledBackbone.load(source, trust_remote_code=trust)
         width = PooledBackbone.width(tower)
     except (OSError, ValueError) as error:
         raise ConversionError(f"clip={str(source)!r}: no image tower could be loaded: {error}") from error
@@ -281,8 +286,9 @@ def _read_clip(source: str | Path, feature_size: int) -> PreTrainedModel:
     return tower
 
 
-def _build_processor(clip: str | Path | None, tokenizer: str | Path) -> ClipGpt2Processor:
+def _build_processor(clip: str | Path | None, tokenizer: str | Path, trust: bool) -> ClipGpt2Processor:
     try:
-        return ClipGpt2Processor.from_encoder_decoder_pretrained(clip, tokenizer, caption_length=LONGEST)
+        with foreign_code(clip, trust):
+            return ClipGpt2Processor.from_encoder_decoder_pretrained(clip, tokenizer, trust, caption_length=LONGEST)
     except (OSError, ValueError) as error:
         raise ConversionError(f"clip={str(clip)!r}: no image processor could be loaded: {error}") from error

@@ -23,6 +23,7 @@ from hf_captioners.modeling.configuration_dico import DicoCaptionerConfig
 from hf_captioners.modeling.modeling_dico import DicoForImageCaptioning
 from hf_captioners.modeling.processing_dico import DicoProcessor
 
+from ..modeling.captioner_trust import load_pretrained
 from .dico_files import CONFIG, opened_files
 from .pickle_limits import show
 from .safe_load import load_checkpoint
@@ -104,6 +105,7 @@ def convert(
     original_config: str | Path | Mapping[str, Any] | None = None,
     tokenizer: str | Path | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> ConversionReport:
     """
     Converts a captioner into a folder for `from_pretrained`: model, generation defaults and processor.
@@ -122,6 +124,8 @@ def convert(
             tokenizer.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with the tokenizer may run.
 
     Returns:
         [`ConversionReport`]
@@ -137,7 +141,9 @@ def convert(
         image_processor = _build_image_processor(config)
         if tokenizer is None and config.vocab_size == RELEASED_VOCABULARY:
             tokenizer = RELEASED_TOKENIZER
-        processor = None if tokenizer is None else _build_processor(image_processor, tokenizer, config)
+        processor = (
+            None if tokenizer is None else _build_processor(image_processor, tokenizer, config, trust_remote_code)
+        )
         source = read_source(weights)
         model = fill_model(source, config)
         with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
@@ -316,9 +322,11 @@ def _build_image_processor(config: DicoCaptionerConfig) -> CLIPImageProcessorPil
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
-def _build_processor(image_processor: Any, tokenizer: str | Path, config: DicoCaptionerConfig) -> DicoProcessor:
+def _build_processor(
+    image_processor: Any, tokenizer: str | Path, config: DicoCaptionerConfig, trust: bool
+) -> DicoProcessor:
     try:
-        processor = DicoProcessor(image_processor, AutoTokenizer.from_pretrained(tokenizer))
+        processor = DicoProcessor(image_processor, load_pretrained(AutoTokenizer, tokenizer, trust))
     except (OSError, ValueError) as error:
         raise ConversionError(f"tokenizer={str(tokenizer)!r}: no tokenizer could be loaded: {error}") from error
     words = processor.tokenizer

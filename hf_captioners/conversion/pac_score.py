@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from ..modeling.captioner_trust import load_pretrained
 from .pickle_limits import show
 from .safe_load import load_checkpoint, load_json
 from .source import Source
@@ -73,6 +74,7 @@ def convert(
     original_config: str | Path | Mapping[str, Any] | None = None,
     vocabulary: Any = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> ConversionReport:
     """
     Converts an evaluator into a folder for `CLIPModel.from_pretrained`, with its image processor.
@@ -90,6 +92,8 @@ def convert(
             captions as text; the file of the evaluator does not hold it.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with the tokenizer of `vocabulary` may run.
 
     Returns:
         [`ConversionReport`]
@@ -104,7 +108,7 @@ def convert(
     source = read_source(checkpoint)
     config, assumed = build_config(source, given)
     model = fill_model(source, config)
-    tokenizer = None if vocabulary is None else _read_tokenizer(vocabulary, config)
+    tokenizer = None if vocabulary is None else _read_tokenizer(vocabulary, config, trust_remote_code)
     image_processor = _build_image_processor(config, given)
     with new_folder(out_dir, WRITTEN_TYPE, overwrite) as folder:
         model.save_pretrained(folder)
@@ -325,11 +329,11 @@ def _build_image_processor(config: CLIPConfig, given: Mapping[str, Any]) -> CLIP
     )
 
 
-def _read_tokenizer(vocabulary: Any, config: CLIPConfig) -> PreTrainedTokenizerBase:
+def _read_tokenizer(vocabulary: Any, config: CLIPConfig, trust: bool) -> PreTrainedTokenizerBase:
     if not isinstance(vocabulary, (str, Path)):
         raise ConversionError(f"vocabulary is a {type(vocabulary).__name__}; expected the folder of a CLIP tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(vocabulary)
+        tokenizer = load_pretrained(AutoTokenizer, vocabulary, trust)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConversionError(f"{vocabulary}: not the folder of a CLIP tokenizer: {reason}") from error

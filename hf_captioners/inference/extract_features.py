@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 from ..data.features.store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
 from ..modeling.captioner_backbone import GridBackbone, PooledBackbone
 from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_trust import foreign_code
 from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_picture
 from .device import choose_device
@@ -67,7 +68,11 @@ class FeatureExtractor:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], device: str | torch.device = "auto", pooled: bool = False
+        cls,
+        folder: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        pooled: bool = False,
+        trust_remote_code: bool = False,
     ) -> "FeatureExtractor":
         """Load a saved captioner or vision backbone and its image processor.
 
@@ -76,14 +81,17 @@ class FeatureExtractor:
                 model of pictures and text, its vision tower is taken.
             device (`str` or `torch.device`, defaults to `"auto"`): Where to run; `"auto"` takes a GPU if there is one.
             pooled (`bool`, defaults to `False`): See [`FeatureExtractor`]. Of a CLIP, the projected embedding.
+            trust_remote_code (`bool`, defaults to `False`): Whether code that comes with the folder may run.
 
         Raises:
             ValueError: There is no such model or device, or it has no image processor, or see [`FeatureExtractor`].
         """
         target = choose_device(device)
         try:
-            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # as the captioners' processors
-            model: Any = _load(str(folder), pooled)
+            with foreign_code(folder, trust_remote_code):
+                options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+                model: Any = _load(str(folder), pooled, options)
+                image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)  # as captioners
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: no model with an image processor could be loaded: {error}") from error
         return cls(
@@ -116,13 +124,13 @@ class FeatureExtractor:
         }
 
 
-def _load(folder: str, pooled: bool) -> PreTrainedModel:
+def _load(folder: str, pooled: bool, options: dict[str, Any]) -> PreTrainedModel:
     """A captioner, or a vision backbone: with what pools its tokens, as CLIP-GPT2 has it, or without, as DiCO."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, **options)
     if not isinstance(config, CaptionerConfig):
-        return (PooledBackbone if pooled else GridBackbone).load(folder)
+        return (PooledBackbone if pooled else GridBackbone).load(folder, **options)
     model: Any = AutoModel
-    return model.from_pretrained(folder)
+    return model.from_pretrained(folder, **options)
 
 
 @dataclass(frozen=True)

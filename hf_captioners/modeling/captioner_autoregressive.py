@@ -198,6 +198,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         self._check_longest(merged)
         if search is not None:
             kwargs.setdefault("custom_generate", search)
+        kwargs.setdefault("trust_remote_code", False)  # of custom_generate="a folder"; None would ask on the terminal
         if "max_new_tokens" in kwargs:
             kwargs.setdefault("max_length", None)  # one limit is enough: transformers warns of two
         if merged.use_cache and kwargs.get("past_key_values") is None:

@@ -92,7 +92,7 @@ class GridBackbone:
     @classmethod
     def from_config(cls, config: Any) -> PreTrainedModel:
         """A fresh vision model."""
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config, trust_remote_code=False)
 
     @staticmethod
     def tokens(output: ModelOutput) -> torch.Tensor:
@@ -105,7 +105,7 @@ class GridBackbone:
 
         Args:
             source (`str`, `Path` or `PreTrainedModel`): folder, Hub name, or the tower itself.
-            options: arguments of `from_pretrained`, as `revision`.
+            options: arguments of `from_pretrained`, as `revision`; `trust_remote_code` is `False` unless given.
 
         Returns:
             `PreTrainedModel`
@@ -119,6 +119,7 @@ class GridBackbone:
                     f"a {type(source).__name__} is more than an image tower; give its folder or its tower."
                 )
             return source
+        options = {"trust_remote_code": False, **options}
         config = AutoConfig.from_pretrained(source, **options)
         if "vision_config" in config.sub_configs:
             config = config.vision_config
@@ -155,7 +156,7 @@ class PooledBackbone(GridBackbone):
     def from_config(cls, config: Any) -> PreTrainedModel:
         """A fresh vision model."""
         model_class = cls.model_class(config)
-        return AutoModel.from_config(config) if model_class is AutoModel else model_class(config)
+        return super().from_config(config) if model_class is AutoModel else model_class(config)
 
     @staticmethod
     def tokens(output: ModelOutput) -> torch.Tensor:

@@ -176,6 +176,15 @@ class CaptionerProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "image_features", "image_attention_mask", "decoder_input_ids", "labels"]
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, trust_remote_code: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load as in transformers; a foreign tokenizer's code runs with `trust_remote_code` only."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
+
     def save_pretrained(self, save_directory: Any, *args: Any, ship_code: bool = False, **kwargs: Any) -> Any:
         """Save as in transformers; with `ship_code=True` beside a model that ships its code too.
 

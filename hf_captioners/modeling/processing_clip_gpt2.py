@@ -72,6 +72,7 @@ class ClipGpt2Processor(CaptionerProcessor):
         cls,
         encoder_pretrained_model_name_or_path: str | Path | None,
         decoder_pretrained_model_name_or_path: str | Path,
+        trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> ClipGpt2Processor:
         """The processor for [`ClipGpt2ForImageCaptioning.from_encoder_decoder_pretrained`].
@@ -80,15 +81,20 @@ class ClipGpt2Processor(CaptionerProcessor):
             encoder_pretrained_model_name_or_path (`str` or `Path`): where the image processor is. `None` for a model
                 of cached embeddings, which has nothing to do for one.
             decoder_pretrained_model_name_or_path (`str` or `Path`): where the tokenizer is.
+            trust_remote_code (`bool`, defaults to `False`): whether code that comes with them may run.
             kwargs: `caption_length`, `tags` or `max_anchors`.
 
         Returns:
             [`ClipGpt2Processor`]
         """
         image_processor: Any = CLIPImageProcessorPil()
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if encoder_pretrained_model_name_or_path is not None:
-            image_processor = AutoImageProcessor.from_pretrained(encoder_pretrained_model_name_or_path, backend="pil")
-        return cls(image_processor, AutoTokenizer.from_pretrained(decoder_pretrained_model_name_or_path), **kwargs)
+            image_processor = AutoImageProcessor.from_pretrained(
+                encoder_pretrained_model_name_or_path, backend="pil", **options
+            )
+        tokenizer = AutoTokenizer.from_pretrained(decoder_pretrained_model_name_or_path, **options)
+        return cls(image_processor, tokenizer, **kwargs)
 
     def __call__(
         self,

@@ -55,18 +55,22 @@ class DicoProcessor(CaptionerProcessor):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def from_backbone(cls, backbone: str | Path, tokenizer: str | Path | None = None) -> DicoProcessor:
+    def from_backbone(
+        cls, backbone: str | Path, tokenizer: str | Path | None = None, trust_remote_code: bool = False
+    ) -> DicoProcessor:
         """The processor for [`DicoForImageCaptioning.from_backbone`].
 
         Args:
             backbone (`str` or `Path`): folder or Hub name of a CLIP, or of another vision model.
             tokenizer (`str` or `Path`, *optional*): where the tokenizer is; by default with the backbone.
+            trust_remote_code (`bool`, defaults to `False`): whether code that comes with them may run.
 
         Returns:
             [`DicoProcessor`]
         """
-        image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
-        return cls(image_processor, AutoTokenizer.from_pretrained(backbone if tokenizer is None else tokenizer))
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil", **options)
+        return cls(image_processor, AutoTokenizer.from_pretrained(tokenizer or backbone, **options))
 
     def batch_decode(self, token_ids: Any, sentences: bool = False, **kwargs: Any) -> list[str]:
         """As [`CaptionerProcessor.batch_decode`], without the spaces that CLIP's words leave before punctuation."""

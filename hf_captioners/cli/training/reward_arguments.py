@@ -6,7 +6,8 @@ import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from ...data.rows import FeatureDataset
 from ...metrics.cider.document_frequency import DocumentFrequencies
 from ...metrics.clip.clip_score import ClipScorer
 from ...metrics.clip.pac_score import PacScorer
+from ...modeling.captioner_trust import foreign_code, load_pretrained
 from ...modeling.processing_captioner import CaptionerProcessor
 from ...rewards import BleuReward, CiderDReward, ClipReward, LengthReward, RepetitionReward
 from ...rewards.cider import END, default_reward
+from ..common import TrustArguments
 
 CLIP_SCORERS = {"clip_s": ClipScorer, "pac_s": PacScorer, "ref_clip_s": ClipScorer, "ref_pac_s": PacScorer}
 CLIP_VARIANTS = {
@@ -27,8 +30,12 @@ CLIP_VARIANTS = {
 REWARDS = ("cider_d", "bleu_4", *CLIP_SCORERS, "repetition", "length")
 
 
+# fields of every configuration that say what it is, not how the captioner works
+_NO_OPTIONS = {"architectures", "dtype", "transformers_version"}
+
+
 @dataclass
-class CaptionerArguments:
+class CaptionerArguments(TrustArguments):
     """Options of the reward training examples that say what learns; [`load_captioner`] reads them.
 
     Attributes:
@@ -38,6 +45,8 @@ class CaptionerArguments:
         lora_alpha (`float`, *optional*): of the adapters; by default twice the rank.
         lora_target_modules (`list[str]`, *optional*): layers that get adapters; by default those that the captioner
             names. A `VisionEncoderDecoderModel` names none.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model, or with the CLIP model
+            of a reward, may run.
     """
 
     model: str = field(metadata={"help": "Captioner to start from, or adapters of one; a folder or Hub name."})
@@ -142,7 +151,7 @@ def load_captioner(arguments: CaptionerArguments) -> tuple[Any, Any, Any]:
         return (*_load_adapters(arguments), None)
     with naming_option("model", name):
         model = _load_model(name, arguments)
-        processor = _load_processor(name, model)
+        processor = _load_processor(name, model, arguments.trust_remote_code)
     adapters = None
     if arguments.lora_rank:
         from peft import LoraConfig
@@ -164,7 +173,8 @@ def _load_adapters(arguments: CaptionerArguments) -> tuple[Any, Any]:
             f"--lora_rank {arguments.lora_rank}: --model {name} has adapters already, and these go on learning; leave "
             "--lora_rank away, or merge them into their model first."
         )
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    with foreign_code(name, arguments.trust_remote_code):
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
     if base is None:
         raise ValueError(f"--model {name}: its adapter_config.json has no base_model_name_or_path, to find its model.")
     with naming_option(f"model {name}: the adapters belong to", base):
@@ -178,25 +188,43 @@ def _load_adapters(arguments: CaptionerArguments) -> tuple[Any, Any]:
     except OSError:  # adapters alone
         source = base
     with naming_option("model", source):
-        return adapted, _load_processor(source, model)
+        return adapted, _load_processor(source, model, arguments.trust_remote_code)
 
 
 def _load_model(name: str, arguments: CaptionerArguments) -> Any:
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    options: Any = arguments.model_options or {}
-    return AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32, **options)
+    options, trust = _mapping_of(arguments.model_options), arguments.trust_remote_code
+    if options:
+        _check_options(load_pretrained(AutoConfig, name, trust), options)
+    return load_pretrained(AutoModelForImageTextToText, name, trust, dtype=torch.float32, **options)
 
 
-def _load_processor(name: str, model: Any) -> Any:
+def _mapping_of(options: Any) -> dict[str, Any]:
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(f"--model_options {options!r}: expected fields of the configuration and their values.")
+    return options or {}
+
+
+def _check_options(config: Any, options: dict[str, Any]) -> None:
+    """Refuse what is no field of the configuration: `from_pretrained` would take it as an argument of its own."""
+    known = {one.name for one in fields(config)} - _NO_OPTIONS
+    for name in options:
+        if name not in known:
+            near = get_close_matches(str(name), sorted(known), 3)
+            advice = f"do you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(sorted(known))}."
+            raise ValueError(f"--model_options {name}: no field of {type(config).__name__}; {advice}")
+
+
+def _load_processor(name: str, model: Any, trust: bool) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
     if not isinstance(model, VisionEncoderDecoderModel):
-        return AutoProcessor.from_pretrained(name)
+        return load_pretrained(AutoProcessor, name, trust)
     # transformers has no processor for it: AutoProcessor gives the tokenizer alone
-    image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-    processor = CaptionerProcessor(image_processor, AutoTokenizer.from_pretrained(name))
+    image_processor = load_pretrained(AutoImageProcessor, name, trust, backend="pil")
+    processor = CaptionerProcessor(image_processor, load_pretrained(AutoTokenizer, name, trust))
     _check_special_tokens(name, model.generation_config, processor.tokenizer)
     return processor
 
@@ -222,13 +250,14 @@ def _check_special_tokens(name: str, settings: Any, tokenizer: Any) -> None:
         )
 
 
-def load_rewards(arguments: RewardArguments, rows: Any, processor: Any) -> list[Any]:
+def load_rewards(arguments: RewardArguments, rows: Any, processor: Any, trust_remote_code: bool = False) -> list[Any]:
     """The reward functions.
 
     Args:
         arguments ([`RewardArguments`]): which.
         rows (`Dataset`): to train on; document frequencies are counted in their captions.
         processor ([`CaptionerProcessor`]): of the captioner; its tokenizer knows the end of a caption.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with `clip_model` may run.
 
     Returns:
         `list[Callable]`
@@ -236,10 +265,10 @@ def load_rewards(arguments: RewardArguments, rows: Any, processor: Any) -> list[
     Raises:
         ValueError: an unknown name, or a reward without what it needs.
     """
-    return [_load(name, arguments, rows, processor) for name in arguments.rewards]
+    return [_load(name, arguments, rows, processor, trust_remote_code) for name in arguments.rewards]
 
 
-def _load(name: str, arguments: RewardArguments, rows: Any, processor: Any) -> Any:
+def _load(name: str, arguments: RewardArguments, rows: Any, processor: Any, trust: bool) -> Any:
     eos_token_id = processor.tokenizer.eos_token_id
     if ":" in name:
         return _imported(name)
@@ -252,7 +281,7 @@ def _load(name: str, arguments: RewardArguments, rows: Any, processor: Any) -> A
     if name == "bleu_4":
         return BleuReward()
     if name in CLIP_SCORERS:
-        return _clip_reward(name, arguments, rows, processor)
+        return _clip_reward(name, arguments, rows, processor, trust)
     if name == "repetition":
         return RepetitionReward()
     if name == "length":
@@ -260,13 +289,13 @@ def _load(name: str, arguments: RewardArguments, rows: Any, processor: Any) -> A
     raise ValueError(f"--rewards {name}: no such reward; expected one of {', '.join(REWARDS)} or module:function.")
 
 
-def _clip_reward(name: str, arguments: RewardArguments, rows: Any, processor: Any) -> ClipReward:
+def _clip_reward(name: str, arguments: RewardArguments, rows: Any, processor: Any, trust: bool) -> ClipReward:
     if arguments.clip_model is None:
         raise ValueError(f"--rewards {name} needs --clip_model: the folder or Hub name of a CLIP model.")
     tokenizer = processor.tokenizer
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"trust_remote_code": trust}
     if arguments.clip_variant != "published":
-        options = {"prefix": "", "clip_negative": False}
+        options |= {"prefix": "", "clip_negative": False}
     if arguments.clip_variant == "dico_ids" and tokenizer.pad_token_id != tokenizer.eos_token_id:
         options["pad_token_id"] = tokenizer.pad_token_id
     with naming_option("clip_model", arguments.clip_model):

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import Trainer, set_seed
 
 from ...training.watch.collapse import CollapseCallback
+from ..common import TRUST_OPTION
 from .data_arguments import DataArguments, load_rows
 from .reward_arguments import CaptionerArguments, RewardArguments, load_captioner, load_rewards
 
@@ -35,8 +36,19 @@ def read_command_line(argv: list[str] | None, *dataclasses: Any) -> Any:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     with short_errors():
         objects = TrlParser(dataclasses).parse_args_and_config(argv)
+        _check_trust(sys.argv[1:] if argv is None else argv, objects)
     set_seed(objects[-1].seed)
     return objects
+
+
+def _check_trust(argv: list[str], objects: Any) -> None:
+    """Whether foreign code may run is said by who runs the script, and not by a recipe, which comes from anywhere."""
+    names = [word.partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    asked = any(TRUST_OPTION.replace("-", "_").startswith(name) for name in names)
+    if not asked and any(vars(one).get("trust_remote_code") for one in objects):
+        raise ValueError(
+            f"{TRUST_OPTION} is not for a recipe; take it out of the file and give it on the command line."
+        )
 
 
 @contextmanager
@@ -83,7 +95,7 @@ def train_with_rewards(argv: list[str] | None, config: Any, trainer: Any) -> Non
     with short_errors():
         rows, evaluation = load_rows(data)
         model, processor, adapters = load_captioner(captioner)
-        rewards = load_rewards(reward, rows, processor)
+        rewards = load_rewards(reward, rows, processor, captioner.trust_remote_code)
         learner = trainer(
             model,
             reward_funcs=rewards,

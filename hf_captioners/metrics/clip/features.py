@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from ...modeling.captioner_image_io import ImageError
+from ...modeling.captioner_trust import load_pretrained
 from ...modeling.image_processing_captioner import open_picture
 from ..inputs import MetricInputError
 
@@ -97,6 +98,7 @@ class ClipFeatures:
         dtype (`torch.dtype`, *optional*): of the computation, by default float32, or that of the model object.
             Features come back in float32 in any case.
         show_progress (`bool`, defaults to `False`): a progress bar for the pictures on a terminal.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model's folder may run.
 
     Raises:
         TypeError: another kind of model.
@@ -114,13 +116,15 @@ class ClipFeatures:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
-            folder, model = model, AutoModel.from_pretrained(model, dtype=dtype or torch.float32)
+            folder, trust = model, trust_remote_code
+            model = load_pretrained(AutoModel, folder, trust, dtype=dtype or torch.float32)
             if tokenizer is None and _has_tokenizer(folder):
-                tokenizer = AutoTokenizer.from_pretrained(folder)
+                tokenizer = load_pretrained(AutoTokenizer, folder, trust)
             if image_processor is None:
-                image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+                image_processor = load_pretrained(AutoImageProcessor, folder, trust, backend="pil")
         if not isinstance(model, (CLIPModel, VisionTextDualEncoderModel)):
             raise TypeError(f"a {type(model).__name__} is no CLIPModel or VisionTextDualEncoderModel")
         if batch_size < 1:

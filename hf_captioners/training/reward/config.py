@@ -18,6 +18,7 @@ SET_ELSEWHERE = {
     "eos_token_id": "eos_token_id of the model's generation_config",
     "pad_token_id": "pad_token_id of the model's generation_config",
 }
+FOREIGN_CODE = ("custom_generate", "trust_remote_code")
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # what generate would do behind the choice of the next token, except with beams
 TOO_LATE = ("num_beams", *OF_SAMPLING, "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -162,6 +163,8 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
         for name in options:
             if name in SET_ELSEWHERE:
                 raise ValueError(f"generation_kwargs must not have {name}: set {SET_ELSEWHERE[name]}.")
+            if name in FOREIGN_CODE:
+                raise ValueError(f"generation_kwargs must not have {name}: the candidates come from no foreign code.")
             if name in TOO_LATE and self.candidate_strategy != "beam":
                 instead = f"set {name} itself" if name in OF_SAMPLING else "leave it out"
                 raise ValueError(

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from ...data.opened_pictures import OpenedPictures
+from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
 from ..policy import PICTURES, policy_of, without_adapters
 from ..trainer import CaptionerTrainer
@@ -409,4 +410,4 @@ class RewardTrainer(CaptionerTrainer):
         folder = Path(resume_from_checkpoint) / REFERENCE_FOLDER
         if self.args.sync_ref_model and self.reference is not None and folder.is_dir():
             own: Any = self.reference.model
-            own.load_state_dict(type(own).from_pretrained(folder).state_dict())
+            own.load_state_dict(load_pretrained(type(own), folder).state_dict())

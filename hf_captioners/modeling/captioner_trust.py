@@ -1,0 +1,122 @@
+"""Python code that comes with a checkpoint: it runs if the user said so, and nobody is asked.
+
+transformers asks on the terminal whether to run the code of a folder, unless every loader is given `trust_remote_code`,
+and takes the answer from whatever stands in stdin, be it a list of file names. Here the default is no, and a refusal is
+one line that names the folder and the option.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, dynamic_module_utils
+from transformers.utils import find_adapter_config_file
+
+_REFUSED = "trust_remote_code=True"  # stands in each refusal of transformers
+
+
+class RemoteCodeError(ValueError):
+    """A checkpoint that brings code, without the user's word that it may run."""
+
+
+@contextmanager
+def foreign_code(source: Any, allowed: bool) -> Iterator[None]:
+    """Load from `source` without a question on the terminal, also where a loader forgets its `trust_remote_code`.
+
+    Args:
+        source: folder or Hub name that is loaded from; an object that is loaded already passes.
+        allowed (`bool`): whether its code may run. The loaders inside get the same as `trust_remote_code`.
+
+    Raises:
+        RemoteCodeError: it has code, and that may not run.
+    """
+    patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # an error at once where transformers would ask
+    try:
+        if not allowed and isinstance(source, (str, os.PathLike)):
+            _refuse_named_modules(source)
+        yield
+    except RemoteCodeError:
+        raise
+    except (ValueError, OSError) as error:
+        if allowed or _REFUSED not in str(error):
+            raise
+        raise RemoteCodeError(_refusal(source, "brings Python code of its own")) from error
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
+
+
+def load_pretrained(
+    loader: Any, source: str | os.PathLike[str] | None, trust_remote_code: bool = False, **options: Any
+) -> Any:
+    """`loader.from_pretrained(source, …)`, in which foreign code runs only if `trust_remote_code` says so.
+
+    Args:
+        loader (`type`): a class with `from_pretrained`, such as `AutoProcessor`.
+        source (`str` or `os.PathLike`): folder or Hub name.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
+        options: passed to `from_pretrained`.
+
+    Returns:
+        What `from_pretrained` returns.
+
+    Raises:
+        RemoteCodeError: it has code, and that may not run.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoProcessor
+    >>> from hf_captioners.modeling.captioner_trust import load_pretrained
+    >>> load_pretrained(AutoProcessor, "captioner")  # doctest: +SKIP
+
+    ```
+    """
+    with foreign_code(source, trust_remote_code):
+        return loader.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+
+
+def _refusal(source: Any, reason: str) -> str:
+    allowed = f"which runs only with --trust_remote_code (in Python {_REFUSED}); read it before you allow it"
+    return f"{source}: {reason}, {allowed}"
+
+
+def _refuse_named_modules(source: str | os.PathLike[str]) -> None:
+    """Refuse settings that name code elsewhere: attention kernels of the Hub, and modules that peft would import."""
+    try:
+        settings = PreTrainedConfig.get_config_dict(source)[0]
+    except (OSError, ValueError):  # no model: a tokenizer, or adapters; what is wrong with it the loader will say
+        settings = {}
+    for name in _kernels(settings):
+        raise RemoteCodeError(_refusal(source, f"config.json names code of the Hub, {name!r}"))
+    adapters = find_adapter_config_file(str(source)) if Path(source).is_dir() else None
+    if adapters is None:
+        return
+    try:
+        named = json.loads(Path(adapters).read_text("utf-8"))
+    except ValueError:
+        return
+    if isinstance(named, dict) and named.get("megatron_config"):
+        raise RemoteCodeError(_refusal(source, f"adapter_config.json names a module, {named.get('megatron_core')!r}"))
+
+
+def _kernels(settings: Any) -> Iterator[str]:
+    """Implementations of attention or experts that are the name of a repository, at any depth."""
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            if name.lstrip("_").split("_implementation")[0] in ("attn", "experts"):
+                yield from (one for one in _texts(value) if "/" in one)
+            yield from _kernels(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, str):
+        yield value
