@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from .common import UsageError, add_model_options, load_captioner
 
 if TYPE_CHECKING:
-    from ..metrics import Evaluation
-
-# Named again here because the module that owns them imports numpy and transformers, too much for `--help`.
-METRICS = ("bleu", "meteor", "rouge_l", "cider", "cider_d", "spice", "clip_s", "pac_s", "diversity")
-DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
+    from ..metrics import CaptionMetrics, Evaluation
 
 _EPILOG = """\
+metrics:
+{metrics}
+
 examples:
   hf-captioners evaluate --predictions captions.json --references captions_val2014.json --subset
   hf-captioners evaluate --model satic --dataset dataset_coco.json --image-root coco --split test --report report"""
@@ -33,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "evaluate",
         help="score captions against references",
         description="Score captions with the COCO metrics, equal to the reference tools and without Java.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(metrics=_describe_metrics()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_inputs(parser)
@@ -58,9 +57,32 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-root", metavar="DIR", type=Path, help="folder of the pictures")
 
 
+def _describe_metrics() -> str:
+    """A line per metric of the table: what it measures and needs."""
+    from ..metrics.table import METRICS
+
+    lines = []
+    for name, metric in METRICS.items():
+        needs = [] if metric.needs is None else [f"needs {metric.needs}"]
+        lines.append(f"  {name:<10} {'; '.join([metric.summary, *needs])}")
+    return "\n".join(lines)
+
+
+def _scorer_option(name: str) -> str:
+    """The option that names the model of a metric: `--clip` of `clip_s`."""
+    return f"--{name.removesuffix('_s')}"
+
+
 def _add_scores(parser: argparse.ArgumentParser) -> None:
+    from ..metrics.table import DEFAULT_METRICS, METRICS
+
     parser.add_argument(
-        "--metrics", nargs="+", choices=METRICS, default=DEFAULT_METRICS, help="default: %(default)s", metavar="NAME"
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=DEFAULT_METRICS,
+        help=f"default: {' '.join(DEFAULT_METRICS)}",
+        metavar="NAME",
     )
     parser.add_argument(
         "--document-frequencies", metavar="FILE", help="of CIDEr: references of another corpus, or a saved file"
@@ -70,8 +92,10 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read abbreviations at the end of captions in the light of the next caption, as the reference tools do",
     )
-    parser.add_argument("--clip", metavar="MODEL", help="CLIPModel folder or Hub name for clip_s")
-    parser.add_argument("--pac", metavar="MODEL", help="CLIPModel folder (converted PAC-S weights) for pac_s")
+    for name, metric in METRICS.items():
+        if metric.scorer is not None:
+            help_text = f"folder or Hub name for {name}, which needs {metric.needs}"
+            parser.add_argument(_scorer_option(name), metavar="MODEL", dest=f"{name}_scorer", help=help_text)
     parser.add_argument("--spice-java", metavar="JAVA", help="a Java 8 to 14 for spice, by name or path")
     parser.add_argument("--spice-jar", metavar="FILE", help="spice-1.0.jar with its libraries beside it")
     parser.add_argument("--spice-cache", metavar="DIR", help="folder that keeps results of spice for later runs")
@@ -88,8 +112,10 @@ def run(args: argparse.Namespace) -> int:
                 from ..reports.score_report import check_report_folder
 
                 check_report_folder(args.report)
-            captions = _captions(args)
-            evaluation = _evaluate(args, captions)
+            _check_sources(args)
+            suite = _suite(args)
+            captions = _read_captions(args) if args.predictions is not None else _write_captions(args)
+            evaluation = _evaluate(suite, captions)
             if args.report is not None:
                 _report(args, captions, evaluation)
     except (UsageError, ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: of SPICE's Java
@@ -110,17 +136,14 @@ class _Captions:
     failed: int = 0
 
 
-def _captions(args: argparse.Namespace) -> _Captions:
+def _check_sources(args: argparse.Namespace) -> None:
     of_file, of_model = args.predictions is not None, args.model is not None
     if of_file == of_model:
         raise UsageError("give --predictions with --references, or --model with --dataset")
-    if of_file:
-        if args.references is None or args.dataset is not None:
-            raise UsageError("--predictions goes with --references")
-        return _read_captions(args)
-    if args.dataset is None or args.references is not None:
+    if of_file and (args.references is None or args.dataset is not None):
+        raise UsageError("--predictions goes with --references")
+    if of_model and (args.dataset is None or args.references is not None):
         raise UsageError("--model goes with --dataset, which holds the references and names the pictures")
-    return _write_captions(args)
 
 
 def _read_captions(args: argparse.Namespace) -> _Captions:
@@ -205,39 +228,41 @@ def _save_results(path: Path, captions: dict[Any, str]) -> None:
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(rows, ensure_ascii=False), "utf-8"))
 
 
-def _evaluate(args: argparse.Namespace, captions: _Captions) -> "Evaluation":
+def _suite(args: argparse.Namespace) -> "CaptionMetrics":
+    """The metrics, with what they need: known to be there before a picture is captioned."""
     from ..metrics import CaptionMetrics
+    from ..metrics.table import METRICS
 
-    metrics = list(args.metrics)
-    scorers = {"clip_s": args.clip, "pac_s": args.pac}
-    spice = {"java": args.spice_java, "jar": args.spice_jar, "cache_dir": args.spice_cache}
-    options: dict[str, Any] = {"spice": {name: value for name, value in spice.items() if value is not None}}
-    for name, given in scorers.items():
-        if given is not None and name not in metrics:
-            metrics.append(name)
-        if name in metrics:
-            if given is None:
-                raise UsageError(f"--metrics {name} needs --{name.removesuffix('_s')} MODEL")
-            options[name] = {"scorer": _clip_scorer(name, given, args)}
+    models = {name: vars(args)[f"{name}_scorer"] for name, metric in METRICS.items() if metric.scorer is not None}
+    metrics = list(dict.fromkeys([*args.metrics, *(name for name, model in models.items() if model is not None)]))
+    options = {name: {"scorer": _scorer(name, models[name], args)} for name in metrics if name in models}
+    if "spice" in metrics:
+        spice = {"java": args.spice_java, "jar": args.spice_jar, "cache_dir": args.spice_cache}
+        options["spice"] = {name: value for name, value in spice.items() if value is not None}
+    return CaptionMetrics(metrics, _frequencies(args.document_frequencies), args.in_sequence, options)
+
+
+def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
+    from ..metrics.table import METRICS
+
     images = None
-    if {"clip_s", "pac_s"} & set(metrics):
+    on_images = [name for name in suite.metrics if "images" in METRICS[name].reads]
+    if on_images:
         missing = [image_id for image_id in captions.image_ids if image_id not in captions.pictures]
         if missing:
-            raise UsageError(f"clip_s and pac_s look at pictures, and that of image {missing[0]} is not named; "
+            raise UsageError(f"{' and '.join(on_images)} read pictures, and that of image {missing[0]} is not named; "
                              "give --image-root and references with file names")  # fmt: skip
         images = [captions.pictures[image_id] for image_id in captions.image_ids]
-    frequencies = _frequencies(args.document_frequencies)
-    suite = CaptionMetrics(metrics, frequencies, in_sequence=args.in_sequence, options=options)
     return suite(captions.predictions, captions.references, captions.image_ids, images)
 
 
-def _clip_scorer(metric: str, model: str, args: argparse.Namespace) -> Any:
+def _scorer(name: str, model: str | None, args: argparse.Namespace) -> Any:
     from ..inference.device import choose_device
-    from ..metrics.clip.clip_score import ClipScorer
-    from ..metrics.clip.pac_score import PacScorer
+    from ..metrics.table import METRICS
 
-    scorer = ClipScorer if metric == "clip_s" else PacScorer
-    return scorer(
+    if model is None:
+        raise UsageError(f"--metrics {name} needs {_scorer_option(name)} MODEL")
+    return METRICS[name].load_scorer()(
         model, device=choose_device(args.device), show_progress=True, trust_remote_code=args.trust_remote_code
     )
 

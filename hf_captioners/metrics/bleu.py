@@ -90,7 +90,11 @@ def bleu(
     summed = BleuCounts(*(values.sum(axis=0, keepdims=True) for values in vars(counts).values()))
     names = [f"bleu_{order}" for order in range(1, max_n + 1)]
     corpus, per_image = bleu_from_counts(summed)[0].tolist(), bleu_from_counts(counts).T.copy()
-    return Scores(dict(zip(names, corpus, strict=True)), dict(zip(names, per_image, strict=True)))
+    return Scores(
+        dict(zip(names, corpus, strict=True)),
+        dict(zip(names, per_image, strict=True)),
+        settings={"max_n": max_n, "effective_length": effective_length},
+    )
 
 
 def bleu_from_counts(counts: BleuCounts) -> np.ndarray:

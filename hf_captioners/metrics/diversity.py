@@ -76,4 +76,4 @@ def diversity(
         "unique_captions": len({" ".join(caption.split()) for caption in predictions}) / number,
     }
     corpus = {name: float(value) for name, value in {**distinct, **repetition, **others}.items()}
-    return Scores(corpus, {**per_image, "length": words.length.astype(np.float64)})
+    return Scores(corpus, {**per_image, "length": words.length.astype(np.float64)}, settings={"max_n": max_n})

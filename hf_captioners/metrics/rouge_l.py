@@ -60,7 +60,7 @@ def rouge_l(
         raise ValueError(f"beta is {beta}, expected a finite number of at least 0")
     predictions, references = prepare_pairs(predictions, references, tokenized, image_ids)
     scores = np.array([_score(*pair, beta) for pair in zip(predictions, references, strict=True)])
-    return Scores({"rouge_l": float(scores.mean())}, {"rouge_l": scores})
+    return Scores({"rouge_l": float(scores.mean())}, {"rouge_l": scores}, settings={"beta": float(beta)})
 
 
 def _score(prediction: str, references: Sequence[str], beta: float) -> float:

@@ -6,6 +6,7 @@ After the signatures of sacreBLEU (Post, 2018, "A call for clarity in reporting 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,4 +70,8 @@ def _flat(signature: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_word, value))
+    if isinstance(value, str) and (set(value) & set('|"\\\n') or value != value.strip()):
+        return json.dumps(value, ensure_ascii=False)  # so that no text reads as two settings
+    return str(value)

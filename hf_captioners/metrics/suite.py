@@ -7,34 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._version import __version__
-from .bleu import bleu
-from .cider.cider import cider, cider_d
 from .cider.document_frequency import DocumentFrequencies
 from .distributed import gather_rows
-from .diversity import diversity
 from .inputs import MetricInputError, check_pairs
-from .rouge_l import rouge_l
 from .scores import Scores
 from .signature import hash_captions, signature_text
+from .table import DEFAULT_METRICS, METRICS, printed
 from .tokens import prepare_pairs
-
-METRICS = ("bleu", "meteor", "rouge_l", "cider", "cider_d", "spice", "clip_s", "pac_s", "diversity")
-DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
-ON_IMAGES = ("clip_s", "pac_s")
-
-# name -> (name in papers, the factor by which papers multiply it)
-IN_PAPERS = {
-    **{f"bleu_{n}": (f"BLEU-{n}", 100) for n in (1, 2, 3, 4)},
-    "meteor": ("METEOR", 100),
-    "rouge_l": ("ROUGE-L", 100),
-    "cider": ("CIDEr", 100),
-    "cider_d": ("CIDEr-D", 100),
-    "spice": ("SPICE", 100),
-    "clip_s": ("CLIP-S", 1),
-    "ref_clip_s": ("RefCLIP-S", 1),
-    "pac_s": ("PAC-S", 1),
-    "ref_pac_s": ("RefPAC-S", 1),
-}
 
 
 @dataclass(frozen=True)
@@ -44,8 +23,10 @@ class Evaluation(Scores):
     Attributes:
         corpus (`dict[str, float]`): name -> score, on the metric's own scale: 0 to 1, CIDEr and CIDEr-D 0 to 10.
         per_image (`dict[str, np.ndarray]`): name -> float64 of shape (number of images,).
+        settings (`dict[str, dict]`): metric -> every option by which its numbers could be others.
         image_ids (`list`): the images, in the order of `per_image`.
-        signature (`dict`): tokenizer, document frequencies, options, number of images and references, version.
+        signature (`dict`): metrics, tokenizer, number and hash of the references, the settings, version. Two suites
+            that can give different numbers for the same captions have different signatures.
     """
 
     image_ids: list[Any]
@@ -64,9 +45,9 @@ class Evaluation(Scores):
         """
         rows = []
         for name, value in self.corpus.items():
-            printed, factor = IN_PAPERS.get(name, (name.replace("_", " "), 1))
-            label = printed if factor == 1 else f"{printed} x {factor}"
-            rows.append((label, f"{value * factor:.2f}" if factor != 1 else f"{value:.4g}"))
+            entry = printed(name)
+            row = (name.replace("_", " "), f"{value:.4g}") if entry is None else (entry.full_label, entry.text(value))
+            rows.append(row)
         return rows
 
 
@@ -74,8 +55,8 @@ class CaptionMetrics:
     """Score captions with several metrics.
 
     Args:
-        metrics (`Sequence[str]`, defaults to `("bleu", "rouge_l", "cider_d")`): of `"bleu"`, `"meteor"`, `"rouge_l"`,
-            `"cider"`, `"cider_d"`, `"spice"`, `"clip_s"`, `"pac_s"`, `"diversity"`.
+        metrics (`Sequence[str]`, defaults to `("bleu", "rouge_l", "cider_d")`): names of the table `METRICS`: `"bleu"`,
+            `"meteor"`, `"rouge_l"`, `"cider"`, `"cider_d"`, `"spice"`, `"clip_s"`, `"pac_s"`, `"diversity"`.
         document_frequencies ([`DocumentFrequencies`], *optional*): those of CIDEr and CIDEr-D; by default of the
             references that are scored, as the reference tools do.
         in_sequence (`bool`, defaults to `False`): read an abbreviation at the end of a caption in the light of the next
@@ -85,7 +66,8 @@ class CaptionMetrics:
             `{"clip_s": {"scorer": ClipScorer(...)}, "spice": {"timeout_s": 600}}`.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: an unknown metric or option, a scorer that is missing, options or document frequencies that none of
+            the metrics reads.
 
     Example:
 
@@ -109,13 +91,31 @@ class CaptionMetrics:
         in_sequence: bool = False,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.options = dict(options or {})
-        for name in [*metrics, *self.options]:
+        for name in [*metrics, *(options or {})]:
             if name not in METRICS:
                 raise ValueError(f"no metric {name!r}; expected some of {', '.join(METRICS)}")
         self.metrics = tuple(dict.fromkeys(metrics))
         self.document_frequencies = document_frequencies
         self.in_sequence = in_sequence
+        self.options = {name: dict(values) for name, values in (options or {}).items()}
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.document_frequencies is not None:
+            readers = [name for name, metric in METRICS.items() if "document_frequencies" in metric.reads]
+            if not set(readers) & set(self.metrics):
+                raise ValueError(f"document_frequencies are read by {' and '.join(readers)}, not by {self.metrics}")
+        for name, values in self.options.items():
+            if name not in self.metrics:
+                raise ValueError(f"options of {name!r}, which is none of the metrics {self.metrics}")
+            known = METRICS[name].options()
+            for option in values:
+                if option not in known:
+                    raise ValueError(f"{name} has no option {option!r}; expected some of {', '.join(known) or 'none'}")
+        for name in self.metrics:
+            if METRICS[name].scorer is not None and "scorer" not in self.options.get(name, {}):
+                made = METRICS[name].load_scorer().__name__
+                raise ValueError(f"{name} needs a CLIP model; give options={{{name!r}: {{'scorer': {made}(...)}}}}")
 
     def __call__(
         self,
@@ -150,77 +150,38 @@ class CaptionMetrics:
             image_ids, predictions, references, pictures = gather_rows(image_ids, list(predictions), lists, pictures)
             images = None if images is None else pictures
         names = list(range(len(predictions)) if image_ids is None else image_ids)
-        tokens = prepare_pairs(predictions, references, image_ids=names, in_sequence=self.in_sequence)
-        frequencies = self._frequencies(tokens[1])
-        corpus: dict[str, float] = {}
-        per_image: dict[str, Any] = {}
-        for metric in self.metrics:
-            scores = self._score(metric, (predictions, references), tokens, frequencies, names, images)
-            corpus.update(scores.corpus)
-            per_image.update(scores.per_image)
-        return Evaluation(corpus, per_image, names, self._signature(tokens[1], frequencies))
+        words = prepare_pairs(predictions, references, image_ids=names, in_sequence=self.in_sequence)
+        shared = {"images": images, "document_frequencies": self.document_frequencies}
+        written = {"predictions": predictions, "references": references, **shared}
+        tokens = {"predictions": words[0], "references": words[1], **shared}
+        scores = {name: self._score(name, written, tokens, names) for name in self.metrics}
+        settings = {name: one.settings for name, one in scores.items()}
+        return Evaluation(
+            {name: value for one in scores.values() for name, value in one.corpus.items()},
+            {name: values for one in scores.values() for name, values in one.per_image.items()},
+            names,
+            self._signature(words[1], settings),
+            settings=settings,
+        )
 
-    def _frequencies(self, references: list[list[str]]) -> DocumentFrequencies | None:
-        if not {"cider", "cider_d"} & set(self.metrics):
-            return None
-        if self.document_frequencies is not None:
-            return self.document_frequencies
-        return None if len(references) == 1 else DocumentFrequencies.from_references(references, tokenized=True)
+    def _score(self, name: str, written: Mapping[str, Any], tokens: Mapping[str, Any], image_ids: list[Any]) -> Scores:
+        metric, options = METRICS[name], self.options.get(name, {})
+        if "images" in metric.reads and written["images"] is None:
+            raise MetricInputError(f"{name} looks at the pictures; give images=")
+        if metric.as_written:
+            inputs = {key: written[key] for key in metric.reads}
+        else:
+            inputs = {key: tokens[key] for key in metric.reads} | {"tokenized": True}
+        scores: Scores = metric.load()(**inputs, image_ids=image_ids, **options)
+        return scores
 
-    def _score(
-        self,
-        metric: str,
-        captions: tuple[Sequence[str], Sequence[Sequence[str]]],
-        tokens: tuple[list[str], list[list[str]]],
-        frequencies: DocumentFrequencies | None,
-        names: list[Any],
-        images: Sequence[Any] | None,
-    ) -> Scores:
-        options: dict[str, Any] = {"image_ids": names, **self.options.get(metric, {})}
-        if metric in ON_IMAGES:
-            from .clip.clip_score import clip_score
-            from .clip.pac_score import pac_score
-
-            if images is None:
-                raise MetricInputError(f"{metric} looks at the pictures; give images=")
-            if "scorer" not in options:
-                raise ValueError(
-                    f"{metric} needs a CLIP model; give options={{{metric!r}: {{'scorer': ClipScorer(...)}}}}"
-                )
-            return (clip_score if metric == "clip_s" else pac_score)(images, *captions, **options)
-        if metric == "meteor":
-            from .meteor.meteor import meteor  # with its tables and stemmer, an extra
-
-            return meteor(*tokens, tokenized=True, **options)
-        if metric == "spice":
-            from .spice.spice import spice
-
-            return spice(*tokens, tokenized=True, **options)
-        if metric == "diversity":
-            return diversity(tokens[0], tokenized=True, **options)
-        if metric in ("cider", "cider_d"):
-            function = cider if metric == "cider" else cider_d
-            return function(*tokens, tokenized=True, document_frequencies=frequencies, **options)
-        return (bleu if metric == "bleu" else rouge_l)(*tokens, tokenized=True, **options)
-
-    def _signature(self, references: list[list[str]], frequencies: DocumentFrequencies | None) -> dict[str, Any]:
-        signature: dict[str, Any] = {
+    def _signature(self, references: list[list[str]], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        return {
             "metrics": list(self.metrics),
             "tokenizer": "ptb-lowercase-nopunct" + ("-in-sequence" if self.in_sequence else ""),
             "images": len(references),
             "references": sum(map(len, references)),
             "references_hash": hash_captions(references),
+            **settings,
+            "version": __version__,
         }
-        if frequencies is not None:
-            given = self.document_frequencies is not None
-            settings = {"n": 4, "sigma": 6.0, "eos": False, **self.options.get("cider_d", {})}
-            source = "corpus" if given else "references"
-            signature["cider"] = {"df": source, "df_hash": frequencies.content_hash[:12], **settings}
-        plain = {
-            name: {key: value for key, value in given.items() if isinstance(value, (str, int, float, bool))}
-            for name, given in self.options.items()
-            if name in self.metrics and name not in ("cider", "cider_d")
-        }
-        for name in set(ON_IMAGES) & set(self.metrics):
-            plain[name] = self.options[name]["scorer"].signature
-        return signature | {name: given for name, given in plain.items() if given} | {"version": __version__}

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..data.files import write_whole
 from ..metrics.inputs import check_pairs
 from ..metrics.scores import Scores
-from ..metrics.suite import IN_PAPERS
+from ..metrics.table import printed
 from ..modeling.captioner_image_io import ImageError, open_image
 from .score_report_charts import Chart, draw_bars, draw_histogram
 from .score_report_page import GENERATOR, Card, label, render_page, scale, scaled, scaled_label
@@ -228,7 +228,7 @@ def _sort_key(scores: Scores, sort_by: str | None) -> str:
 def _charts(scores: Scores, sort_by: str) -> list[Chart] | str:
     values = scale(sort_by) * np.asarray(scores.per_image[sort_by], dtype=np.float64)
     spread = _describe(values, scaled_label(sort_by))
-    bars = {label(name): float(score) for name, score in scores.corpus.items() if name in IN_PAPERS}
+    bars = {label(name): float(score) for name, score in scores.corpus.items() if printed(name)}
     try:
         charts = [draw_bars(bars)] if bars else []  # scores that papers do not print may be of any size
         return [*charts, draw_histogram(values, scaled_label(sort_by), spread)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-from ..metrics.suite import IN_PAPERS
+from ..metrics.table import printed
 from .score_report_charts import Chart
 
 GENERATOR = '<meta name="generator" content="hf_captioners score report">'
@@ -133,12 +133,14 @@ class Card:
 
 def label(name: str) -> str:
     """A score's name as papers write it; others stay as they are, without underscores."""
-    return IN_PAPERS[name][0] if name in IN_PAPERS else name.replace("_", " ")
+    entry = printed(name)
+    return name.replace("_", " ") if entry is None else entry.label
 
 
 def scale(name: str) -> int:
     """What papers multiply a score by; 1 for scores of other names."""
-    return IN_PAPERS[name][1] if name in IN_PAPERS else 1
+    entry = printed(name)
+    return 1 if entry is None else entry.factor
 
 
 def scaled_label(name: str) -> str:

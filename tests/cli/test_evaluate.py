@@ -46,10 +46,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
     return run_here
 
 
-def test_names_are_those_of_the_metrics() -> None:
-    assert (evaluate.METRICS, evaluate.DEFAULT_METRICS) == (METRICS, DEFAULT_METRICS)
-
-
 class TestFiles:
     def expected(self, **options: Any) -> Any:
         return CaptionMetrics(**options)(list(CAPTIONS.values()), list(REFERENCES.values()), list(CAPTIONS))
@@ -148,6 +144,22 @@ class TestFiles:
         assert status == 2
         assert "results.json" in err and "[0]" in err and "nan" in err.lower()
 
+    def test_metrics_are_those_of_the_table(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            main.main(["evaluate", "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"default: {' '.join(DEFAULT_METRICS)}" in text
+        for name, metric in METRICS.items():
+            needs = "" if metric.needs is None else f"; needs {metric.needs}"
+            assert f"{name} {metric.summary}{needs}" in text
+
+    def test_frequencies_that_no_metric_reads(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+        (tmp_path / "corpus.json").write_text('{"1": ["a dog"], "2": ["a cat"]}')
+        arguments = ["--document-frequencies", tmp_path / "corpus.json", "--metrics", "bleu"]
+        status, _, err = run("--predictions", files[0], "--references", files[1], *arguments)
+        assert status == 2
+        assert "document_frequencies are read by cider and cider_d, not by ('bleu',)" in err
+
     def test_clip_s_needs_a_model(self, run: Any, files: tuple[Path, Path]) -> None:
         status, _, err = run("--predictions", files[0], "--references", files[1], "--metrics", "clip_s")
         assert status == 2
@@ -215,6 +227,13 @@ class TestModel:
         dataset.write_text(json.dumps({"images": [*images, {**images[0], "imgid": 99}]}))
         status, _, err = run("--model", tiny_captioner_dir, "--dataset", dataset, "--features", store)
         assert status == 2 and "no features of 1 images, as image 99" in err
+
+    def test_metrics_are_checked_before_pictures_are_captioned(
+        self, run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluate, "_write_captions", lambda args: pytest.fail("captioned first"))
+        status, _, err = run("--model", "captioner", "--dataset", folder, "--metrics", "pac_s")
+        assert status == 2 and "--metrics pac_s needs --pac MODEL" in err
 
     def test_broken_picture_is_left_out(self, run: Any, folder: Path, tiny_captioner_dir: Path) -> None:
         (folder / "2.png").write_bytes(b"no picture")

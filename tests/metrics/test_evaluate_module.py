@@ -36,7 +36,7 @@ def test_default_is_several(load):
 
 def test_options(load):
     result = load("cider_d").compute(predictions=CAPTIONS[0], references=CAPTIONS[1], options={"sigma": 5.0})
-    assert "cider.sigma:5.0" in result["signature"]
+    assert "cider_d.sigma:5.0" in result["signature"]
 
 
 def test_unknown_name(load):

@@ -68,8 +68,8 @@ class TestSignature:
         signature = CaptionMetrics(["bleu", "cider_d"])(*self.captions).signature
         assert signature["metrics"] == ["bleu", "cider_d"]
         assert (signature["images"], signature["references"]) == (2, 3)
-        assert signature["cider"]["df"] == "references"
-        assert (signature["cider"]["n"], signature["cider"]["sigma"], signature["cider"]["eos"]) == (4, 6.0, False)
+        assert signature["bleu"] == {"max_n": 4, "effective_length": "closest"}
+        assert signature["cider_d"] == {"n": 4, "sigma": 6.0, "df": "references"}
         assert {"tokenizer", "references_hash", "version"} <= signature.keys()
         json.dumps(signature)
 
@@ -116,6 +116,14 @@ class TestErrors:
         with pytest.raises(ValueError, match="no metric 'x'"):
             CaptionMetrics(["bleu"], options={"x": {}})
 
+    def test_options_without_effect(self):
+        with pytest.raises(ValueError, match=r"options of 'cider_d', which is none of the metrics \('cider',\)"):
+            CaptionMetrics(["cider"], options={"cider_d": {"n": 2}})
+        with pytest.raises(ValueError, match=r"cider has no option 'sigma'; expected some of n$"):
+            CaptionMetrics(["cider"], options={"cider": {"sigma": 5.0}})
+        with pytest.raises(ValueError, match="document_frequencies are read by cider and cider_d, not by"):
+            CaptionMetrics(["bleu"], DocumentFrequencies.from_references([["a"], ["b"]]))
+
     def test_one_image_alone_has_no_document_frequencies(self):
         with pytest.raises(MetricInputError, match=r"cat\.jpg"):
             CaptionMetrics(["cider_d"])(["a cat"], [["a cat"]], ["cat.jpg"])
@@ -127,10 +135,15 @@ class TestErrors:
             CaptionMetrics(["bleu"])(["a", "b"], [["a"], ["b"]], ["b.jpg", "b.jpg"])
 
     def test_clip_s_needs_pictures(self):
+        suite = CaptionMetrics(["clip_s"], options={"clip_s": {"scorer": None}})
         with pytest.raises(MetricInputError, match="clip_s looks at the pictures; give images="):
-            CaptionMetrics(["clip_s"])(["a"], [["b"]])
+            suite(["a"], [["b"]])
         with pytest.raises(MetricInputError, match="1 images for 2 predictions"):
-            CaptionMetrics(["clip_s"])(["a", "b"], [["b"], ["c"]], images=["a.jpg"])
+            suite(["a", "b"], [["b"], ["c"]], images=["a.jpg"])
+
+    def test_clip_s_needs_a_model(self):
+        with pytest.raises(ValueError, match=r"pac_s needs a CLIP model; .* \{'scorer': PacScorer\(...\)\}"):
+            CaptionMetrics(["pac_s"])
 
     def test_empty_captions_have_scores(self):
         evaluation = CaptionMetrics(["bleu", "rouge_l", "cider_d", "diversity"])(["", "a cat"], [["a dog"], ["a cat"]])

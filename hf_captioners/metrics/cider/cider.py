@@ -200,7 +200,8 @@ def cider(
     """
     tokens = prepare_pairs(predictions, references, tokenized, image_ids)
     frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
-    return _scores("cider", Cider(frequencies, n=n), *tokens)
+    settings = {"n": n, **_source(document_frequencies)}
+    return _scores("cider", Cider(frequencies, n=n), *tokens, settings)
 
 
 def cider_d(
@@ -243,7 +244,8 @@ def cider_d(
     """
     tokens = prepare_pairs(predictions, references, tokenized, image_ids)
     frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
-    return _scores("cider_d", CiderD(frequencies, n=n, sigma=sigma), *tokens)
+    settings = {"n": n, "sigma": float(sigma), **_source(document_frequencies)}
+    return _scores("cider_d", CiderD(frequencies, n=n, sigma=sigma), *tokens, settings)
 
 
 def _frequencies(
@@ -260,6 +262,15 @@ def _frequencies(
     return DocumentFrequencies.from_references(references, tokenized=True, n=n)
 
 
-def _scores(name: str, scorer: Cider, predictions: list[str], references: list[list[str]]) -> Scores:
+def _source(document_frequencies: DocumentFrequencies | None) -> dict[str, str]:
+    """Where document frequencies come from, for the settings."""
+    if document_frequencies is None:
+        return {"df": "references"}
+    return {"df": "corpus", "df_hash": document_frequencies.content_hash[:12]}
+
+
+def _scores(
+    name: str, scorer: Cider, predictions: list[str], references: list[list[str]], settings: dict[str, Any]
+) -> Scores:
     per_image = scorer.score(predictions, scorer.prepare(references))
-    return Scores({name: float(per_image.mean())}, {name: per_image})
+    return Scores({name: float(per_image.mean())}, {name: per_image}, settings=settings)

@@ -163,10 +163,10 @@ class ClipScorer(ClipFeatures):
         self.clip_negative = clip_negative
 
     @property
-    def signature(self) -> dict[str, Any]:
-        """What a score of this scorer depends on, for reports."""
-        settings = {"w": self.w, "prefix": self.prefix, "clip_negative": self.clip_negative}
-        return {"model": self.model.config.name_or_path, "dtype": str(self.model.dtype), **settings}
+    def settings(self) -> dict[str, Any]:
+        """As [`ClipFeatures.settings`], with the factor and the variant."""
+        own = {"w": float(self.w), "prefix": self.prefix, "clip_negative": self.clip_negative}
+        return super().settings | own
 
     def text_features(self, captions: Captions) -> Tensor:
         """As [`ClipFeatures.text_features`]; texts get the prefix."""
@@ -229,7 +229,8 @@ class ClipScorer(ClipFeatures):
         values = self.score(images, predictions, references, image_ids)
         rows = dict(zip((self.name, f"ref_{self.name}"), values, strict=True))
         per_image = {name: row.double().cpu().numpy() for name, row in rows.items() if row is not None}
-        return Scores({name: float(np.mean(row)) for name, row in per_image.items()}, per_image)
+        corpus = {name: float(np.mean(row)) for name, row in per_image.items()}
+        return Scores(corpus, per_image, settings=self.settings)
 
     def _check(self, values: Tensor, names: Sequence[Any]) -> None:
         wrong = (~values.isfinite()).nonzero()

@@ -5,6 +5,9 @@ Radford et al., 2021, "Learning Transferable Visual Models From Natural Language
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from transformers import (
     CLIPModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     VisionTextDualEncoderModel,
 )
 
@@ -33,6 +37,8 @@ Captions: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Tensor
 Images: TypeAlias = Sequence[Any] | Tensor
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer_config.json")
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+SHOWN_DIGITS = 12  # of hashes in settings
 
 
 def fill_ids(
@@ -90,7 +96,8 @@ class ClipFeatures:
         model (`str`, `Path`, `CLIPModel` or `VisionTextDualEncoderModel`): the model, or its folder or Hub name. An
             object is put into eval mode, and moved if `device` or `dtype` says so.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): for captions as text; by default from the model's folder.
-        image_processor (`BaseImageProcessor`, *optional*): for pictures; by default from the model's folder.
+        image_processor (`BaseImageProcessor`, *optional*): for pictures; by default from the model's folder. Like the
+            tokenizer it may be missing where nothing needs it: features, `pixel_values` and token ids are scored.
         pad_token_id (`int`, *optional*): PAD in the token ids of the captioner, for captions as ids.
         fill_token_id (`int`, *optional*): what takes the place of PAD there, see [`fill_ids`]; by default EOS.
         batch_size (`int`, defaults to 64): pictures or captions at a time.
@@ -121,9 +128,9 @@ class ClipFeatures:
         if isinstance(model, (str, Path)):
             folder, trust = model, trust_remote_code
             model = load_pretrained(AutoModel, folder, trust, dtype=dtype or torch.float32)
-            if tokenizer is None and _has_tokenizer(folder):
+            if tokenizer is None and _has_one_of(folder, TOKENIZER_FILES):
                 tokenizer = load_pretrained(AutoTokenizer, folder, trust)
-            if image_processor is None:
+            if image_processor is None and _has_one_of(folder, IMAGE_PROCESSOR_FILES):
                 image_processor = load_pretrained(AutoImageProcessor, folder, trust, backend="pil")
         if not isinstance(model, (CLIPModel, VisionTextDualEncoderModel)):
             raise TypeError(f"a {type(model).__name__} is no CLIPModel or VisionTextDualEncoderModel")
@@ -137,6 +144,21 @@ class ClipFeatures:
         self.fill_token_id = fill_token_id
         self.batch_size = batch_size
         self.show_progress = show_progress
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return _hash_weights(self.model)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What features depend on: model, a hash of its weights, dtype, hashes of image processor and tokenizer."""
+        return {
+            "model": self.model.config.name_or_path,
+            "weights": self._weights,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "image_processor": _hash_image_processor(self.image_processor),
+            "tokenizer": _hash_tokenizer(self.tokenizer),
+        }
 
     @torch.no_grad()
     def image_features(self, images: Images, names: Sequence[Any] | None = None) -> Tensor:
@@ -243,7 +265,10 @@ class ClipFeatures:
         if isinstance(image, Tensor):
             return image
         if self.image_processor is None:
-            raise ValueError("no image_processor to prepare pictures with; give one, or prepared pixel_values")
+            raise ValueError(
+                "no image_processor to prepare pictures with: the model's folder has no preprocessor_config.json; give "
+                "image_processor=, or prepared pixel_values"
+            )
         try:
             picture = open_picture(image, self.image_processor)
         except ImageError as error:
@@ -282,6 +307,32 @@ class ClipFeatures:
         return torch.cat(features)
 
 
-def _has_tokenizer(folder: str | Path) -> bool:
-    """Whether a tokenizer can be expected there: any Hub name, or a folder with one of its files."""
-    return not Path(folder).is_dir() or any((Path(folder) / name).exists() for name in TOKENIZER_FILES)
+def _has_one_of(folder: str | Path, names: Sequence[str]) -> bool:
+    """Whether files can be expected there: any Hub name, or a folder with one of them."""
+    return not Path(folder).is_dir() or any((Path(folder) / name).exists() for name in names)
+
+
+def _hash_weights(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:SHOWN_DIGITS]
+
+
+def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    if tokenizer is None:
+        return None
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        content: Any = json.loads(tokenizer.backend_tokenizer.to_str())
+        content.update(padding=None, truncation=None)  # of the last call
+    else:
+        content = sorted(tokenizer.get_vocab().items())
+    text = json.dumps([type(tokenizer).__name__, tokenizer.model_max_length, content])
+    return hashlib.sha256(text.encode()).hexdigest()[:SHOWN_DIGITS]
+
+
+def _hash_image_processor(image_processor: BaseImageProcessor | None) -> str | None:
+    if image_processor is None:
+        return None
+    return hashlib.sha256(image_processor.to_json_string().encode()).hexdigest()[:SHOWN_DIGITS]

@@ -19,6 +19,7 @@ Implementations differ in three places; here:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def retrieval_recall(
         corpus.update({f"{name}_recall_at_{k}": float((ranks <= k).double().mean()) for k in ks})
         corpus[f"{name}_median_rank"] = float(np.median(ranks.numpy()))
     per_image = {"image_to_text_rank": image_ranks.double().numpy(), "text_to_image_rank": mean_ranks.numpy()}
-    return Scores(corpus, per_image)
+    return Scores(corpus, per_image, settings={"ks": list(ks)})
 
 
 def clip_recall(
@@ -144,7 +145,8 @@ def clip_recall(
     owner = [row for row, one in enumerate(several) for _ in one]
     image_features = scorer.image_features(images, image_ids)
     text_features = scorer.text_features([caption for one in several for caption in one])
-    return retrieval_recall(image_features, text_features, owner, ks, image_ids=image_ids)
+    scores = retrieval_recall(image_features, text_features, owner, ks, image_ids=image_ids)
+    return replace(scores, settings=scores.settings | scorer.settings)
 
 
 def _ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:

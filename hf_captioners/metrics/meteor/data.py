@@ -6,12 +6,16 @@ and beside it. The stemmer is Snowball's English one as it was until 2025: snowb
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from .normalizer import MeteorNormalizer
 from .paraphrases import MeteorDataError, ParaphraseTable, load_paraphrases
@@ -95,6 +99,22 @@ class MeteorData:
     stem: Callable[[str], str]
     synonyms: SynonymSets
     paraphrases: ParaphraseTable
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of a SHA-256 of the tables: other tables may give other scores."""
+        normalizer, table = self.normalizer, self.paraphrases
+        texts = [sorted(words) for words in (normalizer.abbreviations, normalizer.before_numbers, self.function_words)]
+        texts.append([self.stem(word) for word in [*texts[-1], *_STEMS]])
+        texts.append(list(map("\t".join, sorted(self.synonyms.sets.items()))))
+        texts.append([f"{form}\t{' '.join(bases)}" for form, bases in sorted(self.synonyms.irregular.items())])
+        digest = hashlib.sha256()
+        for words in (*texts, table.words):
+            digest.update("\n".join([str(len(words)), *words, ""]).encode("utf-8", "surrogatepass"))
+        for column in (table.phrase_words, table.phrase_lengths, table.sources, table.targets):
+            digest.update(f"{column.dtype.str} {len(column)}\n".encode())
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()[:12]
 
     @classmethod
     def load(cls, folder: str | Path | None = None, cache_dir: Path | None = None) -> MeteorData:

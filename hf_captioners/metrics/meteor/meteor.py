@@ -64,11 +64,13 @@ def meteor(
 
     ```
     """
+    data = MeteorData.load() if data is None else data
     statistics = meteor_statistics(predictions, references, tokenized=tokenized, image_ids=image_ids, data=data)
     per_image = np.array([meteor_score(row) for row in statistics.tolist()])
     totals = statistics.sum(axis=0)
     totals[_CHUNKS] = sum(_chunks_that_count(row) for row in statistics.tolist())
-    return Scores({"meteor": meteor_score(totals.tolist())}, {"meteor": per_image})
+    corpus = {"meteor": meteor_score(totals.tolist())}
+    return Scores(corpus, {"meteor": per_image}, settings={"tables": data.digest})
 
 
 def meteor_statistics(

@@ -75,7 +75,7 @@ def spice(
     program = SpiceProgram(java, jar, memory, timeout_s, threads)
     categories = spice_categories(*pairs, program=program, cache_dir=cache_dir, batch_size=batch_size)
     values = np.array([scores["All"]["f"] for scores in categories])
-    return Scores({"spice": float(values.mean())}, {"spice": values})
+    return Scores({"spice": float(values.mean())}, {"spice": values}, settings={"program": program.digest()[:12]})
 
 
 def spice_categories(

@@ -237,12 +237,13 @@ class TestTexts:
         expected = 2.5 * torch.stack([cosine[0, 0], cosine[0, 1], cosine[1, 2], cosine[1, 3]]).clamp(min=0)
         torch.testing.assert_close(score, expected, atol=1e-5, rtol=0)
 
-    def test_w_and_signature(self, parts: dict[str, Any]) -> None:
+    def test_w_and_settings(self, parts: dict[str, Any]) -> None:
         scorer = ClipScorer(**parts, w=1.0)
         scores = clip_score([picture(0)], ["a dog"], scorer=scorer)
         published = clip_score([picture(0)], ["a dog"], scorer=ClipScorer(**parts))
         assert scores.corpus["clip_s"] == pytest.approx(published.corpus["clip_s"] / 2.5)
-        assert scorer.signature["w"] == 1.0 and scorer.signature["prefix"] == "A photo depicts "
+        assert scores.settings["w"] == 1.0 and scores.settings["prefix"] == "A photo depicts "
+        assert scores.settings != published.settings
 
 
 class TestErrors:

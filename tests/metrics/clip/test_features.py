@@ -159,6 +159,16 @@ class TestImages:
         with pytest.raises(ValueError, match="no image_processor to prepare pictures with"):
             ClipFeatures(model).image_features([picture(0)])
 
+    def test_folder_without_image_processor(self, model: CLIPModel, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        features = ClipFeatures(tmp_path)
+        pixel_values = torch.rand(2, 3, 32, 32)
+        expected = no_grad(model.get_image_features, pixel_values=pixel_values)
+        torch.testing.assert_close(features.image_features(pixel_values), expected, atol=1e-5, rtol=1e-5)
+        assert features.text_features([[3, 4, 5]]).shape == (1, expected.shape[1])
+        with pytest.raises(ValueError, match=r"the model's folder has no preprocessor_config\.json; give image_proc"):
+            features.image_features([picture(0)])
+
 
 class TestTexts:
     def test_ids_of_the_original_tokenizer(

@@ -144,6 +144,17 @@ class TestSuccess:
         assert scores.per_image["spice"].dtype == np.float64
         assert scores.corpus == {"spice": pytest.approx(0.02)}
 
+    def test_another_jar_is_another_setting(self, jar: Path, fake_java: Callable[..., Path], tmp_path: Path) -> None:
+        other = jar.with_name("other.jar")
+        other.write_bytes(jar.read_bytes())
+        with zipfile.ZipFile(other, "a") as archive:
+            archive.writestr("more", "")
+        java = fake_java()
+        settings = [spice(["a"], [["b"]], java=java, jar=one, tokenized=True).settings for one in (jar, other, jar)]
+        assert settings[0] == settings[2] != settings[1]
+        more = spice(["a"], [["b"]], java=java, jar=jar, tokenized=True, memory="300m", cache_dir=tmp_path / "cache")
+        assert more.settings == settings[0]
+
     def test_options_and_batches(
         self, jar: Path, fake_java: Callable[..., Path], runs: Callable[[], list[str]]
     ) -> None:
