@@ -1,6 +1,10 @@
 """HDF5 files of other projects, read with errors that name the file and what was looked for.
 
 h5py is an extra, `pip install "hf_captioners[h5]"`, and imported when the first file is opened.
+
+HDF5 can make a file out of others: by links into them, by data sets whose bytes lie in them, by data sets put together
+of theirs. Followed, a file of features would bring any file of the machine into a store, so all of these are refused,
+by name and before another file is opened.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+MOST_LINKS = 16  # soft links behind each other; HDF5's own limit
 
 
 class Hdf5Error(ValueError):
@@ -71,7 +77,7 @@ def read_array(file: Any, name: str) -> np.ndarray:
         `np.ndarray`
 
     Raises:
-        Hdf5Error: there is no such data set, it is a group, or it is damaged.
+        Hdf5Error: there is no such data set, it is a group, it is damaged, or its content lies in another file.
 
     Example:
 
@@ -92,8 +98,10 @@ def read_array(file: Any, name: str) -> np.ndarray:
 
     where = f"{file.filename}: {name!r}"
     try:
-        content = file[name]
-        array = content[()] if isinstance(content, h5py.Dataset) else None
+        content = _follow(file, name)
+        array = _content(content) if isinstance(content, h5py.Dataset) else None
+    except Hdf5Error as error:
+        raise Hdf5Error(f"{where}: {error}") from error
     except KeyError as error:
         raise Hdf5Error(f"{where}: no data set of this name, or a link that leads nowhere") from error
     except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
@@ -101,3 +109,50 @@ def read_array(file: Any, name: str) -> np.ndarray:
     if array is None:
         raise Hdf5Error(f"{where}: is a group, expected a data set")
     return np.asarray(array)
+
+
+def _follow(file: Any, name: str) -> Any:
+    """The object of a name, through hard links and through soft links inside the file.
+
+    `file[name]` would follow links into other files too, and so would `name in file`.
+
+    Raises:
+        Hdf5Error: a link of another kind, or too many.
+        KeyError: it leads nowhere.
+    """
+    import h5py
+
+    place, steps, soft = file["/"], _steps(name), 0
+    while steps:
+        step = steps.pop(0)
+        if not isinstance(place, h5py.Group) or not place.id.links.exists(step):
+            raise KeyError(name)
+        kind = place.id.links.get_info(step).type
+        if kind == h5py.h5l.TYPE_SOFT:
+            target, soft = place.id.links.get_val(step), soft + 1
+            if soft > MOST_LINKS:
+                raise Hdf5Error(f"more than {MOST_LINKS} soft links behind each other")
+            place, steps = file["/"] if target.startswith(b"/") else place, [*_steps(target), *steps]
+        elif kind == h5py.h5l.TYPE_HARD:
+            place = place[step]
+        else:
+            what = "an external link, into another file" if kind == h5py.h5l.TYPE_EXTERNAL else "a user-defined link"
+            raise Hdf5Error(f"{what}, which is not followed; copy what it leads to into this file")
+    return place
+
+
+def _steps(path: str | bytes) -> list[bytes]:
+    parts = (path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path).split(b"/")
+    return [part for part in parts if part not in (b"", b".")]
+
+
+def _content(dataset: Any) -> Any:
+    """What a data set holds; its shape is not asked for before, because that of a virtual one opens its sources."""
+    import h5py
+
+    created = dataset.id.get_create_plist()
+    if created.get_external_count():
+        raise Hdf5Error("external storage, its content lies in another file, which is not read; copy it into this one")
+    if created.get_layout() == h5py.h5d.VIRTUAL:
+        raise Hdf5Error("a virtual data set, put together of others, which is not read; copy it into this file")
+    return dataset[()]
