@@ -214,11 +214,3 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         if rule not in self.beam_rules:
             raise ValueError(f"beam_rule must be one of {sorted(self.beam_rules)}, not {rule!r}.")
         return self.beam_rules[rule] if generation_config.num_beams > 1 else None
-
-    def _check_longest(self, generation_config: GenerationConfig) -> None:
-        length, name = generation_config.max_length or 0, "max_length"
-        if generation_config.max_new_tokens is not None:
-            length, name = generation_config.max_new_tokens + 1, "max_new_tokens + 1"
-        longest: int = self.config.max_position_embeddings
-        if length > longest:
-            raise ValueError(f"{name}={length} is beyond this model's max_position_embeddings={longest}.")

@@ -9,6 +9,7 @@ last three.
 import contextlib
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -225,9 +226,11 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             [`CaptionerEncoderOutput`]
 
         Raises:
+            TypeError: an unknown input.
             ValueError: not exactly one of `pixel_values` and `image_features`; a wrong width; a picture without tokens;
                 what the model's `encode` refuses.
         """
+        self._refuse_unknown(inputs, self.image_inputs)
         self.check_images(pixel_values, image_features, image_attention_mask)
         features: Any = image_features
         if pixel_values is not None:
@@ -306,9 +309,14 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             ValueError: see `encode_images`; no `decoder_input_ids` and no `labels`; captions that are too long or
                 cannot be shared out among the pictures; a cache that is not from `start_cache`.
         """
-        images, loss_inputs = self._sort_inputs(inputs)
-        images["pixel_values"], images["image_features"] = pixel_values, image_features
-        images["image_attention_mask"] = image_attention_mask
+        self._refuse_unknown(inputs, (*self.image_inputs, *self.loss_inputs))
+        loss_inputs = {name: inputs.pop(name) for name in self.loss_inputs if name in inputs}
+        images = {
+            "pixel_values": pixel_values,
+            "image_features": image_features,
+            "image_attention_mask": image_attention_mask,
+            **inputs,
+        }
         encoder_outputs = self._encoded(encoder_outputs, images, output_hidden_states=output_hidden_states)
         output = self.score_captions(
             encoder_outputs,
@@ -328,16 +336,10 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             encoder_hidden_states=encoder_outputs.hidden_states,
         )
 
-    def _sort_inputs(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Further inputs of pictures and of the loss."""
-        unknown = sorted(inputs.keys() - {*self.image_inputs, *self.loss_inputs})
+    def _refuse_unknown(self, inputs: Iterable[str], known: tuple[str, ...]) -> None:
+        unknown = sorted(set(inputs) - set(known))
         if unknown:
-            raise TypeError(
-                f"{type(self).__name__} does not know {', '.join(unknown)}; beside captions it takes "
-                f"{', '.join((*self.image_inputs, *self.loss_inputs))}."
-            )
-        images = {name: value for name, value in inputs.items() if name in self.image_inputs}
-        return images, {name: value for name, value in inputs.items() if name in self.loss_inputs}
+            raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {', '.join(known)}.")
 
     def score_captions(
         self, encoder_outputs: CaptionerEncoderOutput, labels: torch.Tensor | None, **options: Any
@@ -424,6 +426,15 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             what `generate` returns
         """
         raise NotImplementedError(f"{type(self).__name__} must define write_captions.")
+
+    def _check_longest(self, generation_config: GenerationConfig) -> None:
+        """Refuse options that ask for longer captions than the model can write."""
+        length, name = generation_config.max_length or 0, "max_length"
+        if generation_config.max_new_tokens is not None:
+            length, name = generation_config.max_new_tokens + 1, "max_new_tokens + 1"
+        longest: int = self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(f"{name}={length} is beyond this model's max_position_embeddings={longest}.")
 
     def _prepare_special_tokens(self, generation_config: Any, has_mask: bool | None = None, **kwargs: Any) -> None:
         """As in transformers, without its warning that padding equal to the end token needs an attention mask: here

@@ -31,8 +31,13 @@ print(json.dumps([captioner(picture)[0]["generated_text"], processor.batch_decod
 
 
 class CaptionerContract:
-    """Subclass with the two fixtures below and, where a model differs, the class attributes."""
+    """Subclass with the two fixtures below and, where a model differs, the class attributes.
 
+    Captioners that write word by word subclass `AutoregressiveContract`, which asks for more.
+    """
+
+    writing: dict[str, Any] = {"max_length": 10}  # options of `generate`
+    sampling: dict[str, Any] = {"max_length": 10, "do_sample": True}
     dtype_tolerance = {torch.bfloat16: 0.25, torch.float16: 0.1}  # on log-probabilities, tiny random models
 
     @pytest.fixture()
@@ -65,7 +70,7 @@ class CaptionerContract:
         words[1, 4:] = words[2, 5:] = -100
         return words
 
-    # -- entrances ---------------------------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------------------------
 
     def test_takes_pixels_or_features_never_both(self, model, pixels, features, labels):
         with pytest.raises(ValueError, match="both was given"):
@@ -95,9 +100,20 @@ class CaptionerContract:
         memory = encoded.last_hidden_state.clone()
         expected = model(image_features=features, labels=labels)
         torch.testing.assert_close(model(encoder_outputs=encoded, labels=labels).logits, expected.logits)
-        ids = model.generate(encoder_outputs=encoded, num_beams=3, max_length=8)
-        assert torch.equal(ids, model.generate(image_features=features, num_beams=3, max_length=8))
+        ids = model.generate(encoder_outputs=encoded, **self.writing)
+        assert torch.equal(ids, model.generate(image_features=features, **self.writing))
         assert torch.equal(encoded.last_hidden_state, memory)
+        with pytest.raises(ValueError, match="give image_features to encode_images"):
+            model(encoder_outputs=encoded, image_features=features, labels=labels)
+
+    def test_refuses_inputs_that_it_does_not_know(self, model, features, labels):
+        with pytest.raises(TypeError, match="does not know sentiment"):
+            model(image_features=features, labels=labels, sentiment=labels)
+        with pytest.raises(TypeError, match="sentiment"):
+            model.encode_images(image_features=features, sentiment=labels)
+        with pytest.raises(ValueError, match="not used by the model"):
+            model.generate(image_features=features, sentiment=labels)
+        assert set(model.image_inputs[:3]) == {"pixel_values", "image_features", "image_attention_mask"}
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
@@ -137,65 +153,34 @@ class CaptionerContract:
         model.activation_checkpointing_enable()
         torch.testing.assert_close(gradients(model), plain)
 
-    # -- decoding ----------------------------------------------------------------------------------------------------
+    # -- captions ----------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"num_beams": 1},
-            {"num_beams": 3, "num_return_sequences": 2},
-            {"num_beams": 3, "beam_rule": "standard"},
-            {"num_beams": 1, "do_sample": True, "num_return_sequences": 3},
-            {"num_beams": 1, "do_sample": True, "top_p": 0.7},
-            {"num_beams": 2, "no_repeat_ngram_size": 1, "min_length": 5},
-        ],
-    )
-    def test_decoding_with_cache_equals_decoding_without(self, model, features, options):
-        captions = []
-        for use_cache in (True, False):
-            torch.manual_seed(0)
-            captions.append(model.generate(image_features=features, max_length=10, use_cache=use_cache, **options))
-        assert torch.equal(*captions)
-        assert captions[0].shape[0] == 3 * options.get("num_return_sequences", 1)
-        assert (captions[0][:, 0] == model.config.decoder_start_token_id).all()
-
-    def test_cached_logits_equal_the_parallel_ones(self, model, features, labels):
-        ids = model.shift_labels(labels)
-        whole = model(image_features=features, decoder_input_ids=ids).logits
-        first = model(image_features=features, decoder_input_ids=ids[:, :2], use_cache=True)
-        encoded = model.encode_images(image_features=features)
-        cache, steps = first.past_key_values, [first.logits]
-        for t in range(2, ids.shape[1]):
-            step = model(encoder_outputs=encoded, decoder_input_ids=ids[:, t : t + 1], past_key_values=cache)
-            steps.append(step.logits)
-        torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-5)
-
-    def test_scores_are_the_log_probabilities_of_the_captions(self, model, features):
-        out = model.generate(
-            image_features=features,
-            num_beams=3,
-            num_return_sequences=3,
-            max_length=9,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        log_probs = model.sequence_log_probs(out.sequences, image_features=features)
-        steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=False)
-        torch.testing.assert_close(steps, log_probs, atol=1e-4, rtol=1e-4)
-
-    def test_sequence_log_probs_carry_gradient_and_stop_at_the_end(self, model, features, labels):
+    @pytest.fixture()
+    def sequences(self, model, labels) -> torch.Tensor:
+        """The captions of `labels` as `generate` writes them: start token, words, end token, padding."""
         start = torch.full((3, 1), model.config.decoder_start_token_id)
-        sequences = torch.cat((start, labels.masked_fill(labels == -100, model.config.pad_token_id)), dim=1)
-        log_probs = model.sequence_log_probs(sequences, image_features=features)
-        expected = model(image_features=features, labels=labels).logits.log_softmax(-1)
-        gold = expected.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0.0)
-        torch.testing.assert_close(log_probs, gold)
+        return torch.cat((start, labels.masked_fill(labels == -100, model.config.pad_token_id)), dim=1)
+
+    def test_captions_begin_with_the_start_token_and_come_as_often_as_asked(self, model, features):
+        ids = model.generate(image_features=features, num_return_sequences=2, **self.sampling)
+        assert ids.shape[0] == 6 and ids.shape[1] <= 10
+        assert (ids[:, 0] == model.config.decoder_start_token_id).all()
+        out = model.generate(image_features=features, return_dict_in_generate=True, **self.writing)
+        assert torch.equal(out.sequences, model.generate(image_features=features, **self.writing))
+
+    def test_sequence_log_probs_carry_gradient_and_stop_at_the_end(self, model, features, labels, sequences):
+        log_probs, entropies = model.sequence_log_probs(sequences, image_features=features, return_entropies=True)
+        assert log_probs.shape == entropies.shape == labels.shape
+        for scores in (log_probs, -entropies):
+            assert (scores[labels == -100] == 0).all() and (scores[labels != -100] < 0).all()
+        encoded = model.encode_images(image_features=features)
+        torch.testing.assert_close(model.sequence_log_probs(sequences, encoder_outputs=encoded), log_probs)
         log_probs.sum().backward()
         assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in model.parameters())
 
     def test_batch_size_does_not_change_a_caption(self, model, pixels):
-        together = model.generate(pixel_values=pixels, num_beams=3, max_length=10)
-        alone = [model.generate(pixel_values=pixels[i : i + 1], num_beams=3, max_length=10)[0] for i in range(3)]
+        together = model.generate(pixel_values=pixels, **self.writing)
+        alone = [model.generate(pixel_values=pixels[i : i + 1], **self.writing)[0] for i in range(3)]
         for batched, single in zip(together, alone, strict=True):
             assert batched[: len(single)].tolist() == single.tolist()
             assert (batched[len(single) :] == model.config.pad_token_id).all()
@@ -205,14 +190,10 @@ class CaptionerContract:
         mask[:, 7:] = 0
         garbage = torch.full((3, 5, features.shape[-1]), 7.0)
         padded = torch.cat((features, garbage), dim=1)
-        plain = model.generate(image_features=features, num_beams=3, max_length=10)
-        assert torch.equal(
-            plain, model.generate(image_features=padded, image_attention_mask=mask, num_beams=3, max_length=10)
-        )
+        plain = model.generate(image_features=features, **self.writing)
+        assert torch.equal(plain, model.generate(image_features=padded, image_attention_mask=mask, **self.writing))
 
     def test_refuses_unknown_options_and_lengths(self, model, features):
-        with pytest.raises(ValueError, match="beam_rule must be one of"):
-            model.generate(image_features=features, beam_rule="mine")
         with pytest.raises(ValueError, match="beyond this model's max_position_embeddings"):
             model.generate(image_features=features, max_length=model.config.max_position_embeddings + 1)
         with pytest.raises(ValueError, match="not used by the model"):
@@ -228,7 +209,7 @@ class CaptionerContract:
         assert torch.isfinite(output.loss)
         got = output.logits.float().log_softmax(-1)
         assert (got - expected).abs().max() < self.dtype_tolerance[dtype]
-        ids = half.generate(pixel_values=pixels.to(dtype), num_beams=3, max_length=8)
+        ids = half.generate(pixel_values=pixels.to(dtype), **self.writing)
         assert ids.shape[0] == 3
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -246,6 +227,23 @@ class CaptionerContract:
             model.set_attn_implementation(attention)
             outputs.append(model(pixel_values=pixels, labels=labels).logits)
         torch.testing.assert_close(outputs[0], outputs[1], atol=5e-5, rtol=1e-4)
+
+    def test_can_be_exported_with_a_mask(self, model, features, sequences):
+        """The graph of one mask is right for others: nothing in it may depend on values."""
+
+        class Scores(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model.requires_grad_(False)
+
+            def forward(self, features, mask, ids):
+                return self.model.sequence_log_probs(ids, image_features=features, image_attention_mask=mask)
+
+        lengths = torch.tensor([[7, 5, 7], [7, 7, 7], [2, 7, 3]])
+        masks = (torch.arange(7) < lengths[..., None]).long()
+        graph = torch.export.export(Scores(), (features, masks[0], sequences)).module()
+        for mask in masks:
+            torch.testing.assert_close(graph(features, mask, sequences), Scores()(features, mask, sequences))
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -278,9 +276,9 @@ class CaptionerContract:
     def test_adapters(self, model, features, labels):
         from peft import LoraConfig, get_peft_model
 
-        before = model.generate(image_features=features, max_length=8)
+        before = model.generate(image_features=features, **self.writing)
         adapted = get_peft_model(model, LoraConfig(target_modules=model.LORA_TARGET_MODULES, r=2))
-        assert torch.equal(adapted.generate(image_features=features, max_length=8), before)
+        assert torch.equal(adapted.generate(image_features=features, **self.writing), before)
         optimizer = torch.optim.SGD([one for one in adapted.parameters() if one.requires_grad], lr=0.5)
         for _ in range(2):  # the first step moves only the second factor, which starts at zero
             optimizer.zero_grad()

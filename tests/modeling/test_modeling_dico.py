@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from contracts.captioner import CaptionerContract
+from contracts.autoregressive import AutoregressiveContract
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -80,7 +80,7 @@ def tiny_model(seed: int = 0, sharp: bool = True, **changes) -> DicoForImageCapt
     return model
 
 
-class TestContract(CaptionerContract):
+class TestContract(AutoregressiveContract):
     @pytest.fixture()
     def model(self):
         return tiny_model(features_only=False, vision_config=TINY_CLIP, vocab_size=len(clip_tokenizer()) + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.captioner import CaptionerContract
+from contracts.autoregressive import AutoregressiveContract
 from transformers import AutoProcessor, MobileNetV2Config, MobileNetV2Model, SwinModel
 
 from hf_captioners import ExpansionNetV2Config, ExpansionNetV2ForImageCaptioning
@@ -25,7 +25,7 @@ def model(tiny_captioner_dir):
     return without_dropout(tiny_captioner_dir)
 
 
-class TestContract(CaptionerContract):
+class TestContract(AutoregressiveContract):
     @pytest.fixture()
     def model(self, tiny_captioner_dir):
         return without_dropout(tiny_captioner_dir)
