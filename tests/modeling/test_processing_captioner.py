@@ -222,7 +222,11 @@ class TestFiles:
     def test_code_is_shipped_on_demand_and_only_then(self, processor, tmp_path):
         processor.save_pretrained(tmp_path / "shipped", ship_code=True)
         assert {path.name for path in (tmp_path / "shipped").glob("*.py")} == {
+            "captioner_image_format.py",
             "captioner_image_io.py",
+            "captioner_image_limits.py",
+            "captioner_image_source.py",
+            "captioner_image_url.py",
             "image_processing_captioner.py",
             "processing_captioner.py",
             "captioner_shipping.py",

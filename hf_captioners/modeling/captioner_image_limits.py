@@ -1,0 +1,62 @@
+"""Limits of opening pictures from outside, and the error that says which was reached.
+
+The defaults hold where neither an argument nor an environment variable sets another value. Every limit is compared with
+what a file declares before anything is decoded.
+"""
+
+import os
+
+MAX_BYTES = 64 * 2**20
+"""Largest encoded size, in bytes; `HF_CAPTIONERS_MAX_IMAGE_BYTES` in the environment sets another."""
+
+MAX_PIXELS = 64 * 2**20
+"""Largest width times height; `HF_CAPTIONERS_MAX_IMAGE_PIXELS` sets another. Beyond 178,956,970 pixels PIL refuses a
+picture itself, until `PIL.Image.MAX_IMAGE_PIXELS` is raised, too."""
+
+MAX_SCANS = 100
+"""Most scans of a JPEG (progressive ones have about ten, each as much work as decoding the picture once);
+`HF_CAPTIONERS_MAX_IMAGE_SCANS` sets another."""
+
+MAX_ECHO = 200
+"""Longest piece of foreign text in a message, in characters."""
+
+
+class ImageError(ValueError):
+    """A picture could not be read; the message names the source and the reason."""
+
+
+def limit_of(quantity: str, default: int) -> int:
+    """
+    Looks up a limit.
+
+    Args:
+        quantity (`str`): `"bytes"`, `"pixels"` or `"scans"`.
+        default (`int`): where the environment sets none.
+
+    Raises:
+        ValueError: the environment variable is not a positive integer.
+    """
+    variable = f"HF_CAPTIONERS_MAX_IMAGE_{quantity.upper()}"
+    text = os.environ.get(variable, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{variable}={shorten(text)!r} must be a positive integer")
+    return int(text)
+
+
+def too_many(count: int | str, limit: int, quantity: str) -> ImageError:
+    """The error of a limit that was reached: what was declared, what is allowed, and how to allow more."""
+    return ImageError(
+        f"{count} {quantity}, more than the {limit} allowed (HF_CAPTIONERS_MAX_IMAGE_{quantity.upper()} sets another "
+        "limit)"
+    )
+
+
+def shorten(text: str) -> str:
+    """Foreign text for a message: at most about `MAX_ECHO` characters, control characters and the like escaped."""
+    if len(text) > MAX_ECHO:
+        text = f"{text[: MAX_ECHO // 2]}...{text[-MAX_ECHO // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
