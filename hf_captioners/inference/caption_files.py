@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.captioner_image_io import ImageError
-from ..modeling.image_processing_captioner import open_picture
+from ..modeling.image_processing_captioner import open_resized
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif")
@@ -229,7 +229,7 @@ def _records(
 ) -> Iterator[CaptionRecord]:
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="open_image")
     try:
-        opener = functools.partial(open_picture, image_processor=captioner.processor.image_processor)
+        opener = functools.partial(open_resized, image_processor=captioner.processor.image_processor)
         for chunk in _open_ahead(pool, opener, paths, batch_size):
             names = [name for name, _ in chunk]
             outcomes = _caption_chunk(captioner, chunk)

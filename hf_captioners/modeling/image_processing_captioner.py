@@ -7,11 +7,23 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
 from transformers.processing_utils import ImagesKwargs
 
-from .captioner_image_io import MAX_PIXELS, ImageError, ImageSource, describe_source, open_image, to_rgb
+from .captioner_image_io import open_image, to_rgb
+from .captioner_image_limits import MAX_PIXELS, ImageError, limit_of
+from .captioner_image_source import ImageSource, describe_source
+
+_SMALL = 2**20
+"""Pixels up to which a picture is not resized before its batch is."""
 
 
 def open_picture(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
@@ -32,12 +44,68 @@ def open_picture(source: ImageSource, image_processor: Any, **limits: Any) -> Im
     settings = image_processor.to_dict()
     picture = open_image(source, rgb=not settings.get("black_non_rgb", False), **limits)
     edge = (settings.get("size") or {}).get("shortest_edge")
-    if edge and edge**2 * max(picture.size) > MAX_PIXELS * min(picture.size):
+    max_pixels = limit_of("pixels", MAX_PIXELS)
+    if edge and edge**2 * max(picture.size) > max_pixels * min(picture.size):
         width, height = picture.size
         raise ImageError(
             f"{describe_source(source)}: {width} x {height} pixels are too narrow a picture to scale to {edge}"
         )
     return picture
+
+
+def open_resized(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
+    """Open a picture for a batch: as `open_picture`, and a large one at the size that the image processor gives it.
+
+    The processor makes the same `pixel_values` of it to the last bit: its own conversion and its own resizing come
+    first in its preprocessing, and resizing once more to the same size changes nothing. What is gained is memory: a
+    batch waits as pictures of the processor's size (or up to a megapixel), however many pixels they had.
+
+    Args:
+        source (`ImageSource`): see `open_image`.
+        image_processor (`BaseImageProcessor`): what will prepare the picture, without other options in that call.
+        limits: further arguments of `open_image`.
+
+    Returns:
+        `PIL.Image.Image`: as `open_picture` gives it if it is small or not RGB, or if the processor has a resizing
+        or an order of its own.
+
+    Raises:
+        ImageError: see `open_picture`.
+    """
+    picture = open_picture(source, image_processor, **limits)
+    is_large = picture.width * picture.height > _SMALL
+    is_plain = picture.mode == "RGB" and not picture.has_transparency_data
+    return _resized(picture, image_processor) if is_large and is_plain and _resizes_first(image_processor) else picture
+
+
+def _resized(picture: Image.Image, image_processor: Any) -> Image.Image:
+    """A picture at the size that an image processor which `_resizes_first` gives it."""
+    size = SizeDict(**dict(image_processor.size))
+    in_torch = isinstance(image_processor, TorchvisionBackend)
+    if in_torch:
+        pixels = image_processor.process_image(picture)  # (3, H, W)
+        pixels = image_processor.resize(pixels, size, resample=image_processor.resample)  # (3, height, width)
+        return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    shape: Any = (size.height, size.width)
+    if size.shortest_edge:
+        no_pixels = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # takes no memory
+        shape = get_resize_output_image_size(
+            no_pixels, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
+        )
+    # `PilBackend.resize` makes a PIL picture of its array and resizes that: the same without the copies
+    return picture.resize((shape[1], shape[0]), image_processor.resample)
+
+
+def _resizes_first(image_processor: Any) -> bool:
+    """Whether an image processor begins with a resizing, for which a picture of its size is left as it is."""
+    # `_preprocess` is where transformers' image processors put an order of their own; there is no public name for that.
+    cls = type(image_processor)
+    for backend in (PilBackend, TorchvisionBackend):
+        if issubclass(cls, backend) and image_processor.do_resize:
+            size = {name for name, pixels in dict(image_processor.size).items() if pixels}
+            usual = cls.resize is backend.resize and cls._preprocess is backend._preprocess
+            return usual and size in ({"height", "width"}, {"shortest_edge"})
+    return False
 
 
 class CaptionerImagesKwargs(ImagesKwargs, total=False):
@@ -93,7 +161,8 @@ class CaptionerImageProcessor(PilBackend):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(one) for one in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, Path)):
-            return open_picture(image_url_or_urls, self)
+            # in its own mode: an option of the call may ask for black pictures
+            return open_image(image_url_or_urls, rgb=False)
         return image_url_or_urls
 
     def process_image(

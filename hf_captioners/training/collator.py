@@ -11,7 +11,7 @@ import torch
 from transformers.processing_utils import ProcessorMixin
 
 from ..modeling.captioner_image_io import ImageError
-from ..modeling.image_processing_captioner import open_picture
+from ..modeling.image_processing_captioner import open_resized
 from ..modeling.processing_captioner import CaptionerProcessor
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class PictureCollator:
         pictures = []
         for row in rows:
             try:
-                pictures.append(open_picture(self._image(row), self.image_processor))
+                pictures.append(open_resized(self._image(row), self.image_processor))
                 good.append(row)
             except ImageError as error:
                 if not (self.skip_broken and self.training):  # scores of fewer pictures would not compare

@@ -269,7 +269,7 @@ class TestStreaming:
                 most = max(most, alive)
             return image
 
-        monkeypatch.setattr("hf_captioners.inference.caption_files.open_picture", count)
+        monkeypatch.setattr("hf_captioners.inference.caption_files.open_resized", count)
         for _ in caption(ShadeModel(), make(1, *[shade, 7] * 30), batch_size=4):
             assert alive <= 8
         assert 4 < most <= 8

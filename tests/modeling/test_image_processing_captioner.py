@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, CLIPImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
 from hf_captioners import CaptionerImageProcessor, ExpansionNetV2Processor, ImageError, open_image
 from hf_captioners.modeling.captioner_image_io import to_rgb
-from hf_captioners.modeling.image_processing_captioner import open_picture
+from hf_captioners.modeling.image_processing_captioner import open_picture, open_resized
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = {"height": 20, "width": 28}
@@ -172,6 +178,11 @@ class TestBlack:
         torch.testing.assert_close(pixels, by_hand(Image.new("RGB", (37, 23))))
         assert not processor.black_non_rgb
 
+    def test_for_one_call_on_a_path(self, processor, tmp_path):
+        picture_of("L").save(tmp_path / "grey.png")
+        pixels = processor(tmp_path / "grey.png", return_tensors="pt", black_non_rgb=True).pixel_values
+        torch.testing.assert_close(pixels, by_hand(Image.new("RGB", (37, 23))))
+
     def test_what_open_image_opened_is_rgb(self, tmp_path):
         picture_of("L").save(tmp_path / "grey.png")
         processor = CaptionerImageProcessor(size=SIZE, black_non_rgb=True)
@@ -224,3 +235,53 @@ class TestOpenPicture:
             open_picture(tmp_path / "line.png", scales)
         assert open_picture(tmp_path / "line.png", CaptionerImageProcessor()).size == (60000, 1)
         assert open_picture(Image.new("RGB", (500, 1)), scales).size == (500, 1)
+
+
+class TestOpenResized:
+    """Large pictures are resized when they are opened: same numbers, less memory."""
+
+    PROCESSORS = (
+        CaptionerImageProcessor(),
+        CaptionerImageProcessor(size=SIZE, do_normalize=False),
+        CaptionerImageProcessor(black_non_rgb=True),
+        CLIPImageProcessorPil(),
+        ViTImageProcessorPil(resample=Image.Resampling.LANCZOS),
+    )
+
+    @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda one: type(one).__name__)
+    @pytest.mark.parametrize(
+        ("width", "height", "channels"), [(1503, 901, 3), (801, 1999, 3), (2001, 601, 1), (999, 1201, 4)]
+    )
+    def test_the_same_numbers(self, processor, width, height, channels):
+        image = noise(width, height, channels)
+        expected = processor(open_picture(image, processor), return_tensors="pt").pixel_values
+        resized = open_resized(image, processor)
+        assert torch.equal(processor(resized, return_tensors="pt").pixel_values, expected)
+        assert torch.equal(processor([noise(), resized], return_tensors="pt").pixel_values[1:], expected)
+        if not (processor.to_dict().get("black_non_rgb") and channels != 3):
+            assert resized.width * resized.height < 2**20
+
+    def test_small_pictures_stay(self):
+        assert open_resized(noise(640, 480), CaptionerImageProcessor()).size == (640, 480)
+
+    @pytest.mark.parametrize(
+        "processor",
+        [
+            ConvNextImageProcessorPil(),  # resizes to another size than it says, then crops
+            CaptionerImageProcessor(do_resize=False),
+            ViTImageProcessorPil(size={"shortest_edge": 224, "longest_edge": 600}),
+        ],
+        ids=lambda one: type(one).__name__,
+    )
+    def test_others_see_the_whole_picture(self, processor):
+        assert open_resized(noise(1503, 901), processor).size == (1503, 901)
+
+    def test_transparency_and_orientation(self, tmp_path):
+        image, exif = noise(1203, 1001, 4), Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "a.png", exif=exif)
+        processor = CaptionerImageProcessor()
+        expected = processor(open_image(tmp_path / "a.png"), return_tensors="pt").pixel_values
+        resized = open_resized(tmp_path / "a.png", processor)
+        assert resized.size == (384, 384)
+        assert torch.equal(processor(resized, return_tensors="pt").pixel_values, expected)
