@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from contracts.metric import MetricCase, load_case
 from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach the network
@@ -49,18 +49,9 @@ def shared_parity() -> Path:
 
 
 @pytest.fixture(scope="session")
-def metric_case(shared_parity: Path) -> Callable[[str], tuple[list[str], list[list[str]], dict[str, Any]]]:
-    """Captions, references and what the reference tools give for them (corpus, per_image), by the name of the set."""
-
-    def load(name: str) -> tuple[list[str], list[list[str]], dict[str, Any]]:
-        folder = shared_parity / "metrics" / name
-        hyps, refs, expected = (
-            json.loads((folder / f"{part}.json").read_text("utf-8")) for part in ("hyps", "refs", "expected")
-        )
-        captions = {row["image_id"]: row["caption"] for row in hyps}
-        return [captions[i] for i in expected["order"]], [refs[str(i)] for i in expected["order"]], expected
-
-    return load
+def metric_case(shared_parity: Path) -> Callable[[str], MetricCase]:
+    """Captions and what the reference tools make of them, by the name of the set."""
+    return lambda name: load_case(shared_parity / "metrics" / name)
 
 
 @pytest.fixture(scope="session", params=["case_a", "case_b"])

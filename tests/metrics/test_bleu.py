@@ -1,35 +1,21 @@
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
+from contracts.metric import ReferenceContract
 
 from hf_captioners.metrics.bleu import EffectiveLength, bleu, bleu_from_counts, count_matches
 from hf_captioners.metrics.inputs import MetricInputError
 
-PARITY_SETS = ["satic_500", "fakecap_1000", "adversarial_60"]
 
-
-def read_set(folder: Path, captions: str = "tokenized") -> tuple[list[str], list[list[str]], dict]:
-    """Predictions, references and the expected scores of a parity set."""
-    expected = json.loads((folder / "expected.json").read_text())
-    if captions == "tokenized":
-        both = json.loads((folder / "tokenized.json").read_text())
-    else:
-        results = json.loads((folder / "hyps.json").read_text())
-        both = {
-            "hyps": {str(one["image_id"]): one["caption"] for one in results},
-            "refs": json.loads((folder / "refs.json").read_text()),
-        }
-    order = [str(image) for image in expected["order"]]
-    predictions = [both["hyps"][image] for image in order]
-    predictions = [one if isinstance(one, str) else one[0] for one in predictions]
-    return predictions, [both["refs"][image] for image in order], expected
+class TestContract(ReferenceContract):
+    name = "bleu"
+    pooled = {f"bleu_{n}" for n in range(1, 5)}
+    in_fixtures = {f"bleu_{n}": f"Bleu_{n}" for n in range(1, 5)}
+    relative_per_image = 1e-9
 
 
 def hostile_captions(seed: int, images: int) -> tuple[list[str], list[list[str]]]:
@@ -56,22 +42,7 @@ def reference_bleu(
     return scorer.compute_score(option=option, verbose=0)
 
 
-class TestParity:
-    @pytest.mark.parametrize("name", PARITY_SETS)
-    def test_scores_are_those_of_the_reference_tool(self, shared_parity: Path, name: str) -> None:
-        predictions, references, expected = read_set(shared_parity / "metrics" / name)
-        scores = bleu(predictions, references, tokenized=True)
-        for n in range(1, 5):
-            assert scores.corpus[f"bleu_{n}"] == pytest.approx(expected["corpus"][f"Bleu_{n}"], rel=0, abs=1e-12)
-            of_images = expected["per_image"][f"Bleu_{n}"]
-            np.testing.assert_allclose(scores.per_image[f"bleu_{n}"], of_images, rtol=1e-9, atol=0)
-
-    def test_raw_captions_give_the_same_scores(self, shared_parity: Path) -> None:
-        predictions, references, expected = read_set(shared_parity / "metrics" / "satic_500", captions="raw")
-        scores = bleu(predictions, references)
-        for n in range(1, 5):
-            assert scores.corpus[f"bleu_{n}"] == pytest.approx(expected["corpus"][f"Bleu_{n}"], rel=0, abs=1e-12)
-
+class TestReferenceTool:
     @pytest.mark.parametrize("option", ["closest", "shortest", "average"])
     @pytest.mark.parametrize("seed", range(3))
     def test_hostile_captions_score_as_in_the_reference_tool(self, seed: int, option: EffectiveLength) -> None:
@@ -89,23 +60,6 @@ class TestParity:
             corpus, _ = reference_bleu(predictions, references)
             scores = bleu(predictions, references, tokenized=True)
             np.testing.assert_allclose(list(scores.corpus.values()), corpus, rtol=1e-12, atol=0)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["satic_karpathy_test", "satic_val2014_full"])
-    def test_whole_val2014(self, shared_parity: Path, shared_data: Path, name: str) -> None:
-        expected = json.loads((shared_parity / "metrics" / "corpus_level_large.json").read_text())[name]
-        folder = shared_data / "coco_captions"
-        references: dict[int, list[str]] = {}
-        for one in json.loads(gzip.decompress((folder / "captions_val2014.json.gz").read_bytes()))["annotations"]:
-            references.setdefault(one["image_id"], []).append(one["caption"])
-        results = json.loads(gzip.decompress((folder / "results_satic_val2014.json.gz").read_bytes()))
-        if name == "satic_karpathy_test":
-            wanted = set(map(int, (folder / "karpathy_test_image_ids.txt").read_text().split()))
-            results = [one for one in results if one["image_id"] in wanted]
-        assert len(results) == expected["images"]
-        scores = bleu([one["caption"] for one in results], [references[one["image_id"]] for one in results])
-        for n in range(1, 5):
-            assert scores.corpus[f"bleu_{n}"] == pytest.approx(expected["corpus"][f"Bleu_{n}"], rel=0, abs=1e-9)
 
 
 class TestDefinition:

@@ -4,9 +4,15 @@ import random
 
 import numpy as np
 import pytest
+from contracts.metric import MetricContract
 
 from hf_captioners.metrics.diversity import diversity
 from hf_captioners.metrics.inputs import MetricInputError
+
+
+class TestContract(MetricContract):
+    name = "diversity"
+    pooled = {"repetition_1"}  # the longer n-grams of these captions repeat nowhere
 
 
 def ngrams(caption: str, order: int) -> list[tuple[str, ...]]:

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import gzip
-import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
+from contracts.metric import ReferenceContract
 
 from hf_captioners.metrics.inputs import MetricInputError
 from hf_captioners.metrics.rouge_l import rouge_l
 
-PARITY_SETS = ["satic_500", "fakecap_1000", "adversarial_60"]
+
+class TestContract(ReferenceContract):
+    name = "rouge_l"
+    in_fixtures = {"rouge_l": "ROUGE_L"}
 
 
 def hostile_captions(seed: int, images: int) -> tuple[list[str], list[list[str]]]:
@@ -39,19 +40,7 @@ def common_length_by_table(first: list[str], second: list[str]) -> int:
     return above[-1]
 
 
-class TestParity:
-    @pytest.mark.parametrize("name", PARITY_SETS)
-    def test_scores_are_those_of_the_reference_tool(self, shared_parity: Path, name: str) -> None:
-        folder = shared_parity / "metrics" / name
-        tokens = json.loads((folder / "tokenized.json").read_text())
-        expected = json.loads((folder / "expected.json").read_text())
-        order = [str(image) for image in expected["order"]]
-        predictions = [tokens["hyps"][image] for image in order]
-        predictions = [one if isinstance(one, str) else one[0] for one in predictions]
-        scores = rouge_l(predictions, [tokens["refs"][image] for image in order], tokenized=True)
-        assert scores.corpus["rouge_l"] == pytest.approx(expected["corpus"]["ROUGE_L"], rel=0, abs=1e-12)
-        np.testing.assert_allclose(scores.per_image["rouge_l"], expected["per_image"]["ROUGE_L"], rtol=0, atol=1e-12)
-
+class TestReferenceTool:
     @pytest.mark.parametrize("seed", range(3))
     def test_hostile_captions_score_as_in_the_reference_tool(self, seed: int) -> None:
         reference = pytest.importorskip("pycocoevalcap.rouge.rouge", reason="needs pycocoevalcap").Rouge()
@@ -62,22 +51,6 @@ class TestParity:
         scores = rouge_l(predictions, references, tokenized=True)
         assert scores.corpus["rouge_l"] == pytest.approx(corpus, rel=0, abs=1e-12)
         np.testing.assert_allclose(scores.per_image["rouge_l"], per_image, rtol=0, atol=1e-12)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["satic_karpathy_test", "satic_val2014_full"])
-    def test_whole_val2014(self, shared_parity: Path, shared_data: Path, name: str) -> None:
-        expected = json.loads((shared_parity / "metrics" / "corpus_level_large.json").read_text())[name]
-        folder = shared_data / "coco_captions"
-        references: dict[int, list[str]] = {}
-        for one in json.loads(gzip.decompress((folder / "captions_val2014.json.gz").read_bytes()))["annotations"]:
-            references.setdefault(one["image_id"], []).append(one["caption"])
-        results = json.loads(gzip.decompress((folder / "results_satic_val2014.json.gz").read_bytes()))
-        if name == "satic_karpathy_test":
-            wanted = set(map(int, (folder / "karpathy_test_image_ids.txt").read_text().split()))
-            results = [one for one in results if one["image_id"] in wanted]
-        assert len(results) == expected["images"]
-        scores = rouge_l([one["caption"] for one in results], [references[one["image_id"]] for one in results])
-        assert scores.corpus["rouge_l"] == pytest.approx(expected["corpus"]["ROUGE_L"], rel=0, abs=1e-9)
 
 
 class TestDefinition:

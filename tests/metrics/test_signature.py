@@ -4,13 +4,12 @@ import copy
 import dataclasses
 import hashlib
 import inspect
+import itertools
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from contracts.metric import random_images, tiny_clip
+from transformers import CLIPImageProcessorPil
 
 from hf_captioners.metrics import CaptionMetrics, DocumentFrequencies
 from hf_captioners.metrics.clip.clip_score import ClipScorer
@@ -24,7 +23,7 @@ from hf_captioners.metrics.table import METRICS
 
 PREDICTIONS = ["a dog runs on a lawn a dog runs", "two cats on a chair", "the sea plan b."]
 REFERENCES = [["the dog runs over a lawn", "a dog a dog"], ["cats sit on the chair", "two cats"], ["the blue sea"]]
-IMAGES = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 36, 3), np.uint8)) for seed in range(3)]
+IMAGES = random_images(3)
 
 METEOR = MeteorData(
     MeteorNormalizer(["mr"], ["no"]),
@@ -69,34 +68,14 @@ HARMLESS = {
 @pytest.fixture(scope="module")
 def clip():
     """The arguments of a small CLIP scorer, of which all cosines here are negative."""
-    words = [
-        "[UNK]",
-        *sorted({word for texts in [PREDICTIONS, *REFERENCES] for text in texts for word in text.split()}),
-        "A",
-    ]
-    words += ["photo", "depicts", "<s>", "</s>"]
-    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[(word, words.index(word)) for word in ("<s>", "</s>")]
-    )
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**size, "vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    vision = {**size, "image_size": 32, "patch_size": 16}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="</s>", model_max_length=77)
+    parts = tiny_clip([*PREDICTIONS, *itertools.chain(*REFERENCES)])
+    model = parts["model"]
     with torch.no_grad():  # one constant feature of opposite sign: cosines are about -1
         model.vision_model.post_layernorm.bias.fill_(3.0)
         model.text_model.final_layer_norm.bias.fill_(3.0)
         model.visual_projection.weight.abs_()
         model.text_projection.weight.abs_().neg_()
-    return {
-        "model": model,
-        "tokenizer": tokenizer,
-        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        "clip_negative": False,
-    }
+    return {**parts, "clip_negative": False}
 
 
 def score(name, **options):

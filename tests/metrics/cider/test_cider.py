@@ -8,11 +8,13 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from contracts.metric import MetricCase, ReferenceContract
 
 from hf_captioners.metrics import ngrams as ngrams_module
 from hf_captioners.metrics.cider.cider import Cider, CiderD, cider, cider_d
@@ -24,7 +26,6 @@ from hf_captioners.metrics.tokens import prepare_pairs
 module = importlib.import_module("hf_captioners.metrics.cider.cider")  # the package has a function of this name
 
 FUNCTIONS = {"cider": cider, "cider_d": cider_d}
-IN_FIXTURES = {"cider": "CIDEr_plain_ruotianluo", "cider_d": "CIDErD_ruotianluo"}
 Pairs = tuple[list[str], list[list[str]]]
 
 
@@ -78,44 +79,16 @@ def random_pairs(seed: int, images: int = 30) -> Pairs:
     return predictions, references
 
 
-def fixture_pairs(shared_parity: Path, name: str) -> tuple[Pairs, dict[str, Any]]:
-    folder = shared_parity / "metrics" / name
-    tokens, expected = (json.loads((folder / f"{file}.json").read_text("utf-8")) for file in ("tokenized", "expected"))
-    order = [str(image) for image in expected["order"]]
-    predictions = [tokens["hyps"][image] for image in order]
-    predictions = [one if isinstance(one, str) else one[0] for one in predictions]
-    return (predictions, [tokens["refs"][image] for image in order]), expected
+class TestCider(ReferenceContract):
+    name = "cider"
+    in_fixtures = {"cider": "CIDEr_plain_ruotianluo"}
+    absolute = 1e-9
 
 
-@pytest.mark.parametrize("metric", FUNCTIONS)
-class TestReferenceTools:
-    @pytest.mark.parametrize("name", ["satic_500", "fakecap_1000", "adversarial_60"])
-    def test_fixtures(self, shared_parity: Path, name: str, metric: str) -> None:
-        pairs, expected = fixture_pairs(shared_parity, name)
-        scores = FUNCTIONS[metric](*pairs, tokenized=True)
-        key = IN_FIXTURES[metric]
-        assert scores.corpus[metric] == pytest.approx(expected["corpus"][key], abs=1e-9)
-        np.testing.assert_allclose(scores.per_image[metric], expected["per_image"][key], rtol=0, atol=1e-9)
-
-    def test_fixtures_from_raw_captions(self, shared_parity: Path, metric: str) -> None:
-        folder = shared_parity / "metrics" / "fakecap_1000"
-        raw = {one["image_id"]: one["caption"] for one in json.loads((folder / "hyps.json").read_text("utf-8"))}
-        references = json.loads((folder / "refs.json").read_text("utf-8"))
-        expected = json.loads((folder / "expected.json").read_text("utf-8"))
-        order = expected["order"]
-        scores = FUNCTIONS[metric]([raw[i] for i in order], [references[str(i)] for i in order], image_ids=order)
-        assert scores.corpus[metric] == pytest.approx(expected["corpus"][IN_FIXTURES[metric]], abs=1e-9)
-
-    @pytest.mark.slow
-    def test_corpora(self, shared_parity: Path, shared_data: Path, metric: str) -> None:
-        captions = coco_captions(shared_data)
-        expected = json.loads((shared_parity / "metrics" / "corpus_level_large.json").read_text("utf-8"))
-        with gzip.open(shared_data / "coco_captions" / "results_satic_val2014.json.gz", "rt", encoding="utf-8") as file:
-            satic = {one["image_id"]: one["caption"] for one in json.load(file)}
-        order = [int(line) for line in (shared_data / "coco_captions" / "karpathy_test_image_ids.txt").open()]
-        scores = FUNCTIONS[metric]([satic[i] for i in order], [captions[i] for i in order], image_ids=order)
-        wanted = expected["satic_karpathy_test"]["corpus"][IN_FIXTURES[metric]]
-        assert scores.corpus[metric] == pytest.approx(wanted, abs=1e-9)
+class TestCiderD(ReferenceContract):
+    name = "cider_d"
+    in_fixtures = {"cider_d": "CIDErD_ruotianluo"}
+    absolute = 1e-9
 
 
 def coco_captions(shared_data: Path) -> dict[int, list[str]]:
@@ -127,13 +100,15 @@ def coco_captions(shared_data: Path) -> dict[int, list[str]]:
     return captions
 
 
-def test_document_frequencies_of_other_images(shared_parity: Path, shared_data: Path) -> None:
+def test_document_frequencies_of_other_images(
+    shared_parity: Path, shared_data: Path, metric_case: Callable[[str], MetricCase]
+) -> None:
     expected = json.loads((shared_parity / "metrics" / "ciderd_external_df.json").read_text("utf-8"))
     captions = coco_captions(shared_data)
     images = expected["df_image_ids"]
     _, corpus = prepare_pairs([""] * len(images), [captions[image] for image in images])
     frequencies = DocumentFrequencies.from_references(corpus, tokenized=True)
-    pairs, _ = fixture_pairs(shared_parity, expected["system"])
+    pairs = metric_case(expected["system"]).tokens
     # The tool's dictionary also holds, with 0, what it was asked for while it scored.
     asked = [[one, *several] for one, several in zip(*pairs, strict=True)]
     assert len(DocumentFrequencies.from_references([*corpus, *asked], tokenized=True)) == expected["n_ngrams"]

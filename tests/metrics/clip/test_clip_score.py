@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts.metric import PREDICTIONS, REFERENCES, MetricContract, tiny_clip
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -53,6 +55,20 @@ def scorer_of(kind: str, folders: dict[str, Path], case: Path, **options: Any) -
     settings = json.loads((case / "config.json").read_text())
     scorer = ClipScorer if kind == "clip" else PacScorer
     return scorer(folders[kind], pad_token_id=settings["pad_token_id"], prefix="", **options)
+
+
+class TestClipContract(MetricContract):
+    name = "clip_s"
+    scorer = ClipScorer
+
+    @pytest.fixture(scope="class")
+    def options(self) -> dict[str, Any]:
+        return {"scorer": self.scorer(**tiny_clip([*PREDICTIONS, *itertools.chain(*REFERENCES)]))}
+
+
+class TestPacContract(TestClipContract):
+    name = "pac_s"
+    scorer = PacScorer
 
 
 class TestParity:

@@ -7,9 +7,11 @@ import random
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from contracts.metric import SETS, MetricCase
 
 from hf_captioners.metrics.inputs import MetricInputError
 from hf_captioners.metrics.ptb.rules import token_rules
@@ -108,18 +110,6 @@ PIECES = re.split(
 JOINTS = [" "] * 10 + ["", "", "", ".", ",", ". ", ", ", "-", "/", "'", '"', "'s ", " (", ") ", "...", "  ", "\t", ": "]
 
 
-def read_captions(folder: Path, side: str) -> list[str]:
-    captions = json.loads((folder / f"{side}.json").read_text())
-    if side == "hyps":
-        return [one["caption"] for one in captions]
-    return [caption for several in captions.values() for caption in several]
-
-
-def read_tokenized(folder: Path, side: str) -> list[str]:
-    captions = json.loads((folder / "tokenized.json").read_text())[side].values()
-    return [one for several in captions for one in ([several] if isinstance(several, str) else several)]
-
-
 def run_reference(lines: list[str], folder: Path) -> list[str]:
     """The reference's tokens of each line, all lines in one process."""
     package = pytest.importorskip("pycocoevalcap", reason="the reference tokenizer comes with pycocoevalcap")
@@ -173,11 +163,11 @@ def test_captions_of_val2017(shared_parity: Path) -> None:
     assert raw == both["java"]
 
 
-@pytest.mark.parametrize("side", ["refs", "hyps"])
-@pytest.mark.parametrize("name", ["satic_500", "fakecap_1000", "adversarial_60"])
-def test_captions_of_the_metric_sets(shared_parity: Path, name: str, side: str) -> None:
-    folder = shared_parity / "metrics" / name
-    assert ptb_tokenize(read_captions(folder, side)) == read_tokenized(folder, side)
+@pytest.mark.parametrize("name", SETS)
+def test_captions_of_the_metric_sets(metric_case: Callable[[str], MetricCase], name: str) -> None:
+    case = metric_case(name)
+    assert ptb_tokenize(case.predictions) == case.tokens[0]
+    assert [ptb_tokenize(several) for several in case.references] == case.tokens[1]
 
 
 def test_short_cut_for_plain_captions(shared_parity: Path) -> None:

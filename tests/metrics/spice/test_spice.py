@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.metric import MetricCase, MetricContract
 
 from hf_captioners.metrics.inputs import MetricInputError
 from hf_captioners.metrics.spice import cache as spice_cache
@@ -84,6 +85,14 @@ def runs(tmp_path: Path) -> Callable[[], list[str]]:
     return read
 
 
+class TestContract(MetricContract):
+    name = "spice"
+
+    @pytest.fixture()
+    def options(self, jar: Path, fake_java: Callable[..., Path]) -> dict[str, Any]:
+        return {"jar": jar, "java": fake_java()}
+
+
 class TestRealScores:
     """Output of the real program on the captions of coco-caption's example, for 600 of its 1,000 images."""
 
@@ -115,14 +124,18 @@ class TestRealScores:
             assert mean == pytest.approx(np.nanmean(values), abs=1e-12)
 
     def test_whole_way(
-        self, recorded: dict[str, Any], shared_parity: Path, tmp_path: Path, jar: Path, fake_java: Callable[..., Path]
+        self,
+        recorded: dict[str, Any],
+        metric_case: Callable[[str], MetricCase],
+        tmp_path: Path,
+        jar: Path,
+        fake_java: Callable[..., Path],
     ) -> None:
-        folder = shared_parity / "metrics" / "fakecap_1000"
-        tokenized = json.loads((folder / "tokenized.json").read_text())
-        hyps, refs = ({str(key): value for key, value in tokenized[name].items()} for name in ("hyps", "refs"))
-        ids = list(recorded)
-        first = [hyps[name][0] if isinstance(hyps[name], list) else hyps[name] for name in ids]
-        replay = {json.dumps([one, refs[name]]): recorded[name] for one, name in zip(first, ids, strict=True)}
+        case, ids = metric_case("fakecap_1000"), list(recorded)
+        rows = [case.expected["order"].index(int(name)) for name in ids]
+        first, several = [case.tokens[0][row] for row in rows], [case.tokens[1][row] for row in rows]
+        keys = [json.dumps([one, references]) for one, references in zip(first, several, strict=True)]
+        replay = {key: recorded[name] for key, name in zip(keys, ids, strict=True)}
         (tmp_path / "replay.json").write_text(json.dumps(replay))
         run = f"""
             replay = json.load(open({str(tmp_path / "replay.json")!r}))
@@ -130,7 +143,7 @@ class TestRealScores:
             write(json.dumps([dict(image_id=one["image_id"], scores=replay[key(one)]) for one in captions]))
         """
         java = fake_java(run)
-        scores = spice(first, [refs[name] for name in ids], java=java, jar=jar, batch_size=250, tokenized=True)
+        scores = spice(first, several, java=java, jar=jar, batch_size=250, tokenized=True)
         expected = [recorded[name]["All"]["f"] for name in ids]
         np.testing.assert_allclose(scores.per_image["spice"], expected, rtol=0, atol=1e-15)
         assert scores.corpus["spice"] == pytest.approx(math.fsum(expected) / 600, abs=1e-12)
