@@ -25,7 +25,8 @@ class SCSTConfig(RewardTrainingConfig):
             Instead, divide the loss of the whole optimizer step by all its tokens, as SATIC does. Neither of the two:
             the plain sum of a caption's log-probabilities, as in ExpansionNet v2.
         normalize_advantages (`bool`, defaults to `False`):
-            Divide the advantages by their standard deviation over the optimizer step.
+            Divide the advantages by their standard deviation over the optimizer step; not in evaluation, whose loss
+            does not depend on its batches.
         beta (`float`, defaults to 0.0):
             Subtract from the reward `beta` times the log-ratio of policy and reference, as RLOO does. With 0 there is
             no reference, and no `kl` in the log.

@@ -76,7 +76,7 @@ class SCSTTrainer(RewardTrainer):
                 rewards = rewards - self.args.beta * (own - rollout.reference).sum(dim=1).view_as(rewards)
             greedy = rollout.extra.get("greedy")
             rollout.extra["advantages"] = advantages(rewards, self.args.baseline, greedy, rollout.valid)
-        if self.args.normalize_advantages:
+        if self.args.normalize_advantages and self.model.training:  # an evaluation must not depend on its batches
             every = self._gathered(torch.cat([rollout.extra["advantages"].flatten() for rollout in rollouts]))
             for rollout in rollouts:
                 rollout.extra["advantages"] /= every.std(correction=0) + 1e-8
@@ -89,8 +89,6 @@ class SCSTTrainer(RewardTrainer):
 
     def _gathered(self, values: torch.Tensor) -> torch.Tensor:
         """The numbers of all processes, of which each may have as many as it likes."""
-        if not self.model.training:  # an evaluation batch stands for itself
-            return values
         padded = self.accelerator.pad_across_processes(values, pad_index=torch.nan)
         every = self.accelerator.gather(padded)
         return every[~every.isnan()]

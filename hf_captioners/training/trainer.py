@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
 from ..data.rows import undecoded
@@ -19,6 +21,7 @@ from .callbacks import EpochCallback, GradientClampCallback
 from .collator import CaptionCollator, PictureCollator
 from .policy import PICTURES, policy_of, without_adapters
 from .schedules import SCHEDULES, RectifiedAdam
+from .watch.running_metrics import RunningMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class CaptionerTrainer(Trainer):
             `args.caption_metrics`.
         peft_config (`PeftConfig`, *optional*): train adapters only; `target_modules` defaults to the model's
             `LORA_TARGET_MODULES`.
+        compute_metrics: must be `None`; it is where `Trainer` has it.
         kwargs: further arguments of `Trainer`.
 
     Raises:
@@ -62,8 +66,11 @@ class CaptionerTrainer(Trainer):
         data_collator: Callable,
         compute_caption_metrics: CaptionScorer | None = None,
         peft_config: Any = None,
+        compute_metrics: None = None,
         **kwargs: Any,
     ) -> None:
+        if compute_metrics is not None:
+            raise ValueError("compute_metrics: evaluation keeps no predictions; give compute_caption_metrics.")
         self.policy = policy_of(model)
         if args.eval_with_generation:
             self.policy.check_length(model, "generation_max_length", args.generation_max_length)
@@ -85,6 +92,7 @@ class CaptionerTrainer(Trainer):
             **kwargs,
         )
         self.compute_caption_metrics = compute_caption_metrics or _default_metrics(args.caption_metrics)
+        self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         if isinstance(data_collator, CaptionCollator):
             self.add_callback(EpochCallback(data_collator))
         if args.max_grad_value is not None:
@@ -124,6 +132,28 @@ class CaptionerTrainer(Trainer):
         whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)
         return whole + (rest > 0 and not self.args.dataloader_drop_last)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; starting workers draws no random numbers that dropout would get."""
+        return _with_own_chance(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All evaluation pictures: `dataloader_drop_last` is for training."""
+        with self._dropping_nothing():
+            return _with_own_chance(super().get_eval_dataloader(_closed(eval_dataset)))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As [`get_eval_dataloader`]."""
+        with self._dropping_nothing():
+            return _with_own_chance(super().get_test_dataloader(_closed(test_dataset)))
+
+    @contextmanager
+    def _dropping_nothing(self) -> Iterator[None]:
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The collator chooses nothing at random and leaves no picture out."""
@@ -137,21 +167,6 @@ class CaptionerTrainer(Trainer):
         finally:
             collator.training = True
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Loss on the evaluation pictures and, with `eval_with_generation`, their captions and what they are worth.
-
-        Args:
-            eval_dataset (`Dataset`, *optional*): instead of the trainer's.
-            ignore_keys (`list[str]`, *optional*): see `Trainer.evaluate`.
-            metric_key_prefix (`str`, defaults to `"eval"`): in front of the names.
-
-        Returns:
-            `dict[str, float]`: such as `eval_loss`, and `eval_cider_d` on its own scale of 0 to 10.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else _closed(eval_dataset)
-        with self._evaluating():
-            return super().evaluate(dataset, ignore_keys, metric_key_prefix)
-
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -160,13 +175,40 @@ class CaptionerTrainer(Trainer):
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """The loss, and the scores of generated captions in time for callbacks such as early stopping to see them."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self.args.eval_with_generation:
-            scores = self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
-            named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-            output = output._replace(metrics={**(output.metrics or {}), **named})
-        return output
+        """Evaluate the loss and, with `eval_with_generation`, the captions of evaluation pictures and what they are
+        worth, in time for callbacks such as early stopping to see it.
+
+        Args: see `Trainer.evaluation_loop`.
+
+        Returns:
+            `EvalLoopOutput`: with `metrics` such as `eval_loss`, a mean over all words of all pictures whatever the
+            batches and processes, and `eval_cider_d` on its own scale of 0 to 10.
+        """
+        loop = super().evaluation_loop
+        with self._evaluating():
+            output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+            found = self._metrics["eval"].pop(self.accelerator)
+            if self.args.eval_with_generation:
+                found |= self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def own_rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """An evaluation batch without the rows that accelerate repeats so that all processes have as many.
+
+        Args:
+            inputs (`dict[str, Any]`): of the collator: tensors with a whole number of rows per picture, and `columns`.
+
+        Returns:
+            `tuple[dict[str, Any], bool]`: the batch, and whether it counts. If all its pictures are repeated, the first
+            is kept, since all processes must run the model equally often, and does not count.
+        """
+        size = next(len(inputs[name]) for name in PICTURES if name in inputs)
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return inputs, True
+        own = min(state.remainder - size * self.accelerator.process_index, size)
+        return _first_pictures(inputs, max(own, 1), size), own > 0
 
     def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
         """What generated captions of a data set's pictures are worth, by name.
@@ -199,7 +241,7 @@ class CaptionerTrainer(Trainer):
         model.eval()
         captions: list[str] = []
         with self._evaluating():
-            for batch in self.get_eval_dataloader(_closed(dataset)):
+            for batch in self.get_eval_dataloader(dataset):
                 pictures = {name: batch[name] for name in PICTURES if name in batch}
                 ids = model.generate(
                     **self._prepare_inputs(pictures),
@@ -211,6 +253,25 @@ class CaptionerTrainer(Trainer):
                 captions.extend(self.processing_class.batch_decode(self.accelerator.gather_for_metrics(ids)))
         model.train(was_training)
         return captions
+
+
+def _with_own_chance(loader: DataLoader) -> DataLoader:
+    """A loader that seeds its workers from a generator of its own.
+
+    By default torch draws the seed from the generator that dropout uses, when workers are started: in every epoch, but
+    persistent ones only once, and once more after resuming.
+    """
+    inner = loader.base_dataloader if isinstance(loader, DataLoaderAdapter) else loader
+    if inner.generator is None:
+        inner.generator = torch.Generator()
+    return loader
+
+
+def _first_pictures(values: Any, number: int, size: int) -> Any:
+    """The first `number` of the `size` pictures of a batch, with all their rows."""
+    if isinstance(values, dict):
+        return {name: _first_pictures(value, number, size) for name, value in values.items()}
+    return values[: len(values) // size * number]
 
 
 def _default_metrics(names: list[str]) -> CaptionScorer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .collator import CaptionCollator
 from .trainer import CaptionerTrainer
@@ -68,3 +70,20 @@ class XETrainer(CaptionerTrainer):
         if self.args.label_smoothing_factor is not None:
             inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of evaluation pictures, which counts by their words."""
+        own, counts = self.own_rows(inputs)
+        own = self._prepare_inputs(own)
+        words = (own["labels"] != -100).sum()
+        divisor = {"num_items_in_batch": words} if self.model_accepts_loss_kwargs else {}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, {**own, **divisor}).detach()
+        self._metrics["eval"].add_mean("loss", loss, words * counts)
+        return loss, None, None

@@ -162,6 +162,18 @@ class TestLoss:
         assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
         assert run.data_collator.training
 
+    def test_evaluation_loss_is_a_mean_over_words_whatever_the_batches(self, trainer, rows):
+        """Also where the last batch is incomplete and `dataloader_drop_last` leaves it out of the training."""
+        model, sums, words = trainer().model.eval(), 0.0, 0
+        for row in rows[:7]:
+            batch = trainer().processing_class(images=row["image"], text_target=row["captions"])
+            sums += float(model(**batch, num_items_in_batch=1).loss.detach())
+            words += int((batch["labels"] != -100).sum())
+        for size in (1, 3, 7, 9):
+            run = trainer(evaluation=rows[:7], per_device_eval_batch_size=size, dataloader_drop_last=True)
+            assert run.evaluate()["eval_loss"] == pytest.approx(sums / words, rel=1e-5)
+            assert run.predict(rows[:7]).metrics["test_loss"] == pytest.approx(sums / words, rel=1e-5)
+
 
 class TestAccumulation:
     @pytest.mark.parametrize(("captions", "backbone"), [(1, "none"), (5, "all")])
@@ -211,9 +223,11 @@ class TestCaptions:
 
 class TestResume:
     @pytest.mark.parametrize("accumulation", [1, 2])
-    def test_is_bit_exact_in_the_middle_of_an_epoch(self, trainer, new_model, rows, accumulation):
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_is_bit_exact_in_the_middle_of_an_epoch(self, trainer, new_model, rows, accumulation, workers):
         options = {
-            "num_train_epochs": 3, "per_device_train_batch_size": 4 // accumulation, "save_strategy": "steps",
+            "dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0, "num_train_epochs": 3,
+            "per_device_train_batch_size": 4 // accumulation, "save_strategy": "steps",
             "gradient_accumulation_steps": accumulation, "save_steps": 6, "logging_steps": 1, "learning_rate": 1e-2,
             "train_backbone": "all", "schedule": "custom_warmup_anneal", "warmup_iters": 3, "eval_strategy": "steps",
             "eval_steps": 5, "optimizer": "radam",
@@ -514,6 +528,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="give the captioner's processor as processing_class"):
             XETrainer(new_model(), XEConfig(output_dir=str(tmp_path)), [])
 
+    def test_metrics_of_predictions(self, new_model, processor, tmp_path):
+        with pytest.raises(ValueError, match="evaluation keeps no predictions; give compute_caption_metrics"):
+            args = XEConfig(output_dir=str(tmp_path))
+            XETrainer(new_model(), args, processing_class=processor, compute_metrics=lambda _: {})
+
     def test_a_backbone_that_is_not_there(self, trainer):
         config = ExpansionNetV2Config(
             vocab_size=19, d_model=16, num_attention_heads=2, ffn_dim=16, encoder_layers=1, decoder_layers=1,
@@ -600,4 +619,4 @@ def test_two_processes_equal_one(trainer, new_model, rows, tmp_path, processor):
     for found, found_loss, found_rates in results:
         assert found == scored  # every process scores every picture once, in order
         assert found_rates == pytest.approx(rates)
-        assert found_loss == pytest.approx(loss, rel=0.05)  # a mean of the batches' means, which differ
+        assert found_loss == pytest.approx(loss, rel=1e-5)

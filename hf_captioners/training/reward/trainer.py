@@ -7,6 +7,7 @@ computed once with gradient, and the loss of the method is divided by what the w
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
@@ -83,8 +84,6 @@ class RewardTrainer(CaptionerTrainer):
         self._check(model, ref_model, reward_funcs, args, processing_class)
         if reward_processing_classes is not None:
             raise ValueError("reward_processing_classes: reward functions are called as they are; prepare in them.")
-        if compute_metrics is not None:
-            raise ValueError("compute_metrics: evaluation keeps no predictions; give compute_caption_metrics.")
         if data_collator is None:
             data_collator = RewardCollator(processing_class, skip_broken=args.skip_broken_images)
         self.reward_functions = RewardFunctions(reward_funcs, args.reward_weights)
@@ -96,6 +95,7 @@ class RewardTrainer(CaptionerTrainer):
             processing_class,
             data_collator,
             peft_config=peft_config,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
             **kwargs,
@@ -110,7 +110,6 @@ class RewardTrainer(CaptionerTrainer):
             self._follow_policy()
         if args.collapse_patience:
             self.add_callback(CollapseCallback(patience=args.collapse_patience))
-        self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         self._last_step: list[Rollout] = []
         self._seen: dict[bytes, dict[str, torch.Tensor]] = {}  # a picture's digest -> what the backbone made of it
 
@@ -232,17 +231,16 @@ class RewardTrainer(CaptionerTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """Candidates, rewards and loss of evaluation pictures."""
+        own, counts = self.own_rows(inputs)
+        collected = copy.deepcopy(self._metrics["eval"])
         with torch.no_grad():
-            rollout = self.roll_out(inputs)
+            rollout = self.roll_out(own)
             self.finish_step([rollout])
-            return self.compute_loss(model, {"rollout": rollout}).detach(), None, None
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Also returns what is logged of the candidates, as `eval_reward`."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        collected = self._metrics["eval"].pop(self.accelerator)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in collected.items()}
-        return output._replace(metrics={**(output.metrics or {}), **named})
+            loss = self.compute_loss(model, {"rollout": rollout}).detach()
+        self._metrics["eval"].add_mean("loss", loss, self.items(rollout))
+        if not counts:
+            self._metrics["eval"] = collected
+        return loss, None, None
 
     def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
         """Also what the reward functions give for generated captions, by their names."""
@@ -304,10 +302,9 @@ class RewardTrainer(CaptionerTrainer):
         content = pixels.cpu().flatten(1).view(torch.uint8).numpy()  # an image_id may be another picture's elsewhere
         keys = [hashlib.blake2b(picture, digest_size=16).digest() for picture in content]
         new = {key: row for row, key in enumerate(keys) if key not in self._seen}
-        if new:
-            looked = self.policy.look(model, {"pixel_values": pixels[list(new.values())]})
-            for position, key in enumerate(new):
-                self._seen[key] = {name: value[position].cpu() for name, value in looked.items()}
+        for key, row in new.items():  # alone: its last bit depends on how many others are looked at with it
+            looked = self.policy.look(model, {"pixel_values": pixels[row : row + 1]})
+            self._seen[key] = {name: value[0].cpu() for name, value in looked.items()}
         rows = [self._seen[key] for key in keys]
         return {name: torch.stack([row[name] for row in rows]).to(pixels.device) for name in rows[0]}
 

@@ -45,6 +45,11 @@ class RunningMetrics:
         part = (float(values.sum()), values.numel()) if rule is None else (float(rule(values)), 1)
         self._merge(name, part)
 
+    def add_mean(self, name: str, mean: torch.Tensor, number: int | torch.Tensor) -> None:
+        """Take in the mean of numbers that are not at hand, such as a loss; of none at all it changes nothing."""
+        if int(number):
+            self._merge(name, (float(mean) * int(number), int(number)))
+
     def add_deviation(self, name: str, values: torch.Tensor) -> None:
         """Take in numbers of any shape, of all of which the standard deviation is wanted; none at all change nothing.
 
