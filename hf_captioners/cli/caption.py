@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .common import UsageError, add_model_options, load_captioner, positive
+from .common import UsageError, add_model_options, load_captioner, positive, print_error
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         if results is not None:
             results.write()
     except UsageError as error:
-        print(f"hf-captioners caption: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error("caption", error)
         return 2
     return 1 if failed else 0
 
@@ -177,16 +177,18 @@ def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResul
     import torch
     from tqdm import tqdm
 
+    from ..data.printable import printable, printable_json
+
     failed = 0
     try:
         # Without a terminal there is no bar.
         for record in tqdm(records, total=count, unit="picture", file=sys.stderr, disable=None):
             with tqdm.external_write_mode(file=sys.stdout):
-                sys.stdout.buffer.write(_json_line(record))
+                sys.stdout.buffer.write(f"{printable_json(record)}\n".encode())
                 sys.stdout.buffer.flush()
             if "error" in record:
                 failed += 1
-                tqdm.write(f"hf-captioners caption: {record['error']}", file=sys.stderr)
+                tqdm.write(f"hf-captioners caption: {printable(record['error'])}", file=sys.stderr)
             elif results is not None:
                 results.add(record)
     except torch.OutOfMemoryError as error:
@@ -194,10 +196,3 @@ def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResul
     except ValueError as error:  # generation options that the model refuses
         raise UsageError(str(error)) from error
     return failed
-
-
-def _json_line(record: Mapping[str, Any]) -> bytes:
-    try:
-        return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8; JSON can hold it with escapes only
-        return f"{json.dumps(record)}\n".encode()

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ class TrustArguments:
 
 class UsageError(Exception):
     """What was asked for cannot be done; the message is for the user."""
+
+
+def print_error(verb: str, error: object) -> None:
+    """One line on stderr, without what a terminal would obey in names of files."""
+    from ..data.printable import printable
+
+    print(f"hf-captioners {verb}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
 
 
 def count(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_captioners.conversion import MODEL_TYPES, convert
 
-from .common import add_trust_option
+from .common import add_trust_option, print_error
 
 if TYPE_CHECKING:
     from hf_captioners.conversion.document_frequency import FrequencyReport
@@ -136,16 +136,17 @@ def run(args: argparse.Namespace) -> int:
             trust_remote_code=args.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        print(f"hf-captioners convert: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error("convert", error)
         return 2
     from hf_captioners.conversion.writing import ConversionReport
+    from hf_captioners.data.printable import printable
 
     if isinstance(report, ConversionReport):
         lines, written = _describe(report), {"out_dir": str(report.out_dir)}
     else:
         lines, written = _describe_frequencies(report), {"out_path": str(report.out_path)}
     for line in lines:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     print(json.dumps(written))
     return 0
 

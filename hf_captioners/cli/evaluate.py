@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import UsageError, add_model_options, load_captioner
+from .common import UsageError, add_model_options, load_captioner, print_error
 
 if TYPE_CHECKING:
     from ..metrics import CaptionMetrics, Evaluation
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             if args.report is not None:
                 _report(args, captions, evaluation)
     except (UsageError, ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: of SPICE's Java
-        print(f"hf-captioners evaluate: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error("evaluate", error)
         return 2
     print(_as_json(evaluation, args.per_image) if args.json else _as_table(evaluation))
     return 1 if captions.failed else 0
@@ -163,6 +163,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     from tqdm import tqdm
 
     from ..data.captions.predictions import Predictions, picture_paths, read_references
+    from ..data.printable import printable
     from ..inference.caption_files import caption_files
 
     if args.features is not None:
@@ -181,7 +182,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     captions: dict[Any, str] = {}
     for image_id, record in zip(ids, tqdm(records, total=len(ids), unit="picture", disable=None), strict=True):
         if "error" in record:
-            tqdm.write(f"hf-captioners evaluate: left out: {record['error']}", file=sys.stderr)
+            tqdm.write(f"hf-captioners evaluate: left out: {printable(record['error'])}", file=sys.stderr)
         else:
             captions[image_id] = record["caption"]
     if not captions:
@@ -300,6 +301,8 @@ def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluati
 
 
 def _as_json(evaluation: "Evaluation", per_image: bool) -> str:
+    from ..data.printable import printable_json
+
     content = {"corpus": evaluation.corpus, "signature": evaluation.signature}
     if per_image:
         names = evaluation.image_ids
@@ -307,11 +310,13 @@ def _as_json(evaluation: "Evaluation", per_image: bool) -> str:
             metric: dict(zip(map(str, names), values.tolist(), strict=True))
             for metric, values in evaluation.per_image.items()
         }
-    return json.dumps(content, ensure_ascii=False)
+    return printable_json(content)
 
 
 def _as_table(evaluation: "Evaluation") -> str:
+    from ..data.printable import printable
+
     rows = evaluation.table()
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value:>8}" for name, value in rows]
-    return "\n".join([*lines, "", evaluation.signature_text])
+    return "\n".join([*lines, "", *map(printable, evaluation.signature_text.splitlines())])

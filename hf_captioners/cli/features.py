@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import add_trust_option, count, positive
+from .common import add_trust_option, count, positive, print_error
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
 SPLITS = ("train", "restval", "val", "test")
@@ -127,8 +127,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the summary, whatever a library has to say
             summary = _extract(args)
     except (ValueError, OSError, ImportError) as error:  # ImportError: `datasets` is an extra
-        message = " ".join(str(error).split())
-        print(f"hf-captioners features: error: {message}", file=sys.stderr)
+        print_error("features", error)
         return 2
     print(json.dumps(summary))
     return 1 if summary["errors"] else 0

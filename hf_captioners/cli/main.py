@@ -5,19 +5,30 @@ with only in `run`. stdout is data, stderr is log.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
+from ..data.printable import PrintableFormatter, printable
 from . import caption, convert, env, evaluate, features, plot, quickstart
 
 VERBS = (quickstart, caption, evaluate, features, plot, convert, env)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of the command and of every verb: a mistake is shown without what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        """As in argparse."""
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `args.run` of what it parses is the function to call."""
-    parser = argparse.ArgumentParser(prog="hf-captioners", description="Caption pictures with research captioners.")
+    parser = _Parser(prog="hf-captioners", description="Caption pictures with research captioners.")
     parser.add_argument("--version", action="version", version=f"hf-captioners {_version()}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS:
@@ -43,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: the exit status: the verb's (0, or 1 if some of the work failed, or 2 after a mistake in the arguments),
         130 after Ctrl-C, 141 if the reader of stdout is gone (`| head`).
     """
+    if logging.lastResort is not None:  # shows warnings where no log is set up, as here
+        logging.lastResort.setFormatter(PrintableFormatter())
     parser, words = build_parser(), list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["features"]:
         try:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import UsageError, positive
+from .common import UsageError, positive, print_error
 
 if TYPE_CHECKING:
     from ..reports.run_plots import RunLog
@@ -50,13 +50,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Draw the charts; returns the exit status."""
+    from ..data.printable import printable
+
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the path, whatever a library has to say
             path = _plot(args)
     except (UsageError, ValueError, OSError, ImportError) as error:
-        print(f"hf-captioners plot: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error("plot", error)
         return 2
-    print(path)
+    print(printable(path) if sys.stdout.isatty() else path)
     return 0
 
 

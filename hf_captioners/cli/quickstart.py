@@ -1,7 +1,8 @@
 """`hf-captioners quickstart`: train and use a captioner on pictures that the package draws."""
 
 import argparse
-import sys
+
+from .common import print_error
 
 NUM_SHOWN = 12
 
@@ -29,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
 
         result = quickstart(args.out, num_train=args.num_train, epochs=args.epochs, seed=args.seed)
     except (FileExistsError, ValueError) as error:
-        print(f"hf-captioners quickstart: error: {error}", file=sys.stderr)
+        print_error("quickstart", error)
         return 2
     except ImportError as error:
-        print(f"hf-captioners quickstart: error: {error}; it needs hf_captioners[train]", file=sys.stderr)
+        print_error("quickstart", f"{error}; it needs hf_captioners[train]")
         return 2
     for one in result.unseen[:NUM_SHOWN]:
         print(f"{one.picture.name}: {one.caption}  [{'right' if one.right else 'WRONG'}]")

@@ -308,3 +308,35 @@ class TestDataset:
         assert run()[0] == 2
         status, _, err = run("--annotations", annotations, "--image-root", folder, "--split", "val")
         assert status == 2 and "no image of split val" in err
+
+
+NAME = "a\x1b[2J\x1b]0;owned\x07\n\u202egpj\x9b31m.png"
+
+
+def test_names_are_not_obeyed(run: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (folder / "a.png").rename(tmp_path / "odd" / NAME)
+    (tmp_path / "odd" / f"b{NAME}").write_text("no picture")
+    status, records, err = run(tmp_path / "odd")
+    assert status == 1
+    assert [Path(record["image"]).name for record in records] == [NAME, f"b{NAME}"]  # as they are, for programs
+    assert len(err.splitlines()) == 1 and r"ba\x1b[2J\x1b]0;owned\x07\n\u202egpj\x9b31m.png: " in err
+    assert run(tmp_path / NAME)[0] == 1
+    assert run(folder, model=tmp_path / NAME)[2].splitlines()[0].endswith(r"\x9b31m.png: no such folder")
+
+
+def test_no_line_of_stdout_steers_a_terminal(
+    tiny_captioner_dir: Path, folder: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (folder / "a.png").rename(tmp_path / NAME)
+    capfdbinary.readouterr()
+    assert main.main(["caption", str(tmp_path / NAME), "--model", str(tiny_captioner_dir)]) == 0
+    (line,) = capfdbinary.readouterr().out.decode().splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["image"] == str(tmp_path / NAME)
+
+
+def test_mistakes_of_the_line_are_not_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["caption", "a.png", "--model", "m", f"--{NAME}"])
+    assert capfd.readouterr().err.rstrip("\n").splitlines()[-1].isprintable()

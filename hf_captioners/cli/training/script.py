@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import Trainer, set_seed
 
+from ...data.printable import PrintableFormatter, printable
 from ...training.watch.collapse import CollapseCallback
 from ..common import TRUST_OPTION
 from .data_arguments import DataArguments, load_rows
@@ -33,7 +34,9 @@ def read_command_line(argv: list[str] | None, *dataclasses: Any) -> Any:
     """
     from trl import TrlParser
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     with short_errors():
         objects = TrlParser(dataclasses).parse_args_and_config(argv)
         _check_trust(sys.argv[1:] if argv is None else argv, objects)
@@ -58,7 +61,7 @@ def short_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(printable(" ".join(str(error).split()))) from error
 
 
 def train(trainer: Trainer) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ...data.files import write_whole
+from ...data.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -158,8 +159,8 @@ def _table(rows: Sequence[CompletionRow], step: int, number: int | None) -> Tabl
     for index, row in enumerate(shown):
         first = index == 0 or shown[index - 1].image_id != row.image_id
         last = index + 1 == len(shown) or shown[index + 1].image_id != row.image_id
-        picture = _printable(str(row.image_id)) if first else ""
-        texts = [picture, _printable(row.completion) or "(nothing)"]
+        picture = printable(str(row.image_id)) if first else ""
+        texts = [picture, printable(row.completion) or "(nothing)"]
         numbers = [*(row.rewards.get(name) for name in names), row.reward, *(row.extra.get(name) for name in extras)]
         table.add_row(*map(Text, [*texts, *map(_shown, numbers)]), end_section=last)  # Text: brackets are no markup
     return table
@@ -178,9 +179,4 @@ def _best_first(rows: Sequence[CompletionRow]) -> list[CompletionRow]:
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """Without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))

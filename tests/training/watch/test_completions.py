@@ -68,7 +68,7 @@ class TestTable:
         print_completions([row("\x1b]0;x", "a\x1b[31m\ndog\u202e \udc80", 0.5)], 1)
         err = capsys.readouterr().err
         assert "\x1b" not in err and "\u202e" not in err
-        assert cells(err)[1][1] == "a\ufffd[31m\ufffddog\ufffd \ufffd"
+        assert cells(err)[1][1] == r"a\x1b[31m\ndog\u202e \udc80"
 
     def test_long_captions_are_wrapped_not_cut(self, capsys):
         words = [f"word{number}" for number in range(60)]
