@@ -72,6 +72,7 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
     Raises:
         UsageError: no such folder, device or model, or one that brings code which may not run.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
@@ -91,6 +92,6 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
         processor = load_pretrained(AutoProcessor, name, trust_remote_code)
     except RemoteCodeError as error:
         raise UsageError(f"--model {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UsageError(f"--model {name} cannot be loaded: {error}") from error
     return model.to(target).eval(), processor

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .writing import ConversionError, raise_problems
 
-MAX_LAYERS = 1000
+MAX_LAYERS = 500  # as of a captioner's configuration
 # original name -> our names and shapes; several of ours are the blocks of rows of one original, in this order
 Targets = Mapping[str, Mapping[str, torch.Size]]
 

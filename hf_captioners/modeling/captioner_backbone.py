@@ -5,6 +5,7 @@ A captioner names one of the two readers as its `backbone_reader`: the grid of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,32 @@ def load_whole(model_class: Any, source: str | Path, unread: tuple[str, ...] = (
     if missing:
         raise ValueError(f"{source}: {len(missing)} weights of a {type(model).__name__} are missing, as {missing[0]}.")
     return model
+
+
+def check_whole(name: str, source: str | Path | None, report: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the weights of a model, all of them and no others.
+
+    Args:
+        name (`str`): the model's class.
+        source (`str` or `Path`): folder or Hub name.
+        report (`Mapping[str, Any]`): what `from_pretrained` returns with `output_loading_info=True`.
+
+    Raises:
+        ValueError: weights are missing or unexpected; the first of them are named.
+    """
+    problems = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:5])}{', …' if len(names) > 5 else ''}"
+        for what, names in (
+            ("missing", report["missing_keys"]),
+            ("not of the model", report["unexpected_keys"]),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"{source}: not a whole checkpoint of {name}; weights {'; '.join(problems)}. strict=False loads it, with "
+            "random weights for those that are missing"
+        )
 
 
 class GridBackbone:

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .captioner_backbone import GridBackbone
+from .captioner_backbone import GridBackbone, check_whole
 from .captioner_layers import initialize, values_are_known
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .captioner_shipping import shipped
@@ -106,6 +106,28 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         assert model.backbone is not None
         model.backbone.load_state_dict(tower.state_dict())
         return model
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, strict: bool = True, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load as in transformers, but refuse a checkpoint that lacks weights: they would be random ones.
+
+        Args:
+            args, kwargs: see `PreTrainedModel.from_pretrained`.
+            strict (`bool`, defaults to `True`): with `False` weights may be missing, and others than the model's may be
+                there.
+            output_loading_info (`bool`, defaults to `False`): also return what transformers reports of the weights.
+
+        Returns:
+            the captioner; with `output_loading_info` it and the report
+
+        Raises:
+            ValueError: weights are missing or are not the model's, by name.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        if strict:
+            check_whole(cls.__name__, args[0] if args else "", report)
+        return (model, report) if output_loading_info else model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.get_submodule(self.input_embeddings)

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, dynamic_module_utils
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, dynamic_module_utils
 from transformers.utils import find_adapter_config_file
+
+from .tokenization_limits import check_tokenizer
 
 _REFUSED = "trust_remote_code=True"  # stands in each refusal of transformers
 
@@ -67,6 +69,7 @@ def load_pretrained(
 
     Raises:
         RemoteCodeError: it has code, and that may not run.
+        ValueError: the rules of its tokenizer can explode (`tokenization_limits`).
 
     Example:
 
@@ -78,6 +81,8 @@ def load_pretrained(
     ```
     """
     with foreign_code(source, trust_remote_code):
+        if loader in (AutoTokenizer, AutoProcessor) and source is not None:
+            check_tokenizer(os.fspath(source), **options)
         return loader.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
 
 

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_image_tokens")
+
 
 class CaptionerConfig(PreTrainedConfig):
     """Base of the captioners' configurations: an encoder of pictures and a decoder of words.
@@ -34,6 +36,8 @@ class CaptionerConfig(PreTrainedConfig):
             and value.
     """
 
+    max_layers: ClassVar[int] = 500  # of a stack; a folder that declares 100,000 of them would take hours to be refused
+    max_positions: ClassVar[int] = 65_536
     default_backbone: ClassVar[dict[str, Any] | None] = None  # of a model that is not told what it looks at
     default_feature_size: ClassVar[int | None] = None  # of a features-only model
 
@@ -88,9 +92,24 @@ class CaptionerConfig(PreTrainedConfig):
             raise ValueError(
                 f"{name}: vision_config is of the whole {vision.model_type!r}; give that of its image tower."
             )
+        self._check_limits()
         self._check_at_least(1, "vocab_size", "feature_size")
         self._check_rates("label_smoothing")
         self._check_token_ids("eos_token_id", "bos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
+
+    def _check_limits(self) -> None:
+        """Bound what is made before a weight is read: layers, and tables of positions."""
+        parts = {"": self, "vision_config.": self.vision_config, "text_config.": vars(self).get("text_config")}
+        for part, config in parts.items():
+            for name, value in vars(config).items() if isinstance(config, PreTrainedConfig) else ():
+                layers = name.endswith("layers") or name in ("n_layer", "depths")
+                limit = self.max_layers if layers else self.max_positions if name in _POSITIONS else None
+                largest = max(value, default=0) if isinstance(value, list | tuple) else value
+                if limit is not None and isinstance(largest, int) and largest > limit:
+                    raise ValueError(
+                        f"{type(self).__name__}: {part}{name}={value} is beyond the limit of {limit}; to raise it, set "
+                        f"CaptionerConfig.{'max_layers' if layers else 'max_positions'}"
+                    )
 
     def _check_at_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .captioner_shipping import registered
+from .tokenization_limits import check_tokenizer
 
 
 def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +181,12 @@ class CaptionerProcessor(ProcessorMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, trust_remote_code: bool = False, **kwargs: Any
     ) -> Any:
-        """Load as in transformers; a foreign tokenizer's code runs with `trust_remote_code` only."""
+        """Load as in transformers; a foreign tokenizer's code runs with `trust_remote_code` only.
+
+        Raises:
+            ValueError: the rules of the tokenizer can explode (`tokenization_limits`).
+        """
+        check_tokenizer(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(
             pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
         )

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoImageProcessor, CLIPImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
 
 from .processing_captioner import CaptionerProcessor
 from .tags_clip_gpt2 import content_words
+from .tokenization_limits import load_tokenizer
 
 ANCHOR_RATE = 0.5  # of training captions that show their anchors, so that the model also works without
 
@@ -93,7 +94,7 @@ class ClipGpt2Processor(CaptionerProcessor):
             image_processor = AutoImageProcessor.from_pretrained(
                 encoder_pretrained_model_name_or_path, backend="pil", **options
             )
-        tokenizer = AutoTokenizer.from_pretrained(decoder_pretrained_model_name_or_path, **options)
+        tokenizer = load_tokenizer(decoder_pretrained_model_name_or_path, **options)
         return cls(image_processor, tokenizer, **kwargs)
 
     def __call__(

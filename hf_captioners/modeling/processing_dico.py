@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 
 from .processing_captioner import CaptionerProcessor
+from .tokenization_limits import load_tokenizer
 
 PAD_TOKEN = "<|pad|>"
 
@@ -70,7 +71,7 @@ class DicoProcessor(CaptionerProcessor):
         """
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil", **options)
-        return cls(image_processor, AutoTokenizer.from_pretrained(tokenizer or backbone, **options))
+        return cls(image_processor, load_tokenizer(tokenizer or backbone, **options))
 
     def batch_decode(self, token_ids: Any, sentences: bool = False, **kwargs: Any) -> list[str]:
         """As [`CaptionerProcessor.batch_decode`], without the spaces that CLIP's words leave before punctuation."""

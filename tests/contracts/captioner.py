@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from hf_captioners.modeling.captioner_base import CaptionerPreTrainedModel
@@ -246,6 +247,24 @@ class CaptionerContract:
             torch.testing.assert_close(graph(features, mask, sequences), Scores()(features, mask, sequences))
 
     # -- files -------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("change", ["missing", "not of the model"])
+    def test_a_folder_is_loaded_whole_or_refused(self, model, tmp_path, change):
+        model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        name = next(name for name in sorted(weights) if name.endswith(".bias") and not name.startswith("backbone."))
+        if change == "missing":
+            del weights[name]
+        else:
+            name = "another.weight"
+            weights[name] = torch.zeros(2)
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        message = f"not a whole checkpoint of {type(model).__name__}; weights 1 {change}: {name}"
+        for loader in (type(model), AutoModel, AutoModelForImageTextToText):
+            with pytest.raises(ValueError, match=message):
+                loader.from_pretrained(tmp_path)
+        _, report = type(model).from_pretrained(tmp_path, strict=False, output_loading_info=True)
+        assert report["missing_keys"] | report["unexpected_keys"] == {name}
 
     @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageTextToText])
     def test_save_and_load_keep_weights_buffers_and_decoding(self, model, features, tmp_path, auto_class):
