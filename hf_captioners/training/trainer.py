@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.rows import undecoded
 from ..metrics.suite import CaptionMetrics
@@ -123,6 +125,17 @@ class CaptionerTrainer(Trainer):
             self.lr_scheduler = LambdaLR(stepped, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As in `Trainer`, with the arguments as JSON: a pickle in a folder for others is code to whoever loads it.
+
+        Nothing reads the pickle, resuming included.
+        """
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string(), encoding="utf-8")
 
     def _batches_per_epoch(self) -> int:
         whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)

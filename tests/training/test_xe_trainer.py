@@ -511,6 +511,10 @@ class TestFiles:
         run.train()
         folder = tmp_path / "run" / "checkpoint-2"
         assert not list(folder.rglob("*.py"))
+        run.save_model()
+        for place in (folder, tmp_path / "run"):
+            assert json.loads((place / "training_args.json").read_text())["max_steps"] == 2
+            assert not (place / "training_args.bin").exists()
         assert "auto_map" not in (folder / "config.json").read_text()
         model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
         assert_same(weights(run.model), weights(model))
