@@ -16,6 +16,9 @@ _PACKAGES = ("conversion", "data", "inference", "metrics", "modeling", "reports"
 
 _HOME = {
     "BleuReward": "rewards.bleu",
+    "BottomUpConfig": "modeling.configuration_bottom_up",
+    "BottomUpForRegionFeatures": "modeling.modeling_bottom_up",
+    "BottomUpImageProcessor": "modeling.image_processing_bottom_up",
     "CaptionCollator": "training.collator",
     "CaptionMetrics": "metrics.suite",
     "CaptionerEnsemble": "inference.ensemble",

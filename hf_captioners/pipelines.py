@@ -17,11 +17,14 @@ from transformers import (
 from transformers import pipelines as transformers_pipelines
 
 from .modeling.captioner_trust import foreign_code
+from .modeling.configuration_bottom_up import BottomUpConfig
 from .modeling.configuration_clip_gpt2 import ClipGpt2Config
 from .modeling.configuration_dico import DicoCaptionerConfig
 from .modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 from .modeling.configuration_satic import SaticConfig
+from .modeling.image_processing_bottom_up import BottomUpImageProcessor
 from .modeling.image_processing_captioner import CaptionerImageProcessor
+from .modeling.modeling_bottom_up import BottomUpForRegionFeatures
 from .modeling.modeling_clip_gpt2 import ClipGpt2ForImageCaptioning
 from .modeling.modeling_dico import DicoForImageCaptioning
 from .modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
@@ -42,7 +45,7 @@ CAPTIONERS = (
 
 
 def register() -> None:
-    """Make the captioners known to the Auto classes, and `image-to-text` to `transformers.pipeline`.
+    """Make the captioners and the detector known to the Auto classes, and `image-to-text` to `transformers.pipeline`.
 
     Runs when `hf_captioners` is imported; running it again changes nothing.
     """
@@ -52,14 +55,21 @@ def register() -> None:
         AutoModelForImageTextToText.register(config, model, exist_ok=True)
         AutoProcessor.register(config, processor, exist_ok=True)
         AutoTokenizer.register(config, tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
-        # the same class under both keys, or users of torchvision are told that it falls back
-        image_processors: dict[str, type] = {"pil": CaptionerImageProcessor, "torchvision": CaptionerImageProcessor}
-        AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
+        _register_image_processor(config, CaptionerImageProcessor)
+    AutoConfig.register(BottomUpConfig.model_type, BottomUpConfig, exist_ok=True)
+    AutoModel.register(BottomUpConfig, BottomUpForRegionFeatures, exist_ok=True)
+    _register_image_processor(BottomUpConfig, BottomUpImageProcessor)
     if TASK not in transformers_pipelines.PIPELINE_REGISTRY.supported_tasks:
         transformers_pipelines.PIPELINE_REGISTRY.register_pipeline(
             TASK, pipeline_class=ImageToTextPipeline, pt_model=(AutoModelForImageTextToText,), type="multimodal"
         )
     _keep_task_name()
+
+
+def _register_image_processor(config: type, image_processor: type) -> None:
+    # the same class under both keys, or users of torchvision are told that it falls back
+    classes = {"pil": image_processor, "torchvision": image_processor}
+    AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
 
 
 def _keep_task_name() -> None:

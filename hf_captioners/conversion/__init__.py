@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .document_frequency import FrequencyReport
     from .writing import ConversionReport
 
-MODEL_TYPES = ("expansionnet_v2", "satic", "clip_gpt2", "dico", "pac_score", "document_frequency")
+MODEL_TYPES = ("expansionnet_v2", "satic", "clip_gpt2", "dico", "bottom_up", "pac_score", "document_frequency")
 
 __all__ = ["MODEL_TYPES", "convert"]
 

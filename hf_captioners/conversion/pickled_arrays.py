@@ -1,0 +1,132 @@
+"""Checkpoints that are pickled dicts of NumPy arrays, as in detectron2's model zoo, read without NumPy's pickling.
+
+`{"model": {name: array}, "__author__": ...}`: the pickle names NumPy's classes; the stand-ins below take their place,
+and arrays are made of the bytes afterwards, once their shapes are known to fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .safe_load import CheckpointError, load_plain_pickle
+
+MAX_BYTES = 4 * 2**30
+_NUMBERS = {"f2", "f4", "f8", "i4", "i8"}
+
+
+class _NumberType:
+    """Stands for a NumPy dtype."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+
+class _NumberTypes:
+    """Stands for `numpy.dtype`."""
+
+    __slots__ = ()
+
+    def __call__(self, code: Any, *flags: Any) -> _NumberType:
+        return _NumberType(code)
+
+
+class _Array:
+    """Stands for a NumPy array: its shape, the type of its numbers, whether columns come first, and its bytes."""
+
+    __slots__ = ("columns_first", "content", "kind", "shape")
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.kind, self.columns_first, self.content = state
+
+    def tensor(self) -> Tensor:
+        """The array; ValueError if bytes and shape do not fit."""
+        kind, shape, content = self.kind, self.shape, self.content
+        if not isinstance(kind, _NumberType) or kind.code not in _NUMBERS or kind.order != "<":
+            raise ValueError("its numbers are of another type than little-endian floats and integers")
+        if not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError("its shape is not a tuple of integers")
+        dtype = np.dtype(f"<{kind.code}")
+        if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"it has not as many bytes as its shape {list(shape)} needs")
+        flat = np.frombuffer(content, dtype)
+        return torch.from_numpy(flat.reshape(shape, order="F" if self.columns_first else "C").copy())
+
+
+class _Reconstruct:
+    """Stands for `numpy.core.multiarray._reconstruct`."""
+
+    __slots__ = ()
+
+    def __call__(self, *arguments: Any) -> _Array:
+        return _Array()
+
+
+class _Named:
+    """Stands for `numpy.ndarray`, which is named but never called."""
+
+    __slots__ = ()
+
+
+class _Encode:
+    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
+        return str(text).encode("latin-1")
+
+
+ARRAYS: Mapping[str, Any] = MappingProxyType(
+    {
+        "numpy.core.multiarray._reconstruct": _Reconstruct(),
+        "numpy._core.multiarray._reconstruct": _Reconstruct(),
+        "numpy.ndarray": _Named(),
+        "numpy.dtype": _NumberTypes(),
+        "_codecs.encode": _Encode(),
+    }
+)
+"""Stand-ins with which `load_plain_pickle` reads arrays."""
+
+
+def load_pickled_arrays(path: str | Path, keys: Sequence[str] = ("model",)) -> dict[str, Tensor]:
+    """
+    Loads a pickled dict of arrays without running code from it.
+
+    Args:
+        path (`str` or `Path`): the pickle.
+        keys (`Sequence[str]`, *optional*, defaults to `("model",)`): top-level keys under which the arrays may be; the
+            first one present wins. Without any of them the whole file must be a dict of arrays.
+
+    Returns:
+        `dict[str, Tensor]`: name -> tensor, in the file's order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is not a pickle, refers to anything else than NumPy arrays, or holds no dict of them.
+    """
+    content = load_plain_pickle(path, MAX_BYTES, ARRAYS, encoding="latin-1")
+    chosen = next((content[key] for key in keys if isinstance(content, dict) and key in content), content)
+    if not isinstance(chosen, dict) or not chosen:
+        raise CheckpointError(f"{path}: holds no dict of arrays, at the top level or under {', '.join(keys)}")
+    tensors = {}
+    for name, value in chosen.items():
+        if not isinstance(name, str) or not isinstance(value, _Array):
+            raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}, expected only named arrays")
+        try:
+            tensors[name] = value.tensor()
+        except (ValueError, AttributeError) as error:  # AttributeError: an array without state
+            raise CheckpointError(f"{path}: {name}: {error}") from error
+    return tensors
