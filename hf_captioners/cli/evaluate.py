@@ -88,6 +88,13 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
         "--document-frequencies", metavar="FILE", help="of CIDEr: references of another corpus, or a saved file"
     )
     parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        default="ptb",
+        help="what cuts captions into words: ptb (English, the default), unicode (any language; single characters in "
+        "scripts without spaces), or a function as module:function, such as jieba:lcut",
+    )
+    parser.add_argument(
         "--in-sequence",
         action="store_true",
         help="read abbreviations at the end of captions in the light of the next caption, as the reference tools do",
@@ -240,7 +247,8 @@ def _suite(args: argparse.Namespace) -> "CaptionMetrics":
     if "spice" in metrics:
         spice = {"java": args.spice_java, "jar": args.spice_jar, "cache_dir": args.spice_cache}
         options["spice"] = {name: value for name, value in spice.items() if value is not None}
-    return CaptionMetrics(metrics, _frequencies(args.document_frequencies), args.in_sequence, options)
+    frequencies = _frequencies(args.document_frequencies, args.tokenizer)
+    return CaptionMetrics(metrics, frequencies, args.in_sequence, options, args.tokenizer)
 
 
 def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
@@ -268,7 +276,7 @@ def _scorer(name: str, model: str | None, args: argparse.Namespace) -> Any:
     )
 
 
-def _frequencies(path: str | None) -> Any:
+def _frequencies(path: str | None, tokenizer: str) -> Any:
     """A saved file, or the references of a corpus."""
     if path is None:
         return None
@@ -283,7 +291,7 @@ def _frequencies(path: str | None) -> Any:
                 "coco-train-words.p"
             )
         return frequencies
-    return DocumentFrequencies.from_references(list(read_references(path).captions.values()))
+    return DocumentFrequencies.from_references(list(read_references(path).captions.values()), tokenizer=tokenizer)
 
 
 def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> None:

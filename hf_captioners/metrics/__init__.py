@@ -1,8 +1,8 @@
 """Caption metrics on lists of strings, equal to the COCO reference tools and without Java.
 
 Every metric is a function `metric(predictions, references)` that gives [`Scores`]; [`CaptionMetrics`] runs several.
-Captions are tokenised as the reference tools do, or taken as tokens with `tokenized=True`. What needs torch, the scores
-by CLIP, is imported when it is asked for.
+Captions are tokenised as the reference tools do, or by `tokenizer=`, or taken as tokens with `tokenized=True`. What
+needs torch, the scores by CLIP, is imported when it is asked for.
 """
 
 import importlib
@@ -22,6 +22,7 @@ from .spice.cache import SpiceError
 from .spice.spice import spice
 from .suite import CaptionMetrics, Evaluation
 from .table import DEFAULT_METRICS, METRICS
+from .tokens import tokenize
 
 if TYPE_CHECKING:
     from .clip.clip_score import ClipScorer, clip_score
@@ -64,6 +65,7 @@ __all__ = [
     "retrieval_recall",
     "rouge_l",
     "spice",
+    "tokenize",
 ]
 
 

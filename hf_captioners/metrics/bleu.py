@@ -23,7 +23,7 @@ import numpy as np
 
 from .ngrams import Level, changes, count_ngrams, read_words
 from .scores import Scores
-from .tokens import prepare_pairs
+from .tokens import Tokenizer, prepare_pairs, tokenizer_setting
 
 EffectiveLength = Literal["closest", "shortest", "average"]
 
@@ -54,6 +54,7 @@ def bleu(
     max_n: int = 4,
     effective_length: EffectiveLength = "closest",
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
     """BLEU-1 to BLEU-`max_n`.
@@ -65,6 +66,8 @@ def bleu(
         effective_length (`str`, defaults to `"closest"`): the length of the references that a caption should reach, in
             tokens: that of the reference `"closest"` in length, of the `"shortest"`, or their `"average"`.
         tokenized (`bool`, defaults to `False`): the captions are tokens joined by spaces; otherwise they are tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages.
 
     Returns:
@@ -85,7 +88,7 @@ def bleu(
 
     ```
     """
-    predictions, references = prepare_pairs(predictions, references, tokenized, image_ids)
+    predictions, references = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     counts = count_matches([[prediction] for prediction in predictions], references, max_n, effective_length)
     summed = BleuCounts(*(values.sum(axis=0, keepdims=True) for values in vars(counts).values()))
     names = [f"bleu_{order}" for order in range(1, max_n + 1)]
@@ -93,7 +96,7 @@ def bleu(
     return Scores(
         dict(zip(names, corpus, strict=True)),
         dict(zip(names, per_image, strict=True)),
-        settings={"max_n": max_n, "effective_length": effective_length},
+        settings={"max_n": max_n, "effective_length": effective_length, **tokenizer_setting(tokenizer, tokenized)},
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from .ngrams import count_ngrams, read_words
 from .scores import Scores
-from .tokens import prepare_pairs
+from .tokens import Tokenizer, prepare_pairs, tokenizer_setting
 
 
 def diversity(
@@ -27,6 +27,7 @@ def diversity(
     *,
     max_n: int = 4,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
     """Variety of captions.
@@ -35,6 +36,8 @@ def diversity(
         predictions (`Sequence[str]`): a caption per image.
         max_n (`int`, defaults to 4): highest order of n-grams.
         tokenized (`bool`, defaults to `False`): the captions are tokens joined by spaces; otherwise they are tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages.
 
     Returns:
@@ -61,7 +64,7 @@ def diversity(
     if max_n < 1:
         raise ValueError(f"max_n is {max_n}, expected an order of n-grams, at least 1")
     number = len(predictions) if isinstance(predictions, Sequence) else 0
-    predictions, _ = prepare_pairs(predictions, [[""]] * number, tokenized, image_ids)
+    predictions, _ = prepare_pairs(predictions, [[""]] * number, tokenized, image_ids, tokenizer=tokenizer)
     words = read_words(predictions, {})
     distinct, repetition, per_image = {}, {}, {}
     for order, level in enumerate(count_ngrams(words, np.zeros(number, np.int64), 1, max_n), start=1):
@@ -76,4 +79,8 @@ def diversity(
         "unique_captions": len({" ".join(caption.split()) for caption in predictions}) / number,
     }
     corpus = {name: float(value) for name, value in {**distinct, **repetition, **others}.items()}
-    return Scores(corpus, {**per_image, "length": words.length.astype(np.float64)}, settings={"max_n": max_n})
+    return Scores(
+        corpus,
+        {**per_image, "length": words.length.astype(np.float64)},
+        settings={"max_n": max_n, **tokenizer_setting(tokenizer, tokenized)},
+    )

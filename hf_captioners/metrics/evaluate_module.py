@@ -22,6 +22,7 @@ Args:
     references (`list[list[str]]`): the references of each image.
     document_frequencies (`DocumentFrequencies`, *optional*): those of CIDEr and CIDEr-D.
     images (`list`, *optional*): the pictures, for CLIP-S and PAC-S.
+    tokenizer (`str`, defaults to "ptb"): "ptb", "unicode", or a function as "module:function".
     options (`dict`, *optional*): further arguments of the metric.
 Returns:
     `dict`: name -> corpus score; `per_image`: name -> list of a score per image; `signature`: the evaluation signature.
@@ -59,12 +60,13 @@ class CaptionMetricsModule(evaluate.Metric):
         references: list[list[str]],
         document_frequencies: Any = None,
         images: list[Any] | None = None,
+        tokenizer: str = "ptb",
         options: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         default = self.config_name == "default"
         metrics = DEFAULT_METRICS if default else (self.config_name,)
         chosen = None if options is None else options if default else {self.config_name: options}
-        suite = CaptionMetrics(metrics, document_frequencies=document_frequencies, options=chosen)
+        suite = CaptionMetrics(metrics, document_frequencies, tokenizer=tokenizer, options=chosen)
         evaluation = suite(predictions, references, images=images)
         per_image = {name: values.tolist() for name, values in evaluation.per_image.items()}
         return {**evaluation.corpus, "per_image": per_image, "signature": evaluation.signature_text}

@@ -60,6 +60,22 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
                 raise MetricInputError(f"image {name}: reference {position} is {shown(reference)}, expected a string")
 
 
+def check_captions(captions: Sequence[Any]) -> None:
+    """Refuse captions that are no list of strings.
+
+    Args:
+        captions (`Sequence[str]`): the captions.
+
+    Raises:
+        MetricInputError: a caption that is not a string, or one string in place of several.
+    """
+    if isinstance(captions, (str, bytes)):
+        raise MetricInputError(f"captions: expected a list of strings, not one {type(captions).__name__}")
+    for position, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise MetricInputError(f"caption {position}: expected a string, not {shown(caption)}")
+
+
 def check_image_ids(image_ids: Sequence[Any], number: int) -> None:
     """Refuse names of images that are not one per image, each once.
 

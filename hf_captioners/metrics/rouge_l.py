@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .scores import Scores
-from .tokens import prepare_pairs
+from .tokens import Tokenizer, prepare_pairs, tokenizer_setting
 
 
 def rouge_l(
@@ -27,6 +27,7 @@ def rouge_l(
     *,
     beta: float = 1.2,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
     """ROUGE-L, the F-score of the longest common subsequence.
@@ -37,6 +38,8 @@ def rouge_l(
         beta (`float`, defaults to 1.2): how many times recall weighs as much as precision, at least 0.
         tokenized (`bool`, defaults to `False`): the captions are tokens joined by single spaces; otherwise they are
             tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages.
 
     Returns:
@@ -58,9 +61,13 @@ def rouge_l(
     """
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta is {beta}, expected a finite number of at least 0")
-    predictions, references = prepare_pairs(predictions, references, tokenized, image_ids)
+    predictions, references = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     scores = np.array([_score(*pair, beta) for pair in zip(predictions, references, strict=True)])
-    return Scores({"rouge_l": float(scores.mean())}, {"rouge_l": scores}, settings={"beta": float(beta)})
+    return Scores(
+        {"rouge_l": float(scores.mean())},
+        {"rouge_l": scores},
+        settings={"beta": float(beta), **tokenizer_setting(tokenizer, tokenized)},
+    )
 
 
 def _score(prediction: str, references: Sequence[str], beta: float) -> float:

@@ -13,7 +13,7 @@ from .inputs import MetricInputError, check_pairs
 from .scores import Scores
 from .signature import hash_captions, signature_text
 from .table import DEFAULT_METRICS, METRICS, printed
-from .tokens import prepare_pairs
+from .tokens import Tokenizer, prepare_pairs, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,13 @@ class CaptionMetrics:
             moves CIDEr-D by 2e-7; in exchange a caption's score depends on the order of the others.
         options (`Mapping[str, Mapping[str, Any]]`, *optional*): further arguments by metric, such as
             `{"clip_s": {"scorer": ClipScorer(...)}, "spice": {"timeout_s": 600}}`.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts captions into words, see [`tokenize`]: that of
+            the COCO evaluation; `"unicode"` for other languages than English, with single characters where a script has
+            no spaces; or a function that finds words, or its name, such as `"jieba:lcut"`.
 
     Raises:
-        ValueError: an unknown metric or option, a scorer that is missing, options or document frequencies that none of
-            the metrics reads.
+        ValueError: an unknown metric, tokenizer or option, a scorer that is missing, options or document frequencies
+            that none of the metrics reads.
 
     Example:
 
@@ -90,6 +93,7 @@ class CaptionMetrics:
         document_frequencies: DocumentFrequencies | None = None,
         in_sequence: bool = False,
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        tokenizer: Tokenizer = "ptb",
     ) -> None:
         for name in [*metrics, *(options or {})]:
             if name not in METRICS:
@@ -97,6 +101,8 @@ class CaptionMetrics:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.document_frequencies = document_frequencies
         self.in_sequence = in_sequence
+        self.tokenizer = tokenizer
+        self.tokenizer_name = tokenizer_name(tokenizer, in_sequence=in_sequence)
         self.options = {name: dict(values) for name, values in (options or {}).items()}
         self._check_options()
 
@@ -150,7 +156,7 @@ class CaptionMetrics:
             image_ids, predictions, references, pictures = gather_rows(image_ids, list(predictions), lists, pictures)
             images = None if images is None else pictures
         names = list(range(len(predictions)) if image_ids is None else image_ids)
-        words = prepare_pairs(predictions, references, image_ids=names, in_sequence=self.in_sequence)
+        words = prepare_pairs(predictions, references, False, names, self.in_sequence, self.tokenizer)
         shared = {"images": images, "document_frequencies": self.document_frequencies}
         written = {"predictions": predictions, "references": references, **shared}
         tokens = {"predictions": words[0], "references": words[1], **shared}
@@ -178,7 +184,7 @@ class CaptionMetrics:
     def _signature(self, references: list[list[str]], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {
             "metrics": list(self.metrics),
-            "tokenizer": "ptb-lowercase-nopunct" + ("-in-sequence" if self.in_sequence else ""),
+            "tokenizer": self.tokenizer_name,
             "images": len(references),
             "references": sum(map(len, references)),
             "references_hash": hash_captions(references),

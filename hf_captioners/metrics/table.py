@@ -88,7 +88,7 @@ class Metric:
         return {name: value for name, value in parameters.items() if name not in (*self.reads, *_OF_THE_SUITE)}
 
 
-_OF_THE_SUITE = ("predictions", "references", "tokenized", "image_ids")
+_OF_THE_SUITE = ("predictions", "references", "tokenized", "tokenizer", "image_ids")
 
 
 def _load(path: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..metrics.bleu import bleu_from_counts, count_matches
 from ..metrics.inputs import check_pairs
-from ..metrics.tokens import prepare_pairs
+from ..metrics.tokens import Tokenizer, prepare_pairs
 
 
 class BleuReward:
@@ -23,6 +23,7 @@ class BleuReward:
     Args:
         n (`int`, defaults to 4): order of BLEU.
         tokenized (`bool`, defaults to `False`): completions and references are tokens joined by spaces already.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`].
         cache_images (`int`, defaults to 120,000): images whose tokenised references are kept, about 1.3 kB each with
             five references. COCO's training split has 113,287.
 
@@ -43,13 +44,16 @@ class BleuReward:
     ```
     """
 
-    def __init__(self, n: int = 4, *, tokenized: bool = False, cache_images: int = 120_000) -> None:
+    def __init__(
+        self, n: int = 4, *, tokenized: bool = False, tokenizer: Tokenizer = "ptb", cache_images: int = 120_000
+    ) -> None:
         if n < 1:
             raise ValueError(f"n is {n}, expected an order of BLEU, at least 1")
         if cache_images < 0:
             raise ValueError(f"cache_images is {cache_images}, expected a number of images, at least 0")
         self.n = n
         self.tokenized = tokenized
+        self.tokenizer = tokenizer
         self.cache_images = cache_images
         self._prepared: dict[tuple[str, ...], list[str]] = {}  # references of an image -> the same tokenised
 
@@ -78,7 +82,7 @@ class BleuReward:
         rows: dict[tuple[str, ...], list[int]] = {}  # references of an image -> its completions
         for row, several in enumerate(captions):
             rows.setdefault(tuple(several), []).append(row)
-        tokens, _ = prepare_pairs(completions, [[""]] * len(completions), self.tokenized)
+        tokens, _ = prepare_pairs(completions, [[""]] * len(completions), self.tokenized, tokenizer=self.tokenizer)
         predictions = [[tokens[row] for row in own] for own in rows.values()]
         counts = count_matches(predictions, self._prepare(list(rows)), self.n)
         rewards = np.empty(len(completions))
@@ -89,7 +93,7 @@ class BleuReward:
         """The tokenised references of each image."""
         new = [references for references in images if references not in self._prepared]
         if new:
-            _, tokens = prepare_pairs([""] * len(new), new, self.tokenized)
+            _, tokens = prepare_pairs([""] * len(new), new, self.tokenized, tokenizer=self.tokenizer)
             self._prepared.update(zip(new, tokens, strict=True))
         prepared = [self._prepared[references] for references in images]
         for oldest in list(islice(self._prepared, max(len(self._prepared) - self.cache_images, 0))):

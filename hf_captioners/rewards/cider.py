@@ -20,6 +20,7 @@ from ..metrics.cider.cider import CiderD
 from ..metrics.cider.document_frequency import DocumentFrequencies
 from ..metrics.cider.references import PreparedReferences, join_references
 from ..metrics.inputs import MetricInputError
+from ..metrics.tokens import Tokenizer
 
 END = "</s>"  # the end of a caption as a word of the default reward
 
@@ -34,7 +35,9 @@ class CiderDReward:
     Args:
         document_frequencies ([`DocumentFrequencies`]): of the training split, with words as below.
         tokenized (`bool`, defaults to `False`): completions and references are tokens joined by spaces already;
-            otherwise they are PTB-tokenised.
+            otherwise they are tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; the same as
+            for the document frequencies.
         eos (`str` or `int`, *optional*): the end of a caption, counted as a word. With texts it is put after the
             references and the finished completions; with token ids both are cut after the first one, and those that
             have none are left as they are. By default the end is not counted.
@@ -76,13 +79,14 @@ class CiderDReward:
         eos: str | int | None = None,
         token_ids: bool = False,
         eos_token_id: int | None = None,
+        tokenizer: Tokenizer = "ptb",
         n: int = 4,
         sigma: float = 6.0,
         cache_images: int = 120_000,
     ) -> None:
         if cache_images < 0:
             raise ValueError(f"cache_images is {cache_images}, expected a number of images, at least 0")
-        self.words = CaptionWords(tokenized, eos, token_ids, eos_token_id)
+        self.words = CaptionWords(tokenized, eos, token_ids, eos_token_id, tokenizer)
         _check_frequencies(document_frequencies, self.words)
         self.scorer = CiderD(document_frequencies, n=n, sigma=sigma)
         self.cache_images = cache_images
@@ -177,14 +181,15 @@ def _check_frequencies(frequencies: DocumentFrequencies, words: CaptionWords) ->
         raise ValueError(f"the document frequencies are of {kind}, but token_ids={words.token_ids}")
 
 
-def default_reward(dataset: Any, eos_token_id: int | None = None) -> CiderDReward:
-    """CIDEr-D with the document frequencies of a data set's captions, PTB-tokenised, the end counted as a word.
+def default_reward(dataset: Any, eos_token_id: int | None = None, tokenizer: Tokenizer = "ptb") -> CiderDReward:
+    """CIDEr-D with the document frequencies of a data set's captions, tokenised, the end counted as a word.
 
     Without the end among the words, captions that stop in the middle of a phrase would be paid like finished ones.
 
     Args:
         dataset (`Dataset` or `list[dict]`): rows with `captions`.
         eos_token_id (`int`, *optional*): the end of a caption; by default all captions count as finished.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts captions into words, see [`tokenize`].
 
     Returns:
         [`CiderDReward`]
@@ -197,5 +202,5 @@ def default_reward(dataset: Any, eos_token_id: int | None = None) -> CiderDRewar
             "the default reward, CIDEr-D, counts words in the captions of train_dataset beforehand; give a data set "
             "with a length, or reward_funcs=CiderDReward(document_frequencies)."
         )
-    frequencies = DocumentFrequencies.from_references(captions_by_image(dataset), eos=END)
-    return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id)
+    frequencies = DocumentFrequencies.from_references(captions_by_image(dataset), eos=END, tokenizer=tokenizer)
+    return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id, tokenizer=tokenizer)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..metrics.diversity import diversity
 from ..metrics.inputs import MetricInputError
+from ..metrics.tokens import Tokenizer
 
 
 class LengthReward:
@@ -24,7 +25,8 @@ class LengthReward:
             `completion_ids` have no `eos_token_id`.
         eos_token_id (`int`, *optional*): the id of the end; needed by `unfinished_penalty`.
         tokenized (`bool`, defaults to `False`): completions are tokens joined by spaces; otherwise they are
-            PTB-tokenised.
+            tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`].
 
     Raises:
         ValueError: limits that no caption can keep, or that every caption keeps; a penalty below 0; a penalty
@@ -53,6 +55,7 @@ class LengthReward:
         unfinished_penalty: float = 0.0,
         eos_token_id: int | None = None,
         tokenized: bool = False,
+        tokenizer: Tokenizer = "ptb",
     ) -> None:
         if minimum < 0 or (maximum is not None and maximum < minimum):
             raise ValueError(f"minimum={minimum}, maximum={maximum}: expected 0 <= minimum <= maximum")
@@ -69,6 +72,7 @@ class LengthReward:
         self.unfinished_penalty = unfinished_penalty
         self.eos_token_id = eos_token_id
         self.tokenized = tokenized
+        self.tokenizer = tokenizer
 
     def __call__(
         self, completions: Sequence[str], completion_ids: Sequence[Sequence[int]] | None = None, **kwargs: Any
@@ -86,7 +90,8 @@ class LengthReward:
         Raises:
             MetricInputError: a completion that is not a string, or no token ids where they are needed.
         """
-        words = diversity(completions, max_n=1, tokenized=self.tokenized).per_image["length"]  # (completions,)
+        scores = diversity(completions, max_n=1, tokenized=self.tokenized, tokenizer=self.tokenizer)
+        words = scores.per_image["length"]  # (completions,)
         most = np.inf if self.maximum is None else self.maximum
         outside = np.maximum(self.minimum - words, 0.0) + np.maximum(words - most, 0.0)
         if self.eos_token_id is not None:

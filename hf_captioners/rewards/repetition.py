@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..metrics.diversity import diversity
+from ..metrics.tokens import Tokenizer
 
 
 class RepetitionReward:
@@ -17,7 +18,8 @@ class RepetitionReward:
     Args:
         n (`int`, defaults to 2): order of the n-grams.
         tokenized (`bool`, defaults to `False`): completions are tokens joined by spaces; otherwise they are
-            PTB-tokenised.
+            tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`].
 
     Raises:
         ValueError: `n` below 1.
@@ -37,11 +39,12 @@ class RepetitionReward:
 
     __name__ = "repetition"  # what TRL logs the reward under
 
-    def __init__(self, n: int = 2, *, tokenized: bool = False) -> None:
+    def __init__(self, n: int = 2, *, tokenized: bool = False, tokenizer: Tokenizer = "ptb") -> None:
         if n < 1:
             raise ValueError(f"n is {n}, expected an order of n-grams, at least 1")
         self.n = n
         self.tokenized = tokenized
+        self.tokenizer = tokenizer
 
     def __call__(self, completions: Sequence[str], **kwargs: Any) -> list[float]:
         """The reward of each completion.
@@ -57,5 +60,5 @@ class RepetitionReward:
         Raises:
             MetricInputError: a completion that is not a string. The message gives its position as the image.
         """
-        scores = diversity(completions, max_n=self.n, tokenized=self.tokenized)
+        scores = diversity(completions, max_n=self.n, tokenized=self.tokenized, tokenizer=self.tokenizer)
         return (0.0 - scores.per_image[f"repetition_{self.n}"]).tolist()  # not -x, which makes -0.0

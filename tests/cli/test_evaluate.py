@@ -96,6 +96,28 @@ class TestFiles:
         assert (status, out) == (2, "")
         assert "ids.safetensors: of token ids, which captions do not have" in err
 
+    def test_tokenizer(self, run: Any, tmp_path: Path) -> None:
+        predictions, references = {"1": "一只狗跑", "2": "两只猫"}, {"1": ["一只狗在跑"], "2": ["两只白猫"]}
+        for name, captions in {"predictions": predictions, "references": references}.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(captions))
+        arguments = [
+            "--predictions",
+            tmp_path / "predictions.json",
+            "--references",
+            tmp_path / "references.json",
+            "--json",
+        ]
+        status, out, _ = run(*arguments, "--tokenizer", "unicode")
+        expected = CaptionMetrics(tokenizer="unicode")(list(predictions.values()), list(references.values()))
+        assert (status, json.loads(out)["corpus"]) == (0, expected.corpus)
+        assert json.loads(out)["signature"]["tokenizer"] == "unicode-lowercase-nopunct"
+        corpus = DocumentFrequencies.from_references(list(references.values()), tokenizer="unicode")
+        arguments += ["--document-frequencies", tmp_path / "references.json", "--tokenizer", "unicode"]
+        signature = json.loads(run(*arguments)[1])["signature"]
+        assert signature["cider_d"]["df_hash"] == corpus.content_hash[:12]
+        status, _, err = run(*arguments, "--tokenizer", "jieba")
+        assert status == 2 and "no tokenizer 'jieba'; expected 'ptb', 'unicode' or 'module:function'" in err
+
     def test_subset(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
         rows = [{"image_id": name, "caption": CAPTIONS[name]} for name in (3, 1)] + [{"image_id": 99, "caption": "x"}]
         files[0].write_text(json.dumps(rows))

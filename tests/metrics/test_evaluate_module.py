@@ -39,6 +39,12 @@ def test_options(load):
     assert "cider_d.sigma:5.0" in result["signature"]
 
 
+def test_tokenizer(load):
+    result = load("bleu").compute(predictions=["一只狗"], references=[["一只猫"]], tokenizer="unicode")
+    assert result["bleu_1"] == pytest.approx(2 / 3)
+    assert "|tokenizer:unicode-lowercase-nopunct|" in result["signature"]
+
+
 def test_unknown_name(load):
     with pytest.raises(ValueError, match="no metric 'blue'; expected 'default' or one of bleu"):
         load("blue")

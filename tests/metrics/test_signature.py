@@ -173,7 +173,7 @@ class TestSuite:
     """What the suite itself takes."""
 
     def test_every_argument_is_known_here(self):
-        known = {"metrics", "document_frequencies", "in_sequence", "options"}
+        known = {"metrics", "document_frequencies", "in_sequence", "options", "tokenizer"}
         assert set(inspect.signature(CaptionMetrics).parameters) == known
 
     def test_arguments(self):
@@ -181,6 +181,8 @@ class TestSuite:
         suites = [
             CaptionMetrics(["cider_d"]),
             CaptionMetrics(["cider_d"], in_sequence=True),
+            CaptionMetrics(["cider_d"], tokenizer="unicode"),
+            CaptionMetrics(["cider_d"], tokenizer="shlex:split"),
             CaptionMetrics(["cider_d", "bleu"]),
             *(CaptionMetrics(["cider_d"], DocumentFrequencies.from_references(corpus)) for corpus in corpora),
         ]

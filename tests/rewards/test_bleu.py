@@ -37,9 +37,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
     prepare_pairs: Callable[..., Any] = module.prepare_pairs
 
-    def recording(predictions: Any, references: Any, *options: Any) -> Any:
+    def recording(predictions: Any, references: Any, *options: Any, **more: Any) -> Any:
         seen.extend(list(several) for several in references if list(several) != [""])
-        return prepare_pairs(predictions, references, *options)
+        return prepare_pairs(predictions, references, *options, **more)
 
     monkeypatch.setattr(module, "prepare_pairs", recording)
     return seen

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..inputs import MetricInputError, shown
+from ..tokens import Tokenizer, tokenize
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class CaptionWords:
     """What the words of a caption are.
 
     Args:
-        tokenized (`bool`, defaults to `False`): texts are tokens joined by spaces; otherwise they are PTB-tokenised.
+        tokenized (`bool`, defaults to `False`): texts are tokens joined by spaces; otherwise they are tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts texts into words, see [`tokenize`].
         eos (`str` or `int`, *optional*): the end of a caption, counted as a word: a word that is put after texts, or
             the id after which lists of ids are cut. By default the end is not counted.
         token_ids (`bool`, defaults to `False`): captions are lists of token ids, words are their numbers.
@@ -48,8 +50,13 @@ class CaptionWords:
     eos: str | int | None = None
     token_ids: bool = False
     eos_token_id: int | None = None
+    tokenizer: Tokenizer = "ptb"
 
     def __post_init__(self) -> None:
+        if self.tokenizer != "ptb" and (self.tokenized or self.token_ids):
+            raise ValueError(
+                f"tokenizer={self.tokenizer!r} is about texts that are not tokenized=True or token_ids=True"
+            )
         if self.token_ids:
             if self.eos is None and self.eos_token_id is None:
                 raise ValueError("token_ids=True needs eos= (the end is a word) or eos_token_id= (the end is cut off)")
@@ -74,9 +81,7 @@ class CaptionWords:
             `list[str]`
         """
         if not self.tokenized:
-            from ..ptb.tokenizer import ptb_tokenize
-
-            texts = ptb_tokenize(list(texts))
+            texts = tokenize(list(texts), self.tokenizer)
         if self.eos is None:
             return list(texts)
         ended = [True] * len(texts) if finished is None else finished

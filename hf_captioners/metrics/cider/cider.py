@@ -23,7 +23,7 @@ import numpy as np
 from ..inputs import MetricInputError
 from ..ngrams import Words, count_ngrams, read_words, spans
 from ..scores import Scores
-from ..tokens import prepare_pairs
+from ..tokens import Tokenizer, prepare_pairs, tokenizer_setting
 from .document_frequency import DocumentFrequencies
 from .references import PreparedReferences, prepare_references
 
@@ -179,6 +179,7 @@ def cider(
     document_frequencies: DocumentFrequencies | None = None,
     n: int = 4,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
     """Plain CIDEr, without clipping and length penalty.
@@ -189,6 +190,8 @@ def cider(
         document_frequencies ([`DocumentFrequencies`], *optional*): of a corpus; by default of the references.
         n (`int`, defaults to 4): the highest order of n-grams.
         tokenized (`bool`, defaults to `False`): captions are tokens joined by spaces already.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
 
     Returns:
@@ -198,9 +201,9 @@ def cider(
         MetricInputError: captions that cannot be scored, among them a single image without document frequencies.
         ValueError: `n` is below 1 or above the order of the document frequencies.
     """
-    tokens = prepare_pairs(predictions, references, tokenized, image_ids)
+    tokens = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
-    settings = {"n": n, **_source(document_frequencies)}
+    settings = {"n": n, **_source(document_frequencies), **tokenizer_setting(tokenizer, tokenized)}
     return _scores("cider", Cider(frequencies, n=n), *tokens, settings)
 
 
@@ -212,6 +215,7 @@ def cider_d(
     n: int = 4,
     sigma: float = 6.0,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
     """CIDEr-D, what papers and the COCO server call CIDEr.
@@ -223,6 +227,8 @@ def cider_d(
         n (`int`, defaults to 4): the highest order of n-grams.
         sigma (`float`, defaults to 6.0): the standard deviation of the length penalty, in words.
         tokenized (`bool`, defaults to `False`): captions are tokens joined by spaces already.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
 
     Returns:
@@ -242,9 +248,14 @@ def cider_d(
 
     ```
     """
-    tokens = prepare_pairs(predictions, references, tokenized, image_ids)
+    tokens = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
-    settings = {"n": n, "sigma": float(sigma), **_source(document_frequencies)}
+    settings = {
+        "n": n,
+        "sigma": float(sigma),
+        **_source(document_frequencies),
+        **tokenizer_setting(tokenizer, tokenized),
+    }
     return _scores("cider_d", CiderD(frequencies, n=n, sigma=sigma), *tokens, settings)
 
 

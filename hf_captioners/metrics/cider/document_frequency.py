@@ -26,6 +26,7 @@ from ...data.files import write_whole
 from ..inputs import MetricInputError, check_image_ids
 from ..ngrams import WORD_BITS, Words, count_ngrams, find, pack, read_words, unpack
 from ..signature import hash_captions
+from ..tokens import Tokenizer, tokenizer_name
 from .caption_words import CaptionWords
 
 FORMAT = "hf_captioners.document_frequencies.1"
@@ -84,6 +85,7 @@ class DocumentFrequencies:
         eos: str | int | None = None,
         token_ids: bool = False,
         eos_token_id: int | None = None,
+        tokenizer: Tokenizer = "ptb",
         n: int = 4,
         image_ids: Sequence[Any] | None = None,
     ) -> DocumentFrequencies:
@@ -91,8 +93,9 @@ class DocumentFrequencies:
 
         Args:
             references (`Sequence[Sequence[str]]`): the references of each image; lists of ids with `token_ids`.
-            tokenized (`bool`), eos (`str` or `int`), token_ids (`bool`), eos_token_id (`int`): what is a word, see
-                [`CaptionWords`]. By default the PTB tokens, without the end of the caption.
+            tokenized (`bool`), eos (`str` or `int`), token_ids (`bool`), eos_token_id (`int`), tokenizer (`str` or
+                `Callable`): what is a word, see [`CaptionWords`]. By default the PTB tokens, without the end of the
+                caption.
             n (`int`, defaults to 4): the longest n-grams to count.
             image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
 
@@ -107,7 +110,7 @@ class DocumentFrequencies:
         _check_n(n)
         names = range(len(references)) if image_ids is None else image_ids
         check_image_ids(names, len(references))
-        captions = CaptionWords(tokenized, eos, token_ids, eos_token_id).of_references(references, names)
+        captions = CaptionWords(tokenized, eos, token_ids, eos_token_id, tokenizer).of_references(references, names)
         read = read_words(captions, {})
         vocabulary = sorted(read.new)
         sorted_number = np.empty(len(vocabulary), np.int64)
@@ -242,6 +245,7 @@ class DocumentFrequencies:
         """
         words = {"references": _hash_references(references), "version": __version__, "format": FORMAT}
         settings = words | {name: value for name, value in options.items() if name != "image_ids"}
+        settings["tokenizer"] = tokenizer_name(options.get("tokenizer", "ptb"))
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         path = Path(folder) / f"document_frequencies-{name}.safetensors"
         if path.is_file():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..scores import Scores
-from ..tokens import prepare_pairs
+from ..tokens import Tokenizer, prepare_pairs, tokenizer_setting
 from .aligner import Match, MeteorAligner, Sentence
 from .data import MeteorData
 
@@ -34,6 +34,7 @@ def meteor(
     references: Sequence[Sequence[str]],
     *,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
     data: MeteorData | None = None,
 ) -> Scores:
@@ -43,6 +44,8 @@ def meteor(
         predictions (`Sequence[str]`): a caption per image.
         references (`Sequence[Sequence[str]]`): the references of each image.
         tokenized (`bool`, defaults to `False`): the captions are PTB tokens joined by spaces already.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
         data ([`MeteorData`], *optional*): the tables, for those who score often; by default they are loaded, in half a
             second, or about 15 the first time of all.
@@ -65,12 +68,16 @@ def meteor(
     ```
     """
     data = MeteorData.load() if data is None else data
-    statistics = meteor_statistics(predictions, references, tokenized=tokenized, image_ids=image_ids, data=data)
+    statistics = meteor_statistics(
+        predictions, references, tokenized=tokenized, tokenizer=tokenizer, image_ids=image_ids, data=data
+    )
     per_image = np.array([meteor_score(row) for row in statistics.tolist()])
     totals = statistics.sum(axis=0)
     totals[_CHUNKS] = sum(_chunks_that_count(row) for row in statistics.tolist())
     corpus = {"meteor": meteor_score(totals.tolist())}
-    return Scores(corpus, {"meteor": per_image}, settings={"tables": data.digest})
+    return Scores(
+        corpus, {"meteor": per_image}, settings={"tables": data.digest, **tokenizer_setting(tokenizer, tokenized)}
+    )
 
 
 def meteor_statistics(
@@ -78,13 +85,14 @@ def meteor_statistics(
     references: Sequence[Sequence[str]],
     *,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
     data: MeteorData | None = None,
 ) -> np.ndarray:
     """What METEOR is computed from, for each image and its best reference.
 
     Args:
-        predictions, references, tokenized, image_ids, data: see [`meteor`].
+        predictions, references, tokenized, tokenizer, image_ids, data: see [`meteor`].
 
     Returns:
         `np.ndarray`: float64 of shape (number of images, 23), in the order in which the Java program gives them: words
@@ -94,7 +102,7 @@ def meteor_statistics(
     Raises:
         MeteorDataError, MetricInputError: see [`meteor`].
     """
-    hypotheses, lists = prepare_pairs(predictions, references, tokenized, image_ids)
+    hypotheses, lists = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     hypotheses = [_clean(text) for text in hypotheses]
     lists = [[_clean(text) for text in several] for several in lists]
     data = MeteorData.load() if data is None else data

@@ -24,7 +24,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from ..inputs import MetricInputError
+from ..inputs import MetricInputError, check_captions
 from .rules import Rule, Write, abbreviations, token_rules
 
 REMOVED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
@@ -69,11 +69,7 @@ def ptb_tokenize(captions: Sequence[str], *, in_sequence: bool = False) -> list[
 
     ```
     """
-    if isinstance(captions, (str, bytes)):
-        raise MetricInputError(f"captions: expected a list of strings, not one {type(captions).__name__}")
-    for position, caption in enumerate(captions):
-        if not isinstance(caption, str):
-            raise MetricInputError(f"caption {position}: expected a string, not {caption!r} ({type(caption).__name__})")
+    check_captions(captions)
     lines = []
     for position, caption in enumerate(captions):
         line = _plain_caption(caption)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..scores import Scores
-from ..tokens import prepare_pairs
+from ..tokens import Tokenizer, prepare_pairs, tokenizer_setting
 from .cache import Pair, SpiceCache
 from .java import CategoryScores, SpiceProgram, read_scores
 
@@ -34,6 +34,7 @@ def spice(
     threads: int | None = None,
     batch_size: int = BATCH_SIZE,
     tokenized: bool = False,
+    tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
     """SPICE.
@@ -52,6 +53,8 @@ def spice(
         batch_size (`int`, defaults to 1000): images per run; what a run has scored stays in the cache if a later one
             fails.
         tokenized (`bool`, defaults to `False`): the captions are tokens joined by spaces; otherwise they are tokenised.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
+            for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages.
 
     Returns:
@@ -71,11 +74,15 @@ def spice(
 
     ```
     """
-    pairs = prepare_pairs(predictions, references, tokenized, image_ids)
+    pairs = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     program = SpiceProgram(java, jar, memory, timeout_s, threads)
     categories = spice_categories(*pairs, program=program, cache_dir=cache_dir, batch_size=batch_size)
     values = np.array([scores["All"]["f"] for scores in categories])
-    return Scores({"spice": float(values.mean())}, {"spice": values}, settings={"program": program.digest()[:12]})
+    return Scores(
+        {"spice": float(values.mean())},
+        {"spice": values},
+        settings={"program": program.digest()[:12], **tokenizer_setting(tokenizer, tokenized)},
+    )
 
 
 def spice_categories(
