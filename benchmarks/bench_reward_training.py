@@ -186,7 +186,7 @@ def scst_step(args: argparse.Namespace, rows: list[dict[str, Any]], words: list[
         beta=args.beta,
         length_normalize=False,
         max_completion_length=args.words,
-        optimizer="radam",
+        optim="radam",
         learning_rate=1e-4,
         per_device_train_batch_size=args.pictures,
         use_cpu=clock.device.type == "cpu",

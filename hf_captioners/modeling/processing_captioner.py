@@ -112,15 +112,34 @@ class CaptionerProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def _prompts(self, texts: list[str]) -> torch.Tensor:
-        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        ids = self._encode(texts, add_special_tokens=False)
         lengths = sorted({len(one) for one in ids})
         if len(lengths) > 1:
             raise ValueError(f"the beginnings in text must have the same number of tokens in a batch, not {lengths}.")
         return torch.tensor([[self.tokenizer.bos_token_id, *one] for one in ids])
 
+    def _encode(self, texts: list[str], **options: Any) -> list[list[int]]:
+        """Ids of texts, with a readable error where the vocabulary has no unknown word."""
+        try:
+            return self.tokenizer(texts, **options).input_ids
+        except Exception as error:
+            if "Missing [UNK]" not in str(error):  # tokenizers raises a bare Exception
+                raise
+            known = self.tokenizer.get_vocab()
+            unknown = sorted({word for text in texts for word in self._split(text)} - known.keys())
+            raise ValueError(
+                f"the vocabulary has neither {', '.join(map(repr, unknown[:5]))} nor an unknown word to take its place."
+            ) from error
+
+    def _split(self, text: str) -> list[str]:
+        """The words of a text as the tokenizer's rules make them."""
+        backend = self.tokenizer.backend_tokenizer
+        normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+        return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+
     def _labels(self, captions: list[str]) -> torch.Tensor:
-        encoded = self.tokenizer(captions, truncation=True)
-        targets = [torch.tensor(ids[1:]) for ids in encoded.input_ids]  # without the start token
+        encoded = self._encode(captions, truncation=True)
+        targets = [torch.tensor(ids[1:]) for ids in encoded]  # without the start token
         return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
 
     def training_extras(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
+from transformers.utils import ExplicitEnum
 
-from .schedules import SCHEDULES
+from .schedules import SCHEDULES, check_schedule, radam_options
+
+ScheduleName = ExplicitEnum("ScheduleName", {name.upper(): name for name in SCHEDULES})  # type: ignore[call-overload]
+"""The papers' schedules in the form that transformers' own names have."""
 
 
 @dataclass
@@ -26,17 +33,15 @@ class CaptionerTrainingArguments(TrainingArguments):
 
         > Parameters that control optimizer and schedule
 
-        optimizer (`str`, *optional*):
-            `"radam"` for the rectified Adam of ExpansionNet v2, betas (0.9, 0.98), eps 1e-9, without weight decay. By
-            default `optim` says.
+        optim (`str`, defaults to that of `TrainingArguments`):
+            Also `"radam"`, the rectified Adam of ExpansionNet v2; `optim_args` then has by default
+            `"beta1=0.9,beta2=0.98,eps=1e-9"`.
+        lr_scheduler_type (`str`, defaults to `"linear"`):
+            Also `"custom_warmup_anneal"` or `"annealing"`, ExpansionNet v2's schedules, or `"noam"`, SATIC's. Their
+            options are `lr_scheduler_kwargs`: see [`~hf_captioners.training.schedules.custom_warmup_anneal`] and the
+            others beside it. They count batches, not optimizer steps.
         max_grad_value (`float`, *optional*):
             Clamp every element of the gradients to +- this, as SATIC does (0.1), besides `max_grad_norm`.
-        schedule (`str`, *optional*):
-            `"custom_warmup_anneal"` or `"annealing"`, ExpansionNet v2's schedules, or `"noam"`, SATIC's. By default
-            `lr_scheduler_type` says.
-        warmup_iters (`int`, defaults to 10000), anneal_coeff (`float`, defaults to 0.8), anneal_every_epoch (`float`,
-            defaults to 2.0), min_learning_rate (`float`, defaults to 5e-7): of `schedule`, counted in batches, not in
-            optimizer steps.
 
         > Parameters that control evaluation by generation
 
@@ -63,18 +68,18 @@ class CaptionerTrainingArguments(TrainingArguments):
     train_backbone: str = field(
         default="none", metadata={"help": "'none', 'all' or a regular expression over the backbone's parameter names."}
     )
-    optimizer: str | None = field(default=None, metadata={"help": "'radam': the paper's. By default --optim says."})
+    optim: str = field(
+        default=TrainingArguments.optim, metadata={"help": "An optimizer of transformers, or 'radam', ExpansionNet's."}
+    )
+    lr_scheduler_type: str = field(
+        default="linear",
+        metadata={
+            "help": f"A schedule of transformers, or of the papers: {', '.join(SCHEDULES)}, with --lr_scheduler_kwargs."
+        },
+    )
     max_grad_value: float | None = field(
         default=None, metadata={"help": "Clamp every element of the gradients to +- this (SATIC: 0.1)."}
     )
-    schedule: str | None = field(
-        default=None,
-        metadata={"help": "'custom_warmup_anneal', 'annealing' or 'noam'. By default --lr_scheduler_type says."},
-    )
-    warmup_iters: int = field(default=10000, metadata={"help": "Batches of the schedule's warm-up; 1 for none."})
-    anneal_coeff: float = field(default=0.8, metadata={"help": "Factor by which the schedule falls."})
-    anneal_every_epoch: float = field(default=2.0, metadata={"help": "Epochs between two falls."})
-    min_learning_rate: float = field(default=5e-7, metadata={"help": "Lowest rate after the warm-up."})
     eval_with_generation: bool = field(default=False, metadata={"help": "Also caption the evaluation pictures."})
     caption_metrics: list[str] = field(
         default_factory=lambda: ["bleu", "rouge_l", "cider_d"], metadata={"help": "Metrics of the generated captions."}
@@ -86,12 +91,18 @@ class CaptionerTrainingArguments(TrainingArguments):
     num_logged_captions: int = field(default=3, metadata={"help": "How many generated captions to log."})
 
     def __post_init__(self) -> None:
+        optim, schedule = self.optim, self.lr_scheduler_type
+        # transformers refuses names that are not its own: it gets its own ones while it checks the other fields
+        self.optim = _known("optim", optim, OptimizerNames, ["radam"]) or TrainingArguments.optim
+        self.lr_scheduler_type = _known("lr_scheduler_type", schedule, SchedulerType, SCHEDULES) or "constant"
         super().__post_init__()
-        if self.optimizer not in (None, "radam"):
-            raise ValueError(f"optimizer must be 'radam' or not given, not {self.optimizer!r}.")
-        if self.schedule is not None and self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {sorted(SCHEDULES)} or not given, not {self.schedule!r}.")
-        self.check_at_least_one("warmup_iters", "generation_num_beams")
+        if optim == "radam":
+            self.optim = optim
+            radam_options(self.optim_args)
+        if schedule in SCHEDULES:
+            self.lr_scheduler_type = ScheduleName(schedule)
+            check_schedule(schedule, cast(dict, self.lr_scheduler_kwargs or {}))
+        self.check_at_least_one("generation_num_beams")
         if self.max_grad_value is not None and self.max_grad_value <= 0:
             raise ValueError(f"max_grad_value must be positive or not given, not {self.max_grad_value}.")
 
@@ -100,3 +111,17 @@ class CaptionerTrainingArguments(TrainingArguments):
         for name in names:
             if vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 1, not {vars(self)[name]}.")
+
+
+def _known(option: str, name: str, theirs: Any, ours: Iterable[str]) -> str | None:
+    """The name of something of transformers; `None` for something of this package.
+
+    Raises:
+        ValueError: neither.
+    """
+    names = [one.value for one in theirs]
+    if name in names:
+        return name
+    if name in ours:
+        return None
+    raise ValueError(f"{option} must be one of {', '.join([*ours, *names])}, not {name!r}.")

@@ -1,9 +1,14 @@
-"""Learning-rate schedules, and the optimizer of ExpansionNet v2 (specification of the original, section 15)."""
+"""Learning-rate schedules and the optimizer of the papers, under the names that `TrainingArguments` takes.
+
+`lr_scheduler_type` names a schedule and `lr_scheduler_kwargs` holds its options; `optim` and `optim_args` do the same
+for the optimizer. Those of ExpansionNet v2 are specified in section 15 of the original's description.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,10 +18,10 @@ def custom_warmup_anneal(
     step: int,
     *,
     lr: float,
-    warmup_iters: int,
     batches_per_epoch: int,
-    anneal_coeff: float,
-    anneal_every_epoch: float,
+    warmup_iters: int = 10000,
+    anneal_coeff: float = 0.8,
+    anneal_every_epoch: float = 2.0,
     min_lr: float = 5e-7,
 ) -> float:
     """Hyperbolic warm-up, then a fall by a factor every few epochs, which counts from the first step.
@@ -24,10 +29,11 @@ def custom_warmup_anneal(
     Args:
         step (`int`): batches before this one.
         lr (`float`): highest rate.
-        warmup_iters (`int`): batches of the warm-up; at distance n from its end the rate is `lr / n`.
         batches_per_epoch (`int`): batches of an epoch.
-        anneal_coeff (`float`): the factor.
-        anneal_every_epoch (`float`): epochs between two falls.
+        warmup_iters (`int`, defaults to 10000): batches of the warm-up; at distance n from its end the rate is
+            `lr / n`.
+        anneal_coeff (`float`, defaults to 0.8): the factor.
+        anneal_every_epoch (`float`, defaults to 2.0): epochs between two falls.
         min_lr (`float`, defaults to 5e-7): lowest rate after the warm-up.
 
     Returns:
@@ -49,7 +55,7 @@ def custom_warmup_anneal(
 
 
 def annealing(
-    step: int, *, lr: float, warmup_iters: int, batches_per_epoch: int, anneal_every_epoch: float, **unused: Any
+    step: int, *, lr: float, batches_per_epoch: int, warmup_iters: int = 10000, anneal_every_epoch: float = 2.0
 ) -> float:
     """Linear warm-up, and a fall to 0.8 of the rate every few epochs. Arguments as in `custom_warmup_anneal`."""
     return (
@@ -57,7 +63,7 @@ def annealing(
     )
 
 
-def noam(step: int, *, lr: float, warmup_iters: int, **unused: Any) -> float:
+def noam(step: int, *, lr: float, batches_per_epoch: int = 1, warmup_iters: int = 10000) -> float:
     """Linear warm-up, and a fall with the inverse square root of the steps (arXiv 1706.03762, section 5.3).
 
     The published formula, `factor * d_model**-0.5 * min(t**-0.5, t * warmup_iters**-1.5)` with t counted from 1, has
@@ -67,8 +73,8 @@ def noam(step: int, *, lr: float, warmup_iters: int, **unused: Any) -> float:
     Args:
         step (`int`): batches before this one.
         lr (`float`): highest rate, reached at the end of the warm-up.
-        warmup_iters (`int`): batches of the warm-up.
-        unused: options of the other schedules.
+        batches_per_epoch (`int`, defaults to 1): not used, epochs are nothing to this schedule.
+        warmup_iters (`int`, defaults to 10000): batches of the warm-up.
 
     Returns:
         `float`: the rate.
@@ -93,67 +99,100 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 }
 
 
-class RectifiedAdam(torch.optim.Optimizer):
+def check_schedule(name: str, options: Mapping[str, Any]) -> None:
+    """Check the options of a schedule.
+
+    Args:
+        name (`str`): one of `SCHEDULES`.
+        options (`dict`): its `lr_scheduler_kwargs`.
+
+    Raises:
+        ValueError: the schedule has no such option, or a warm-up is shorter than a batch.
+    """
+    if options.get("warmup_iters", 1) < 1:
+        raise ValueError(f"lr_scheduler_kwargs: warmup_iters must be at least 1, not {options['warmup_iters']}.")
+    try:
+        SCHEDULES[name](0, **{"lr": 1.0, "batches_per_epoch": 1, **options})
+    except TypeError as error:
+        raise ValueError(f"lr_scheduler_kwargs={dict(options)}: {error}.") from error
+
+
+class RectifiedAdam(torch.optim.RAdam):
     """RAdam as ExpansionNet v2 was trained with it: no update at all until the variance is tractable (arXiv
     1908.03265).
 
     With `betas=(0.9, 0.98)` these are the first five steps. `torch.optim.RAdam` takes steps along the momentum there;
-    later the two agree.
+    later the two are one.
 
     Args:
         params (`Iterable`): parameters or groups.
         lr (`float`, defaults to 1e-3): rate.
         betas (`tuple[float, float]`, defaults to `(0.9, 0.98)`): decay of the two moments.
         eps (`float`, defaults to 1e-9): added to the root of the second moment.
+        options: further ones of `torch.optim.RAdam`, as `weight_decay`.
 
     Raises:
         ValueError: a rate below 0 or a beta outside [0, 1).
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-9
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-9,
+        **options: Any,
     ) -> None:
-        if lr < 0:
-            raise ValueError(f"RectifiedAdam: lr must not be negative, it is {lr}.")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"RectifiedAdam: betas must be in [0, 1), not {betas}.")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__(params, lr, betas, eps, **options)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update; `closure` recomputes and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
+        with self._without_early_updates():
+            return super().step(closure)
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        (beta1, beta2), grad = group["betas"], parameter.grad
-        state["step"] += 1
-        state["exp_avg"].lerp_(grad, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        rate = self._rectified_rate(state["step"], beta1, beta2)
-        if rate:
-            denominator = state["exp_avg_sq"].sqrt().add_(group["eps"])
-            parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * rate)
+    @contextmanager
+    def _without_early_updates(self) -> Iterator[None]:
+        """Give a rate of 0 to parameters whose next step is too early for an update; the moments go on."""
+        groups = self.param_groups
+        self.param_groups = [part for group in groups for part in self._parts(group)]
+        try:
+            yield
+        finally:
+            self.param_groups = groups
 
-    @staticmethod
-    def _rectified_rate(step: int, beta1: float, beta2: float) -> float:
-        """What multiplies the rate; 0 while the length of the approximated average is below 5."""
-        longest = 2 / (1 - beta2) - 1
-        decay = beta2**step
-        length = longest - 2 * step * decay / (1 - decay)
-        if length < 5:
-            return 0.0
-        rectification = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-        return math.sqrt((1 - decay) * rectification) / (1 - beta1**step)
+    def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """A group's parameters to update and those to leave."""
+        steps = {one: int(self.state.get(one, {}).get("step", 0)) + 1 for one in group["params"]}
+        early = [one for one, step in steps.items() if _length(step, group["betas"][1]) <= 5]
+        late = [one for one in group["params"] if one not in set(early)]
+        return [{**group, "params": late}, {**group, "params": early, "lr": 0.0}]
+
+
+def _length(step: int, beta: float) -> float:
+    """Length of the simple moving average that the second moment approximates, rho_t of the paper."""
+    decay = beta**step
+    return 2 / (1 - beta) - 1 - 2 * step * decay / (1 - decay)
+
+
+def radam_options(optim_args: str | None) -> dict[str, Any]:
+    """Read the options of [`RectifiedAdam`] as `TrainingArguments` writes them.
+
+    Args:
+        optim_args (`str`, *optional*): such as `"beta2=0.98,eps=1e-9"`.
+
+    Returns:
+        `dict[str, Any]`: `betas` and `eps`, by default the paper's.
+
+    Raises:
+        ValueError: another option, or a value that is no number.
+    """
+    values = {"beta1": 0.9, "beta2": 0.98, "eps": 1e-9}
+    for text in filter(None, (optim_args or "").replace(" ", "").split(",")):
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value) if name in values else values[name]
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"optim_args={optim_args!r}: radam takes beta1, beta2 and eps with a number each, not {text!r}."
+            ) from error
+    return {"betas": (values["beta1"], values["beta2"]), "eps": values["eps"]}

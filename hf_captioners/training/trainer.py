@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.rows import undecoded
 from ..metrics.suite import CaptionMetrics
@@ -20,7 +22,7 @@ from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
 from .collator import CaptionCollator, PictureCollator
 from .policy import PICTURES, policy_of, without_adapters
-from .schedules import SCHEDULES, RectifiedAdam
+from .schedules import SCHEDULES, RectifiedAdam, radam_options
 from .watch.running_metrics import RunningMetrics
 
 logger = logging.getLogger(__name__)
@@ -98,25 +100,21 @@ class CaptionerTrainer(Trainer):
         if args.max_grad_value is not None:
             self.add_callback(GradientClampCallback(args.max_grad_value))
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The paper's optimizer, or the one that `optim` names."""
-        if self.optimizer is None and self.args.optimizer == "radam":
-            trained: Any = self.model if model is None else model
-            learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-            self.optimizer = RectifiedAdam(learning, lr=self.args.learning_rate)
-        return super().create_optimizer(model)
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """The optimizer that `optim` names, transformers' or the paper's."""
+        if args.optim == "radam":
+            return RectifiedAdam, {"lr": args.learning_rate, **radam_options(args.optim_args)}
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The paper's schedule, or the one that `lr_scheduler_type` names."""
-        if self.lr_scheduler is None and self.args.schedule is not None:
-            rate = SCHEDULES[self.args.schedule]
-            options = {
+        """The schedule that `lr_scheduler_type` names, transformers' or a paper's."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type in SCHEDULES:
+            rate = SCHEDULES[self.args.lr_scheduler_type]
+            options: dict[str, Any] = {
                 "lr": self.args.learning_rate,
-                "warmup_iters": self.args.warmup_iters,
                 "batches_per_epoch": self._batches_per_epoch(),
-                "anneal_coeff": self.args.anneal_coeff,
-                "anneal_every_epoch": self.args.anneal_every_epoch,
-                "min_lr": self.args.min_learning_rate,
+                **(self.args.lr_scheduler_kwargs or {}),  # type: ignore[dict-item]
             }
             accumulation = self.args.gradient_accumulation_steps
 
@@ -127,6 +125,17 @@ class CaptionerTrainer(Trainer):
             self.lr_scheduler = LambdaLR(stepped, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As in `Trainer`, with the arguments as JSON: a pickle in a folder for others is code to whoever loads it.
+
+        Nothing reads the pickle, resuming included.
+        """
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string(), encoding="utf-8")
 
     def _batches_per_epoch(self) -> int:
         whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)

@@ -128,6 +128,9 @@ class TestFolder:
         processor = AutoProcessor.from_pretrained(tmp_path / "out")
         assert processor.tokenizer.unk_token is None and processor.batch_decode([[0, len(words) - 1]]) == ["zebra"]
         assert processor(text_target="w001 zebra")["labels"].tolist() == [[1, len(words) - 1, 0]]
+        for name in ("text", "text_target"):
+            with pytest.raises(ValueError, match="the vocabulary has neither 'unheard' nor an unknown word"):
+                processor(**{name: "W001 unheard"})
         models = [AutoModelForImageTextToText.from_pretrained(tmp_path / name).eval() for name in ("out", "with")]
         assert models[0].config.unk_token_id is None
         bias = "model.generator.proj.bias"

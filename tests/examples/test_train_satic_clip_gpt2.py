@@ -77,7 +77,10 @@ def test_teacher_distillation_student(world, backbone, tmp_path, capfdbinary):
     store = features(world, backbone, tmp_path / "features", "grid")
     data = {"annotations": annotations, "features": store}
     evaluation = {"eval_strategy": "steps", "eval_with_generation": True, "generation_max_length": 12}
-    noam_options = {"schedule": "noam", "learning_rate": 0.01, "warmup_iters": 4, "max_grad_value": 0.1}
+    noam_options = {
+        "lr_scheduler_type": "noam", "learning_rate": 0.01, "lr_scheduler_kwargs": {"warmup_iters": 4},
+        "max_grad_value": 0.1,
+    }  # fmt: skip
     teacher = train(
         tmp_path, "train_satic.py", "teacher", SATIC, **data, **evaluation, **noam_options, backbone=backbone
     )

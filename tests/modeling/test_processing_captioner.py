@@ -223,6 +223,7 @@ class TestFiles:
         processor.save_pretrained(tmp_path / "shipped", ship_code=True)
         assert {path.name for path in (tmp_path / "shipped").glob("*.py")} == {
             "captioner_image_format.py",
+            "tokenization_limits.py",
             "captioner_image_io.py",
             "captioner_image_limits.py",
             "captioner_image_source.py",
@@ -240,6 +241,7 @@ class TestFiles:
         processor = ExpansionNetV2Processor(ViTImageProcessorPil(size={"height": 6, "width": 8}), tokenizer)
         processor.save_pretrained(tmp_path, ship_code=True)
         assert {path.name for path in tmp_path.glob("*.py")} == {
+            "tokenization_limits.py",
             "processing_captioner.py",
             "captioner_shipping.py",
         }

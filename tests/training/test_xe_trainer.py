@@ -229,8 +229,8 @@ class TestResume:
             "dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0, "num_train_epochs": 3,
             "per_device_train_batch_size": 4 // accumulation, "save_strategy": "steps",
             "gradient_accumulation_steps": accumulation, "save_steps": 6, "logging_steps": 1, "learning_rate": 1e-2,
-            "train_backbone": "all", "schedule": "custom_warmup_anneal", "warmup_iters": 3, "eval_strategy": "steps",
-            "eval_steps": 5, "optimizer": "radam",
+            "train_backbone": "all", "lr_scheduler_type": "custom_warmup_anneal", "eval_strategy": "steps",
+            "lr_scheduler_kwargs": {"warmup_iters": 3}, "eval_steps": 5, "optim": "radam",
         }  # fmt: skip
         whole = trainer(new_model(0.3), evaluation=rows[:2], folder="whole", **options)
         whole.train()
@@ -322,17 +322,18 @@ class TestOptimizer:
     @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
     @pytest.mark.parametrize("accumulation", [1, 2])
     def test_schedules_count_batches(self, trainer, schedule, accumulation):
+        options = {
+            "custom_warmup_anneal": {"anneal_coeff": 0.5, "anneal_every_epoch": 1.0, "min_lr": 6e-4},
+            "annealing": {"anneal_every_epoch": 1.0},
+            "noam": {},
+        }[schedule] | {"warmup_iters": 5}
         run = trainer(
             num_train_epochs=3, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation,
-            learning_rate=2e-3, schedule=schedule, warmup_iters=5, anneal_coeff=0.5, anneal_every_epoch=1.0,
-            min_learning_rate=6e-4, logging_steps=1,
+            learning_rate=2e-3, lr_scheduler_type=schedule, lr_scheduler_kwargs=options, logging_steps=1,
         )  # fmt: skip
         run.train()
         rates = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
-        options = {
-            "lr": 2e-3, "warmup_iters": 5, "batches_per_epoch": 8, "anneal_coeff": 0.5, "anneal_every_epoch": 1.0,
-            "min_lr": 6e-4,
-        }  # fmt: skip
+        options |= {"lr": 2e-3, "batches_per_epoch": 8}
         assert rates == pytest.approx([SCHEDULES[schedule](step, **options) for step in range(0, 24, accumulation)])
         assert len(set(rates)) > 3
 
@@ -342,12 +343,12 @@ class TestOptimizer:
         assert run._batches_per_epoch() == len(run.get_train_dataloader()) == batches
 
     def test_radam(self, trainer):
-        run = trainer(optimizer="radam", max_steps=5, per_device_train_batch_size=2, lr_scheduler_type="constant")
+        run = trainer(optim="radam", max_steps=5, per_device_train_batch_size=2, lr_scheduler_type="constant")
         before = weights(run.model)
         run.train()
         assert isinstance(run.optimizer.optimizer, RectifiedAdam)
         assert changed(before, run.model) == set()  # the first five steps
-        longer = trainer(optimizer="radam", max_steps=6, per_device_train_batch_size=2, lr_scheduler_type="constant")
+        longer = trainer(optim="radam", max_steps=6, per_device_train_batch_size=2, lr_scheduler_type="constant")
         longer.train()
         assert changed(before, longer.model)
         assert sum(len(group["params"]) for group in longer.optimizer.param_groups) == len(
@@ -510,6 +511,10 @@ class TestFiles:
         run.train()
         folder = tmp_path / "run" / "checkpoint-2"
         assert not list(folder.rglob("*.py"))
+        run.save_model()
+        for place in (folder, tmp_path / "run"):
+            assert json.loads((place / "training_args.json").read_text())["max_steps"] == 2
+            assert not (place / "training_args.bin").exists()
         assert "auto_map" not in (folder / "config.json").read_text()
         model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
         assert_same(weights(run.model), weights(model))
@@ -537,6 +542,7 @@ class TestErrors:
         config = ExpansionNetV2Config(
             vocab_size=19, d_model=16, num_attention_heads=2, ffn_dim=16, encoder_layers=1, decoder_layers=1,
             encoder_expansion_groups=[2], decoder_expansion_size=2, features_only=True, feature_size=8,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, unk_token_id=3,
         )  # fmt: skip
         with pytest.raises(ValueError, match="no backbone to train, but 'all' of it was asked for"):
             trainer(ExpansionNetV2ForImageCaptioning(config), train_backbone="all")
@@ -590,8 +596,9 @@ def test_two_processes_equal_one(trainer, new_model, rows, tmp_path, processor):
     from safetensors.torch import load_file
 
     options = {
-        "max_steps": 6, "optim": "sgd", "learning_rate": 0.005, "schedule": "custom_warmup_anneal", "warmup_iters": 2,
-        "anneal_every_epoch": 1.0, "logging_steps": 1, "captions_per_image": 2, "train_backbone": "all", "seed": 1,
+        "max_steps": 6, "optim": "sgd", "learning_rate": 0.005, "lr_scheduler_type": "custom_warmup_anneal",
+        "lr_scheduler_kwargs": {"warmup_iters": 2, "anneal_every_epoch": 1.0},
+        "logging_steps": 1, "captions_per_image": 2, "train_backbone": "all", "seed": 1,
         "eval_with_generation": True, "generation_max_length": 9, "report_to": "none", "disable_tqdm": True,
         "use_cpu": True, "save_strategy": "no",
     }  # fmt: skip
