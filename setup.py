@@ -23,6 +23,7 @@ EXTRAS = {
     "eval": ["evaluate>=0.4.6", "datasets>=5.2", "pycocoevalcap>=1.2", "snowballstemmer>=2.2,<3"],
     "features": ["datasets>=5.2"],
     "h5": ["h5py>=3.11"],
+    "heif": ["pillow-heif>=1.8"],
     "plot": ["matplotlib>=3.9"],
     "tensorboard": ["tensorboard>=2.18"],
     "onnx": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"],

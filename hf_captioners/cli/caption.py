@@ -108,17 +108,20 @@ class _CocoResults:
 
 def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Iterator[Mapping[str, Any]], int]:
     """The records to come and their number."""
-    from ..inference.caption_files import IMAGE_SUFFIXES, caption_files, find_images
+    from ..inference.caption_files import caption_files
+    from ..inference.image_files import LeftOutFiles, find_images
 
     if args.annotations is not None:
         return _caption_dataset(args)
     if args.features or args.image_root or not args.paths:
         raise UsageError("give paths, or --annotations with --image-root or --features")
     # Listed twice, to know the number without keeping a million paths.
-    count = sum(1 for _ in find_images(args.paths, args.recursive))
+    left_out = LeftOutFiles()
+    count = sum(1 for _ in find_images(args.paths, args.recursive, left_out))
     if not count:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UsageError(f"no pictures in {', '.join(args.paths)} (looked for {suffixes})")
+        raise UsageError(f"no pictures in {', '.join(args.paths)}{f' ({left_out})' if left_out else ''}")
+    if left_out:
+        print(f"hf-captioners caption: {left_out}", file=sys.stderr)
     if results is not None:
         results.check(find_images(args.paths, args.recursive))
     model, processor = _load(args)

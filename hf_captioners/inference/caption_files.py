@@ -7,10 +7,8 @@ decoded pictures held. A file that cannot be captioned gets a record with the re
 import functools
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 import torch
@@ -18,15 +16,11 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.captioner_image_io import ImageError
+from ..modeling.captioner_image_source import describe_source
 from ..modeling.image_processing_captioner import open_resized
-
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif")
-)
-"""Names of pictures in a folder, in lower case."""
+from .image_files import as_iterable
 
 _Path: TypeAlias = str | os.PathLike[str]
-_URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 class _ImageRecord(TypedDict):
@@ -39,85 +33,6 @@ class CaptionRecord(_ImageRecord, total=False):
     caption: str
     captions: list[str]
     error: str
-
-
-def find_images(paths: _Path | Iterable[_Path], recursive: bool = True) -> Iterator[Path | str]:
-    """
-    Lists the pictures of files and folders, without opening them.
-
-    What is given by name is always taken, whatever its suffix and whether or not it exists, so that a wrong name shows
-    up as a failed picture. In a folder, files with one of the suffixes of `IMAGE_SUFFIXES` (any case) are taken, in
-    the order of their names, before the files of its sub-folders; hidden files and folders (`.name`) are skipped. Links
-    to folders are followed, and every folder is listed once per path given, so that a loop of links ends. A folder that
-    cannot be listed is returned itself, for the same reason as a wrong name.
-
-    Args:
-        paths (`str`, `os.PathLike` or an iterable of these):
-            Files, folders or http(s) URLs.
-        recursive (`bool`, *optional*, defaults to `True`):
-            Whether to go down into sub-folders.
-
-    Returns:
-        `Iterator[Path | str]`: paths that begin with the given one; URLs as they were given. It is lazy.
-
-    Example:
-
-    ```python
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from hf_captioners.inference.caption_files import find_images
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png"):
-    ...         Path(folder, name).touch()
-    ...     [path.name for path in find_images(folder)]
-    ['a.png', 'b.JPG']
-
-    ```
-    """
-    for path in _as_iterable(paths):
-        if isinstance(path, str) and _URL.match(path):
-            yield path
-        elif os.path.isdir(path):  # noqa: PTH112 (False, not PermissionError, below a folder that may not be entered)
-            yield from _walk(Path(path), recursive)
-        else:
-            yield Path(path)
-
-
-def _as_iterable(paths: _Path | Iterable[_Path]) -> Iterable[_Path]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
-
-
-def _walk(root: Path, recursive: bool) -> Iterator[Path]:
-    seen: set[tuple[int, int]] = set()
-    stack = [root]
-    while stack:
-        folder = stack.pop()
-        try:
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as listing:
-                entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
-        except OSError:
-            yield folder
-            continue
-        subfolders = []
-        for entry in entries:
-            if _is_folder(entry):
-                subfolders.append(folder / entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (entry.name is a str)
-                yield folder / entry.name
-        if recursive:
-            stack += reversed(subfolders)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def caption_files(
@@ -169,7 +84,8 @@ def caption_files(
     ```python
     >>> import hf_captioners
     >>> from transformers import AutoModelForImageTextToText, AutoProcessor
-    >>> from hf_captioners.inference.caption_files import caption_files, find_images
+    >>> from hf_captioners.inference.caption_files import caption_files
+    >>> from hf_captioners.inference.image_files import find_images
 
     >>> model = AutoModelForImageTextToText.from_pretrained("captioner")  # doctest: +SKIP
     >>> processor = AutoProcessor.from_pretrained("captioner")  # doctest: +SKIP
@@ -190,7 +106,7 @@ def caption_files(
         "num_return_sequences": num_return_sequences,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    return _records(_Captioner(model, processor, options), _as_iterable(paths), batch_size, num_workers)
+    return _records(_Captioner(model, processor, options), as_iterable(paths), batch_size, num_workers)
 
 
 class _Captioner:
@@ -246,7 +162,8 @@ def _record(name: str, outcome: list[str] | ImageError, several: bool) -> Captio
     if isinstance(outcome, list):
         return {"image": name, "captions": outcome} if several else {"image": name, "caption": outcome[0]}
     message = " ".join(str(outcome).split())
-    return {"image": name, "error": message if message.startswith(f"{name}: ") else f"{name}: {message}"}
+    shown = describe_source(name)
+    return {"image": name, "error": message if message.startswith(f"{shown}: ") else f"{shown}: {message}"}
 
 
 def _open_ahead(

@@ -5,6 +5,7 @@ what a file declares before anything is decoded.
 """
 
 import os
+import re
 
 MAX_BYTES = 64 * 2**20
 """Largest encoded size, in bytes; `HF_CAPTIONERS_MAX_IMAGE_BYTES` in the environment sets another."""
@@ -19,6 +20,9 @@ MAX_SCANS = 100
 
 MAX_ECHO = 200
 """Longest piece of foreign text in a message, in characters."""
+
+# C0 and C1 controls and delete; what turns the direction of writing; line and paragraph separators; lone surrogates.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
 
 
 class ImageError(ValueError):
@@ -57,6 +61,4 @@ def shorten(text: str) -> str:
     """Foreign text for a message: at most about `MAX_ECHO` characters, control characters and the like escaped."""
     if len(text) > MAX_ECHO:
         text = f"{text[: MAX_ECHO // 2]}...{text[-MAX_ECHO // 2 :]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

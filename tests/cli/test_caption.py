@@ -57,6 +57,26 @@ def test_folder(run: Any, folder: Path) -> None:
     assert err == ""
 
 
+def test_files_that_are_left_out_are_counted_on_stderr(run: Any, folder: Path) -> None:
+    for name in ("scan.psd", "scan2.PSD", "a.txt", "metadata.jsonl", "notes"):
+        (folder / name).write_text("words")
+    Image.open(folder / "a.png").save(folder / "d.apng", "PNG")
+    status, records, err = run(folder)
+    assert status == 0
+    assert [Path(record["image"]).name for record in records] == ["a.png", "b.jpg", "d.apng", "c.png"]
+    assert err.splitlines() == [
+        "hf-captioners caption: left out 3 files: 2 .psd (a format that is not read; convert to PNG or JPEG); "
+        "1 without suffix (not recognised as pictures)"
+    ]
+
+
+def test_a_folder_of_pictures_that_cannot_be_read(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").touch()
+    status, records, err = run(tmp_path)
+    assert (status, records) == (2, [])
+    assert "no pictures in" in err and "left out 1 file: 1 .jxl (JPEG XL, which is not read" in err
+
+
 def test_files_and_no_recursive(run: Any, folder: Path) -> None:
     status, records, _ = run(folder / "sub" / "c.png", folder, "--no-recursive", "--batch-size", 1)
     assert status == 0

@@ -5,7 +5,6 @@ sizes, generation options) with the tiny captioner.
 """
 
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 
 from hf_captioners import CaptionerImageProcessor
-from hf_captioners.inference.caption_files import CaptionRecord, caption_files, find_images
+from hf_captioners.inference.caption_files import CaptionRecord, caption_files
+from hf_captioners.inference.image_files import find_images
 from hf_captioners.modeling.captioner_image_io import open_image
 
 REFUSED, FAILING, EXHAUSTING, LOST = 201, 202, 203, 204
@@ -83,82 +83,6 @@ def make(tmp_path: Path) -> Any:
         return paths
 
     return save
-
-
-class TestFindImages:
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        names = (
-            "b.jpg a.JPEG c.txt .hidden.jpg z.png sub/b.webp sub/a.tiff sub/deep/x.gif .git/y.jpg 10.bmp 9.png _.avif"
-        )
-        for name in names.split():
-            path = tmp_path / "root" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        return tmp_path / "root"
-
-    def names(self, folder: Path, *args: Any, **options: Any) -> list[str]:
-        return [Path(path).relative_to(folder).as_posix() for path in find_images(*args, **options)]
-
-    def test_sorted_and_recursive(self, folder: Path) -> None:
-        here = ["10.bmp", "9.png", "_.avif", "a.JPEG", "b.jpg", "z.png"]
-        assert self.names(folder, folder) == [*here, "sub/a.tiff", "sub/b.webp", "sub/deep/x.gif"]
-        assert self.names(folder, [str(folder)], recursive=False) == here
-
-    def test_named_files_are_always_taken(self, folder: Path) -> None:
-        named = [folder / "c.txt", folder / "missing.jpg", folder / ".hidden.jpg", folder / "sub", folder / "c.txt"]
-        expected = ["c.txt", "missing.jpg", ".hidden.jpg", "sub/a.tiff", "sub/b.webp", "sub/deep/x.gif", "c.txt"]
-        assert self.names(folder, named) == expected
-        assert self.names(folder, folder / ".git") == [".git/y.jpg"]
-
-    def test_paths_begin_as_given(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(folder)
-        assert [str(path) for path in find_images(["sub", "b.jpg"], recursive=False)] == [
-            str(Path("sub/a.tiff")),
-            str(Path("sub/b.webp")),
-            "b.jpg",
-        ]
-
-    def test_urls_stay_as_they_are(self) -> None:
-        assert list(find_images(["https://host/a//b.jpg?x=1", "HTTP://host"])) == [
-            "https://host/a//b.jpg?x=1",
-            "HTTP://host",
-        ]
-
-    def test_lazy(self, folder: Path) -> None:
-        endless = itertools.cycle([folder / "c.txt"])
-        assert len(list(itertools.islice(find_images(endless), 5))) == 5
-
-    @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
-    def test_links(self, folder: Path, tmp_path: Path) -> None:
-        (folder / "sub" / "up").symlink_to(folder)  # a loop
-        (folder / "sub" / "self.jpg").symlink_to("self.jpg")
-        (folder / "sub" / "dangling.jpg").symlink_to("nowhere")
-        outside = tmp_path / "outside"
-        outside.mkdir()
-        (outside / "linked.jpg").touch()
-        (folder / "to_outside").symlink_to(outside)
-        found = self.names(folder, folder)
-        assert len(found) == len(set(found)) == 12
-        assert {"sub/self.jpg", "sub/dangling.jpg", "to_outside/linked.jpg"} <= set(found)
-
-    def test_folder_that_cannot_be_listed_is_returned(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        scandir = os.scandir
-
-        def refuse(path: Any) -> Any:
-            if Path(path).name == "sub":
-                raise PermissionError(13, "Permission denied", str(path))
-            return scandir(path)
-
-        monkeypatch.setattr(os, "scandir", refuse)
-        assert self.names(folder, folder)[-2:] == ["z.png", "sub"]
-
-    def test_names_that_are_not_utf8(self, folder: Path) -> None:
-        try:
-            (folder / "caf\udce9.jpg").touch()
-        except OSError:
-            pytest.skip("this file system wants UTF-8")
-        assert "caf\udce9.jpg" in self.names(folder, folder)
 
 
 class TestOrderAndFaults:

@@ -1,0 +1,212 @@
+"""The pictures of files and folders, and what a folder has besides: counted by suffix, with the reason."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
+from ..modeling.captioner_image_limits import shorten
+
+
+def _suffixes(names: str) -> list[str]:
+    return [f".{name}" for name in names.split()]
+
+
+IMAGE_SUFFIXES = {
+    **dict.fromkeys(_suffixes("jpg jpeg jpe jfif jif pjpeg pjp jpg_large mpo"), "JPEG"),
+    **dict.fromkeys(_suffixes("png apng"), "PNG"),
+    **dict.fromkeys(_suffixes("bmp"), "BMP"),
+    **dict.fromkeys(_suffixes("tif tiff"), "TIFF"),
+    **dict.fromkeys(_suffixes("jp2 j2k jpc j2c jpf jpx"), "JPEG2000"),
+    **dict.fromkeys(_suffixes("ppm pgm pbm pnm pfm"), "PPM"),
+    **dict.fromkeys(_suffixes("avif avifs"), "AVIF"),
+    **dict.fromkeys(_suffixes("heic heif hif"), "HEIF"),
+    ".webp": "WEBP",
+    ".gif": "GIF",
+}
+"""Suffixes of pictures that are opened, in lower case, with the format that must be readable."""
+
+_RAW = _suffixes("dng raw cr2 cr3 crw nef nrw arw sr2 raf orf rw2 pef srw 3fr dcr kdc")  # begin like TIFF
+_DRAWN = _suffixes(
+    "svg svgz eps ps ai psd psb xcf ico icns cur tga pcx dds exr hdr qoi sgi xbm xpm wmf emf fits jxr wdp"
+)
+UNREAD_SUFFIXES = {
+    ".jxl": UNREAD_FORMATS["JXL"],
+    **dict.fromkeys(_RAW, "of a camera, not developed; convert to PNG or JPEG"),
+    **dict.fromkeys(_DRAWN, "a format that is not read; convert to PNG or JPEG"),
+}
+"""Suffixes of pictures that are not opened, with the reason."""
+
+OTHER_SUFFIXES = frozenset(
+    _suffixes(
+        "txt caption tags md rst csv tsv json jsonl ndjson xml yaml yml toml html htm pdf doc docx db ini log lock py "
+        "ipynb npy npz pt pth safetensors h5 hdf5 arrow parquet zip tar gz tgz bz2 xz 7z rar md5 aae xmp thm lrv "
+        "mp4 mov m4v avi mkv webm mpg mpeg 3gp mp3 wav m4a aac flac ogg "
+        "part crdownload download tmp temp bak old orig swp"
+    )
+)
+"""Suffixes of what lies beside pictures: their captions and metadata, features, videos, archives, unfinished copies."""
+
+_Path: TypeAlias = str | os.PathLike[str]
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_SHOWN = 8
+
+
+@dataclass
+class LeftOutFiles:
+    """
+    Count what [`find_images`] does not take from folders. `str()` says it in a line.
+
+    Files of `OTHER_SUFFIXES`, as captions beside pictures, and hidden ones are not counted.
+
+    Args:
+        pictures (`Counter[tuple[str, str]]`): pictures that cannot be opened, by suffix and reason.
+        unknown (`Counter[str]`): files of another suffix, or without, that do not begin like a picture, by suffix.
+    """
+
+    pictures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return self.pictures.total() + self.unknown.total()
+
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for (suffix, reason), count in self.pictures.most_common():
+            reasons.setdefault(reason, []).append(f"{count} {_shown(suffix)}")
+        parts = [f"{_listed(counts)} ({reason})" for reason, counts in reasons.items()]
+        if self.unknown:
+            counts = [f"{count} {_shown(suffix)}" for suffix, count in self.unknown.most_common()]
+            parts.append(f"{_listed(counts)} (not recognised as pictures)")
+        return f"left out {len(self)} file{'s' if len(self) != 1 else ''}: {'; '.join(parts)}"
+
+
+def _shown(suffix: str) -> str:
+    return shorten(suffix)[:40] or "without suffix"
+
+
+def _listed(counts: list[str]) -> str:
+    more = [f"files of {len(counts) - _SHOWN} more suffixes"] if len(counts) > _SHOWN else []
+    return ", ".join(counts[:_SHOWN] + more)
+
+
+def find_images(
+    paths: _Path | Iterable[_Path], recursive: bool = True, left_out: LeftOutFiles | None = None
+) -> Iterator[Path | str]:
+    """
+    Lists the pictures of files and folders.
+
+    What is given by name is always taken, whatever its suffix and whether or not it exists, so that a wrong name shows
+    up as a failed picture. In a folder, files with one of the suffixes of `IMAGE_SUFFIXES` (any case) are taken if
+    their format can be read at all; of files with another suffix or without, those that begin like a picture. They come
+    in the order of their names, before the files of sub-folders; hidden files and folders (`.name`) are skipped. Links
+    to folders are followed, and every folder is listed once per path given, so that a loop of links ends. A folder that
+    cannot be listed is returned itself, for the same reason as a wrong name.
+
+    Args:
+        paths (`str`, `os.PathLike` or an iterable of these):
+            Files, folders or http(s) URLs.
+        recursive (`bool`, *optional*, defaults to `True`):
+            Whether to go down into sub-folders.
+        left_out ([`LeftOutFiles`], *optional*):
+            Counts the files that are not taken.
+
+    Returns:
+        `Iterator[Path | str]`: paths that begin with the given one; URLs as they were given. It is lazy.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.inference.image_files import LeftOutFiles, find_images
+
+    >>> left_out = LeftOutFiles()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("b.JPG", "a.png", "a.txt", ".hidden.png", "c.psd"):
+    ...         Path(folder, name).touch()
+    ...     [path.name for path in find_images(folder, left_out=left_out)]
+    ['a.png', 'b.JPG']
+    >>> print(left_out)
+    left out 1 file: 1 .psd (a format that is not read; convert to PNG or JPEG)
+
+    ```
+    """
+    counted = LeftOutFiles() if left_out is None else left_out
+    for path in as_iterable(paths):
+        if isinstance(path, str) and _URL.match(path):
+            yield path
+        elif os.path.isdir(path):  # noqa: PTH112 (False, not PermissionError, below a folder that may not be entered)
+            yield from _walk(Path(path), recursive, counted)
+        else:
+            yield Path(path)
+
+
+def as_iterable(paths: _Path | Iterable[_Path]) -> Iterable[_Path]:
+    """Paths as an iterable, where there may be only a path."""
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
+
+
+def _walk(root: Path, recursive: bool, left_out: LeftOutFiles) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as listing:
+                entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
+        except OSError:
+            yield folder
+            continue
+        subfolders = []
+        for entry in entries:
+            if _is_folder(entry):
+                subfolders.append(folder / entry.name)
+            elif _is_image(folder / entry.name, left_out):
+                yield folder / entry.name
+        if recursive:
+            stack += reversed(subfolders)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_image(path: Path, left_out: LeftOutFiles) -> bool:
+    """Whether a file of a folder is taken for a picture; counts it if it is not."""
+    suffix = path.suffix.lower()
+    if suffix in OTHER_SUFFIXES:
+        return False
+    image_format = IMAGE_SUFFIXES.get(suffix)
+    if image_format is None and suffix not in UNREAD_SUFFIXES:
+        image_format = sniff_format(_first_bytes(path))
+        if image_format is None:
+            left_out.unknown[suffix] += 1
+            return False
+    if image_format in readable_formats():
+        return True
+    reason = UNREAD_SUFFIXES[suffix] if image_format is None else UNREAD_FORMATS[image_format]
+    left_out.pictures[suffix, reason] += 1
+    return False
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The first bytes of a regular file; none of what is not one, or cannot be read."""
+    try:
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                return file.read(SIGNATURE_BYTES) or b""
+    except OSError:
+        pass
+    return b""
