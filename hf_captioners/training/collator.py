@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from transformers.processing_utils import ProcessorMixin
 
+from ..data.printable import printable
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.image_processing_captioner import open_resized
 from ..modeling.processing_captioner import CaptionerProcessor
+from .rows import captions_of, chance, row_name
 
 logger = logging.getLogger(__name__)
 
@@ -94,20 +96,10 @@ class PictureCollator:
         """What a row has in a column that another row of its batch has."""
         if name not in row:
             raise ValueError(
-                f"image_id {row.get('image_id')!r}: the row lacks {name!r}, which another row of the batch has; give "
+                f"{row_name(row)}: the row lacks {name!r}, which another row of the batch has; give "
                 "all rows the same columns, with None where there is nothing to say."
             )
         return row[name]
-
-    @staticmethod
-    def captions_of(row: Mapping[str, Any]) -> list[str]:
-        """The captions of a row."""
-        captions = row.get("captions")
-        if not captions or isinstance(captions, str):
-            raise ValueError(
-                f"image_id {row.get('image_id')!r}: 'captions' must be a list of captions, not {captions!r}."
-            )
-        return list(captions)
 
 
 class CaptionCollator(PictureCollator):
@@ -126,13 +118,15 @@ class CaptionCollator(PictureCollator):
         seed (`int`, defaults to 0): of the choice.
         skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
             warning, instead of raising. A batch in which nothing is left raises all the same.
+        vocab_size (`int`, *optional*): words that the model knows, to refuse labels beyond.
 
     Attributes:
         epoch (`int`): set by the trainer; workers of a `DataLoader` see it change.
         training (`bool`): set by the trainer; `False` during evaluation.
 
     Raises:
-        ValueError: a row lacks `captions`, or `image` and `image_features` both.
+        ValueError: a row lacks `captions`, or `image` and `image_features` both; a caption is no text, has no words, or
+            has a word beyond `vocab_size`.
         ImageError: a picture cannot be opened.
 
     Example:
@@ -155,6 +149,7 @@ class CaptionCollator(PictureCollator):
         eval_captions_per_image: int = 5,
         seed: int = 0,
         skip_broken: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
         for name, value in (
             ("captions_per_image", captions_per_image),
@@ -167,6 +162,7 @@ class CaptionCollator(PictureCollator):
         self.captions_per_image = captions_per_image
         self.eval_captions_per_image = eval_captions_per_image
         self.seed = seed
+        self.vocab_size = vocab_size
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers keep their first copy
 
     @property
@@ -185,14 +181,33 @@ class CaptionCollator(PictureCollator):
             draws = [self._random(row, "extras") for row in rows]
             extras = self.processor.training_extras(shown, [row["captions"] for row in rows], draws)
         captions = [caption for one in shown for caption in one]
-        return dict(self.processor(text_target=captions, return_tensors="pt", **extras, **pictures))
+        batch = dict(self.processor(text_target=captions, return_tensors="pt", **extras, **pictures))
+        self._check_labels(batch["labels"], captions, rows)
+        return batch
+
+    def _check_labels(self, labels: torch.Tensor, captions: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse captions of which a model would learn nothing, or could not."""
+        beyond = torch.zeros_like(labels) if self.vocab_size is None else labels >= self.vocab_size
+        for row in (
+            ((labels != -100).sum(dim=1).eq(1) | beyond.any(dim=1)).nonzero().flatten().tolist()
+        ):  # the end alone
+            where = f"{row_name(rows[row * len(rows) // len(labels)])}: the caption {printable(repr(captions[row]))}"
+            if not beyond[row].any():
+                raise ValueError(
+                    f"{where} has no words that the tokenizer knows of; a caption of nothing teaches nothing."
+                )
+            token, tokenizer = int(labels[row].max()), self.processor.tokenizer
+            raise ValueError(
+                f"{where} has the token {token}, {tokenizer.convert_ids_to_tokens(token)!r}, but the model knows "
+                f"{self.vocab_size} tokens, counted from 0; it needs as many as its tokenizer."
+            )
 
     def _random(self, row: Mapping[str, Any], *what: str) -> random.Random:
         """Chance that depends on the seed, the epoch and the picture alone."""
-        return random.Random(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
+        return chance(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
 
     def _choose(self, row: Mapping[str, Any]) -> list[str]:
-        order = self.captions_of(row)
+        order = captions_of(row)
         count = self.captions_per_image if self.training else self.eval_captions_per_image
         if self.training:
             self._random(row).shuffle(order)
@@ -215,5 +230,5 @@ class RewardCollator(PictureCollator):
         for name in dict.fromkeys(name for row in rows for name in row if name != "image_features"):
             if name in _OF_THE_TRAINER:
                 raise ValueError(f"the column {name!r} has the name of what the trainer gives to rewards; rename it.")
-            columns[name] = [self.captions_of(row) if name == "captions" else self.column_of(row, name) for row in rows]
+            columns[name] = [captions_of(row) if name == "captions" else self.column_of(row, name) for row in rows]
         return {**self.processor(return_tensors="pt", **pictures), "columns": columns}

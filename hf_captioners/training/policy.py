@@ -37,6 +37,10 @@ class CaptionerPolicy:
         if length > longest:
             raise ValueError(f"{name}={length} is beyond the model's max_position_embeddings={longest}.")
 
+    def vocab_size(self, model: Any) -> int:
+        """Words that the model knows."""
+        return int(model.config.vocab_size)
+
     def look(self, model: Any, pictures: dict[str, Any]) -> dict[str, Any]:
         """The pictures of a batch as they are encoded: once by the backbone, if that does not learn.
 
@@ -88,6 +92,9 @@ class EncoderDecoderPolicy(CaptionerPolicy):
         longest = settings.get("max_position_embeddings") or settings.get("n_positions")
         if longest is not None and length > longest:
             raise ValueError(f"{name}={length} is beyond the decoder's {longest} positions.")
+
+    def vocab_size(self, model: Any) -> int:
+        return int(model.config.decoder.vocab_size)
 
     def look(self, model: Any, pictures: dict[str, Any]) -> dict[str, Any]:
         if "pixel_values" not in pictures:

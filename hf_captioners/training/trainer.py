@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -22,7 +22,9 @@ from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
 from .collator import CaptionCollator, PictureCollator
 from .policy import PICTURES, policy_of, without_adapters
+from .rows import ROWS, NamedRows, check_captions
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
+from .watch.finite import FiniteCallback
 from .watch.running_metrics import RunningMetrics
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ class CaptionerTrainer(Trainer):
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         if isinstance(data_collator, CaptionCollator):
             self.add_callback(EpochCallback(data_collator))
+        self._finite = FiniteCallback(gradients=self.accelerator.scaler is None)
+        self.add_callback(self._finite)
         if args.max_grad_value is not None:
             self.add_callback(GradientClampCallback(args.max_grad_value))
 
@@ -141,9 +145,32 @@ class CaptionerTrainer(Trainer):
         whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)
         return whole + (rest > 0 and not self.args.dataloader_drop_last)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does, after what can be known before the first step has been checked.
+
+        Args: see `Trainer.train`.
+
+        Returns:
+            `TrainOutput`
+
+        Raises:
+            ValueError: rows without captions, or captions without words.
+            FloatingPointError: a loss or gradient is no finite number; no parameter has been changed by it.
+        """
+        datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for dataset in (self.train_dataset, *datasets.values()):
+            check_captions(dataset)
+        return super().train(*args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`; starting workers draws no random numbers that dropout would get."""
-        return _with_own_chance(super().get_train_dataloader())
+        """As in `Trainer`; batches say their rows, and starting workers draws no random numbers of dropout."""
+        collator = self.data_collator
+        if not isinstance(self.train_dataset, IterableDataset):  # whose batches accelerate cuts, as tensors
+            self.data_collator = NamedRows(collator)
+        try:
+            return _with_own_chance(super().get_train_dataloader())
+        finally:
+            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All evaluation pictures: `dataloader_drop_last` is for training."""
@@ -154,6 +181,13 @@ class CaptionerTrainer(Trainer):
         """As [`get_eval_dataloader`]."""
         with self._dropping_nothing():
             return _with_own_chance(super().get_test_dataloader(_closed(test_dataset)))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """As in `Trainer`; a loss that is no number is an error that names the rows."""
+        rows = inputs.pop(ROWS, [])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._finite.check_loss(loss, rows, self.state, self.args)
+        return loss
 
     @contextmanager
     def _dropping_nothing(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch
 
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .collator import CaptionCollator
+from .policy import policy_of, without_adapters
 from .trainer import CaptionerTrainer
 from .xe_config import XEConfig
 
@@ -61,6 +62,7 @@ class XETrainer(CaptionerTrainer):
                 eval_captions_per_image=args.eval_captions_per_image,
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 skip_broken=args.skip_broken_images,
+                vocab_size=policy_of(model).vocab_size(without_adapters(model)),
             )
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, data_collator, **kwargs)
         self.label_smoother = None  # the model's own loss smooths

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from ..rows import chance
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def mode(model: Any, training: bool, seed: str | None = None) -> Iterator[None]:
     try:
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
-                torch.manual_seed(random.Random(seed).getrandbits(63))
+                torch.manual_seed(chance(seed).getrandbits(63))
             yield
     finally:
         model.train(before)

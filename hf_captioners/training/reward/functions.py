@@ -2,13 +2,13 @@
 
 Reward functions have the signature of TRL's `GRPOTrainer` (1.16), and those written for it run unchanged: called with
 `prompts`, `completions`, `completion_ids`, the columns of the rows, `trainer_state`, `log_extra` and `log_metric`, they
-return a list of numbers, with `None` (or NaN) where they do not apply; `async` ones run at the same time. A completion
+return a list of numbers, with `None` where they do not apply; `async` ones run at the same time. A completion
 that no function applies to has NaN as its total, and the trainer leaves it out. What differs from TRL:
 
 1. A function without `**kwargs` is given the arguments that it names.
 2. Prompts are empty: a captioner has none. Completions are texts, not conversations.
-3. A column that a function needs and the rows have not, a value that is no finite number, and an exception inside a
-   function are errors that name the function.
+3. A column that a function needs and the rows have not, a value that is no finite number, NaN included, and an
+   exception inside a function are errors that name the function.
 4. Equal names are numbered (`length`, `length_2`), so that no function's log overwrites another's.
 5. Reward models are not among the functions: a text model would never see the picture.
 """
@@ -149,7 +149,7 @@ class RewardFunctions:
         _check_lengths(given, number)
         log = _Log(number)
         outputs = zip(self.names, self._outputs(given, log), strict=True)
-        per_function = torch.stack([_values(name, output, number) for name, output in outputs], dim=1)
+        per_function = torch.stack([_values(name, output, given, number) for name, output in outputs], dim=1)
         total = (per_function * self.weights).nansum(dim=1)
         without = per_function.isnan().all(dim=1)
         total[without] = torch.nan
@@ -330,7 +330,7 @@ def _check_lengths(given: Mapping[str, Any], number: int) -> None:
             raise ValueError(f"{len(values)} values of {name!r} for {number} completions; expected one each")
 
 
-def _values(name: str, output: Any, number: int) -> Tensor:
+def _values(name: str, output: Any, given: Mapping[str, Any], number: int) -> Tensor:
     """What a function returned, as float32 of shape (completions,), NaN for `None`."""
     values = output.tolist() if isinstance(output, (Tensor, np.ndarray)) else output
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
@@ -340,24 +340,21 @@ def _values(name: str, output: Any, number: int) -> Tensor:
         raise ValueError(
             f"the reward {name!r} returned {len(values)} values for {number} completions; expected one each"
         )
-    numbers = torch.tensor([_number(name, row, value) for row, value in enumerate(values)], dtype=torch.float32)
-    if numbers.isinf().any():
-        row = int(numbers.isinf().nonzero()[0])
-        raise ValueError(
-            f"the reward {name!r} gave {values[row]} for completion {row}, expected a finite number or None"
-        )
-    return numbers
+    numbers = []
+    for row, value in enumerate(values):
+        numbers.append(math.nan if value is None else _number(value))
+        if value is not None and not math.isfinite(numbers[-1]):
+            where = f"completion {row}{_image(given, row)}"
+            raise ValueError(f"the reward {name!r} gave {_shown(value)} for {where}, expected a finite number or None")
+    return torch.tensor(numbers, dtype=torch.float32)
 
 
-def _number(name: str, row: int, value: Any) -> float:
-    if value is None:
-        return math.nan
+def _number(value: Any) -> float:
+    """A number as float32 has it, infinite where it has none; NaN for what is no number."""
     try:
-        if not isinstance(value, (str, bytes)):
-            return float(value)
+        return math.nan if isinstance(value, (str, bytes)) else float(torch.tensor(float(value), dtype=torch.float32))
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: of a tensor with several numbers
-        pass
-    raise ValueError(f"the reward {name!r} gave {_shown(value)} for completion {row}, expected a number or None")
+        return math.nan
 
 
 def _image(given: Mapping[str, Any], row: int) -> str:

@@ -6,7 +6,6 @@ gradient accumulation, the number of processes and resuming do not change the ca
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from ...modeling.captioner_layers import ended_before
+from ..rows import chance
 from .functions import Rewards
 
 STRATEGIES = ("beam", "sample", "diverse_beam")
@@ -164,7 +164,7 @@ def random_numbers(names: Sequence[str], k: int, steps: int) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(len(names) * k, steps)`: float64 in [0, 1).
     """
-    draws = [random.Random(f"{name} {candidate}") for name in names for candidate in range(k)]
+    draws = [chance(f"{name} {candidate}") for name in names for candidate in range(k)]
     return torch.tensor([[draw.random() for _ in range(steps)] for draw in draws], dtype=torch.float64)
 
 

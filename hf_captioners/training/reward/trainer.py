@@ -21,6 +21,7 @@ from ...data.opened_pictures import OpenedPictures
 from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
 from ..policy import PICTURES, policy_of, without_adapters
+from ..rows import ROWS
 from ..trainer import CaptionerTrainer
 from ..watch.collapse import CollapseCallback
 from ..watch.completions import log_completions
@@ -171,12 +172,14 @@ class RewardTrainer(CaptionerTrainer):
         """The micro-batches of an optimizer step with their candidates and rewards, and what the loss is divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.model.train()  # an evaluation, or loading the model, has left it in evaluation mode
+        names = [batch.pop(ROWS, []) for batch in batches]
         rollouts = [self.roll_out(batch) for batch in batches]
         if not rollouts:
             return [], None
         self.finish_step(rollouts)
         self._last_step = rollouts
-        return [{"rollout": rollout} for rollout in rollouts], self._count(rollouts)
+        inputs = [{"rollout": rollout, ROWS: rows} for rollout, rows in zip(rollouts, names, strict=True)]
+        return inputs, self._count(rollouts)
 
     def _count(self, rollouts: list[Rollout]) -> torch.Tensor:
         """What all micro-batches of all processes hold; their tokens are added to those of the run."""

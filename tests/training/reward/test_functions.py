@@ -111,7 +111,7 @@ class TestResult:
 
 class TestNotApplicable:
     def test_a_completion_without_any_reward(self, caplog: pytest.LogCaptureFixture) -> None:
-        rewards = RewardFunctions([dogs, returning([None, 1.0, NAN])])
+        rewards = RewardFunctions([dogs, returning([None, 1.0, None])])
         with caplog.at_level(logging.WARNING):
             result = rewards(COMPLETIONS, **COLUMNS)
         equal(result.per_function, [[1.0, NAN], [1.0, 1.0], [NAN, NAN]])
@@ -334,14 +334,16 @@ class TestErrors:
         ("values", "message"),
         [
             ([1.0, 2.0], "the reward 'constant' returned 2 values for 3 completions"),
-            ([1.0, "2", None], r"gave '2' \(str\) for completion 1, expected a number or None"),
+            ([1.0, "2", None], r"gave '2' \(str\) for completion 1, expected a finite number or None"),
             ([1.0, None, [2.0]], r"gave \[2.0\] \(list\) for completion 2"),
             (torch.ones(3, 1), r"gave \[1.0\] \(list\) for completion 0"),
             ([1.0, torch.ones(2), 1.0], r"gave tensor\(\[1., 1.\]\) \(Tensor\) for completion 1"),
             ([1.0, 1j, 1.0], r"gave 1j \(complex\) for completion 1"),
-            ([1.0, math.inf, 2.0], "gave inf for completion 1, expected a finite number or None"),
-            ([1.0, 1e39, 2.0], r"gave 1e\+39 for completion 1, expected a finite number"),
-            ([1.0, 10**400, 2.0], "for completion 1, expected a number or None"),
+            ([1.0, math.inf, 2.0], r"gave inf \(float\) for completion 1, expected a finite number or None"),
+            ([1.0, 1e39, 2.0], r"gave 1e\+39 \(float\) for completion 1, expected a finite number"),
+            ([1.0, 10**400, 2.0], "for completion 1, expected a finite number or None"),
+            ([1.0, math.nan, 2.0], "gave nan .* for completion 1, expected a finite number or None"),
+            (torch.tensor([1.0, 2.0, math.nan]), "gave nan .* for completion 2, expected a finite number or None"),
             (1.0, r"returned 1.0 \(float\), expected a list of 3 numbers or None"),
             (torch.tensor(1.0), r"returned tensor\(1.\) \(Tensor\), expected a list"),
             (None, r"returned None \(NoneType\), expected a list"),

@@ -1,0 +1,130 @@
+"""Rows that a trainer reads: their names and captions, what chance of them depends on, and those that teach nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..data.printable import printable
+from ..data.rows import FeatureDataset
+
+ROWS = "rows"  # of a training batch: the names of its rows, for messages
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Name a row for a person: by its `image_id`, and by its file if that is known.
+
+    Args:
+        row (`Mapping`): with `image_id` and `image`, or without.
+
+    Returns:
+        `str`
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.training.rows import row_name
+    >>> row_name({"image_id": 7, "image": "pictures/cat.jpg"})
+    'image_id 7 (pictures/cat.jpg)'
+
+    ```
+    """
+    image_id, file = row.get("image_id"), file_name(row.get("image"))
+    if file is None or file == image_id:
+        return printable(f"image_id {image_id!r}")
+    return printable(file if image_id is None else f"image_id {image_id!r} ({file})")
+
+
+def file_name(image: Any) -> str | None:
+    """The file or address that a picture of a row comes from, if it says so.
+
+    Args:
+        image: a path, an address, `{"path": ..., "bytes": ...}`, or an open picture.
+
+    Returns:
+        `str` or `None`
+    """
+    source = image.get("path") if isinstance(image, Mapping) else image
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+
+
+def captions_of(row: Mapping[str, Any]) -> list[str]:
+    """The captions of a row.
+
+    Args:
+        row (`Mapping`): with `captions`.
+
+    Returns:
+        `list[str]`
+
+    Raises:
+        ValueError: they are no list of texts, one is empty, or one cannot be written in UTF-8.
+    """
+    captions = row.get("captions")
+    if not captions or isinstance(captions, (str, bytes, Mapping)) or not isinstance(captions, Iterable):
+        raise ValueError(
+            f"{row_name(row)}: 'captions' must be a list of captions, not {printable(reprlib.repr(captions))}."
+        )
+    for caption in captions:
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(
+                f"{row_name(row)}: a caption must be a text with words, not {printable(reprlib.repr(caption))}."
+            )
+        try:
+            caption.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{row_name(row)}: the caption {printable(reprlib.repr(caption))} has half of a character "
+                f"(a surrogate) at {error.start}, which is no text."
+            ) from error
+    return list(captions)
+
+
+def check_captions(dataset: Any) -> None:
+    """Check the captions of all rows of a data set that have some, without opening a picture; rewards may need none.
+
+    Args:
+        dataset (`Dataset`, `FeatureDataset` or `list`): other data sets are checked when their rows are read.
+
+    Raises:
+        ValueError: see [`captions_of`].
+    """
+    from datasets import Dataset
+
+    rows = dataset.dataset if isinstance(dataset, FeatureDataset) else dataset
+    if isinstance(rows, Dataset):
+        rows = rows.select_columns([name for name in ("image_id", "captions") if name in rows.column_names])
+    elif not isinstance(rows, (list, tuple)):
+        return
+    for row in rows:
+        if "captions" in row:
+            captions_of(row)
+
+
+def chance(name: str) -> random.Random:
+    """Random numbers that depend on a name alone, which may have anything in it.
+
+    Args:
+        name (`str`): such as seed, epoch and picture.
+
+    Returns:
+        `random.Random`
+    """
+    return random.Random(name.encode("utf-8", "surrogatepass"))
+
+
+class NamedRows:
+    """A collator that also says which rows a batch is made of.
+
+    Args:
+        collator (`Callable`): rows to a batch, a dictionary.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(rows), ROWS: [row_name(row) for row in rows]}

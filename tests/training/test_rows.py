@@ -1,0 +1,106 @@
+"""Rows of a training: their names, their captions, and what is refused before the first step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from contracts.reward_policies import reward_trainer, tiny_policy, tiny_processor, tiny_rows
+from datasets import Dataset
+
+from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer
+from hf_captioners.training.collator import CaptionCollator, RewardCollator
+from hf_captioners.training.rows import chance, check_captions, row_name
+
+BROKEN = [
+    (None, "must be a list of captions, not None"),
+    ([], r"must be a list of captions, not \[\]"),
+    ("a dog", "must be a list of captions, not 'a dog'"),
+    ({"a": 1}, "must be a list of captions, not {'a': 1}"),
+    (5, "must be a list of captions, not 5"),
+    ([None], "must be a text with words, not None"),
+    (["a", 5], "must be a text with words, not 5"),
+    ([["a"]], r"must be a text with words, not \['a'\]"),
+    ([b"a"], "must be a text with words, not b'a'"),
+    (["a", ""], "must be a text with words, not ''"),
+    ([" \n"], r"must be a text with words, not ' \\n'"),
+    (["a \ud800"], r"the caption 'a \\ud800' has half of a character \(a surrogate\) at 2"),
+]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return tiny_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"image_id": 7}, "image_id 7"),
+        ({"image_id": 7, "image": {"path": "a/cat.png", "bytes": None}}, "image_id 7 (a/cat.png)"),
+        ({"image_id": "cat.png", "image": "cat.png"}, "image_id 'cat.png'"),
+        ({"image_id": "\x1b[2J", "image": object()}, r"image_id '\x1b[2J'"),
+        ({"image": "cat\r.png"}, r"cat\r.png"),
+        ({}, "image_id None"),
+    ],
+)
+def test_names(row, name):
+    assert row_name(row) == name
+
+
+def test_chance_is_that_of_a_name_as_text():
+    assert chance("1 2 dog").random() == random.Random("1 2 dog").random()
+    assert chance("\ud800").random() != chance("\ud801").random()
+
+
+@pytest.mark.parametrize("collator", [CaptionCollator, RewardCollator])
+@pytest.mark.parametrize(("captions", "message"), BROKEN)
+def test_captions_that_are_none(rows, collator, captions, message):
+    broken = {**rows[1], "captions": captions}
+    with pytest.raises(ValueError, match=rf"image_id 1 \(.*1\.png\): .*{message}"):
+        collator(tiny_processor("satic"))([rows[0], broken])
+
+
+@pytest.mark.parametrize("captions", [["..."], [" !?"]])
+def test_captions_without_words(rows, captions):
+    broken = {**rows[1], "captions": captions}
+    with pytest.raises(ValueError, match=r"image_id 1 .*has no words that the tokenizer knows of"):
+        CaptionCollator(tiny_processor("satic"), captions_per_image=2)([rows[0], broken])
+
+
+def test_labels_beyond_the_vocabulary(rows, tmp_path):
+    processor, model = tiny_processor("satic"), tiny_policy("satic")
+    size = model.config.vocab_size
+    last = processor.tokenizer.convert_ids_to_tokens(size - 1)
+    broken = {**rows[1], "captions": [f"a {last}"]}
+    message = rf"image_id 1 .*'a {last}' has the token {size - 1}, '{last}', but the model knows {size - 1} tokens"
+    with pytest.raises(ValueError, match=message):
+        CaptionCollator(processor, vocab_size=size - 1)([rows[0], broken])
+    run = XETrainer(model, XEConfig(output_dir=str(tmp_path), use_cpu=True), rows, processing_class=processor)
+    assert run.data_collator.vocab_size == size
+    assert run.data_collator([rows[0], broken])["labels"].max() == size - 1
+
+
+@pytest.mark.parametrize("make", [list, Dataset.from_list], ids=["list", "dataset"])
+def test_checked_without_opening_a_picture(rows, make):
+    few = [{"image_id": row["image_id"], "image": "none.png", "captions": row["captions"]} for row in rows]
+    check_captions(make(few))
+    with pytest.raises(ValueError, match="image_id 0"):
+        check_captions(make([*few[1:], {**few[0], "captions": ["a", None]}]))
+
+
+@pytest.mark.parametrize("where", ["train", "evaluation", "named"])
+@pytest.mark.parametrize("config", [XEConfig, SCSTConfig, DiCOConfig])
+def test_before_the_first_step(rows, tmp_path, config, where):
+    broken = [*rows[:7], {**rows[7], "captions": ["a", None]}]
+    train, evaluation = (broken, None) if where == "train" else (rows, broken)
+    evaluation = {"one": rows[:1], "two": broken} if where == "named" else evaluation
+    if config is XEConfig:
+        args = XEConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+        run = XETrainer(tiny_policy("satic"), args, train, evaluation, processing_class=tiny_processor("satic"))
+    else:
+        run = reward_trainer(config, tmp_path, train, evaluation=evaluation)
+    with pytest.raises(ValueError, match=r"image_id 7 .*must be a text with words, not None"):
+        run.train()
+    assert run.state.global_step == 0
+    assert run.optimizer is None
