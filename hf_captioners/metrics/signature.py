@@ -52,8 +52,8 @@ def signature_text(signature: Mapping[str, Any]) -> str:
 
     ```python
     >>> from hf_captioners.metrics.signature import signature_text
-    >>> signature_text({"metrics": ["bleu", "cider_d"], "cider": {"n": 4, "eos": False}, "images": 5000})
-    'metrics:bleu+cider_d|cider.n:4|cider.eos:no|images:5000'
+    >>> signature_text({"metrics": ["bleu", "cider_d"], "images": 5000, "cider_d": {"n": 4, "df": "references"}})
+    'metrics:bleu+cider_d|images:5000|cider_d.n:4|cider_d.df:references'
 
     ```
     """

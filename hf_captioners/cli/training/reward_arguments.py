@@ -15,6 +15,7 @@ from ...data.rows import FeatureDataset
 from ...metrics.cider.document_frequency import DocumentFrequencies
 from ...metrics.clip.clip_score import ClipScorer
 from ...metrics.clip.pac_score import PacScorer
+from ...metrics.tokens import tokenizer_name
 from ...modeling.captioner_trust import foreign_code, load_pretrained
 from ...modeling.processing_captioner import CaptionerProcessor
 from ...rewards import BleuReward, CiderDReward, ClipReward, LengthReward, RepetitionReward
@@ -83,6 +84,8 @@ class RewardArguments:
             its prepared pictures: the reward of DiCO's code, for captioners with CLIP's vocabulary.
         document_frequencies (`str`, *optional*): of `cider_d`, saved; by default those of the training captions.
         min_words (`int`, defaults to 0), max_words (`int`, *optional*): of `length`.
+        reward_tokenizer (`str`, defaults to `"ptb"`): what cuts captions into words for `cider_d`, `bleu_4`,
+            `repetition` and `length`, see [`~hf_captioners.metrics.tokenize`].
     """
 
     rewards: list[str] = field(
@@ -100,10 +103,15 @@ class RewardArguments:
     )
     min_words: int = field(default=0, metadata={"help": "Of length: fewer words cost 1 each."})
     max_words: int | None = field(default=None, metadata={"help": "Of length: more words cost 1 each."})
+    reward_tokenizer: str = field(
+        default="ptb",
+        metadata={"help": "What cuts captions into words: ptb, unicode (any language), or module:function."},
+    )
 
     def __post_init__(self) -> None:
         if self.clip_variant not in CLIP_VARIANTS:
             raise ValueError(f"clip_variant must be {' or '.join(CLIP_VARIANTS)}, not {self.clip_variant!r}.")
+        tokenizer_name(self.reward_tokenizer)  # refuses an unknown one
 
 
 @contextmanager
@@ -269,23 +277,23 @@ def load_rewards(arguments: RewardArguments, rows: Any, processor: Any, trust_re
 
 
 def _load(name: str, arguments: RewardArguments, rows: Any, processor: Any, trust: bool) -> Any:
-    eos_token_id = processor.tokenizer.eos_token_id
+    eos_token_id, words = processor.tokenizer.eos_token_id, arguments.reward_tokenizer
     if ":" in name:
         return _imported(name)
     if name == "cider_d":
         if arguments.document_frequencies is None:
-            return default_reward(rows, eos_token_id)
+            return default_reward(rows, eos_token_id, words)
         with naming_option("document_frequencies", arguments.document_frequencies):
             frequencies = DocumentFrequencies.load(arguments.document_frequencies)
-        return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id)
+        return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id, tokenizer=words)
     if name == "bleu_4":
-        return BleuReward()
+        return BleuReward(tokenizer=words)
     if name in CLIP_SCORERS:
         return _clip_reward(name, arguments, rows, processor, trust)
     if name == "repetition":
-        return RepetitionReward()
+        return RepetitionReward(tokenizer=words)
     if name == "length":
-        return LengthReward(arguments.min_words, arguments.max_words)
+        return LengthReward(arguments.min_words, arguments.max_words, tokenizer=words)
     raise ValueError(f"--rewards {name}: no such reward; expected one of {', '.join(REWARDS)} or module:function.")
 
 

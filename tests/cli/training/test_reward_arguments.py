@@ -29,7 +29,7 @@ from hf_captioners.data.rows import attach_features
 from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
 from hf_captioners.metrics.clip.clip_score import ClipScorer
 from hf_captioners.metrics.clip.pac_score import PacScorer
-from hf_captioners.rewards import ClipReward
+from hf_captioners.rewards import BleuReward, CiderDReward, ClipReward
 from hf_captioners.rewards.cider import END
 
 PIXELS = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -216,9 +216,24 @@ class TestRewards:
         given["completion_ids"] = [[5, TOKENIZER.eos_token_id]] * 2
         assert reward(**given) == usual(**given) and max(reward(**given)) > 0
 
+    def test_words_of_another_language(self, rows):
+        rows = [{**row, "captions": ["一只狗", "狗"]} for row in rows[:1]] + [{**rows[1], "captions": ["两只猫"]}]
+        names = ["cider_d", "bleu_4", "repetition", "length"]
+        arguments = RewardArguments(names, max_words=2, reward_tokenizer="unicode")
+        cider_d, bleu, repetition, length = load_rewards(arguments, rows, tiny_processor("satic"))
+        given = {"completions": ["一只狗", "猫猫"], "captions": [row["captions"] for row in rows]}
+        assert cider_d.scorer.document_frequencies.count("一 只") == 1
+        ends = {"completion_ids": [[5, TOKENIZER.eos_token_id]] * 2}
+        assert cider_d(**given, **ends) == pytest.approx(
+            CiderDReward(cider_d.scorer.document_frequencies, eos=END, tokenizer="unicode")(**given)
+        )
+        assert bleu(**given)[0] == pytest.approx(BleuReward(tokenizer="unicode")(**given)[0])
+        assert (bleu.tokenizer, repetition.tokenizer, length(**given)) == ("unicode", "unicode", [-1.0, 0.0])
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"reward_tokenizer": "jieba"}, "no tokenizer 'jieba'; expected 'ptb', 'unicode' or 'module:function'"),
             ({"rewards": ["cidre"]}, "--rewards cidre: no such reward; expected one of cider_d, bleu_4"),
             ({"rewards": ["no_such_module:f"]}, "--rewards no_such_module:f: No module named"),
             ({"rewards": ["math:no_such"]}, "--rewards math:no_such: the module math has no no_such"),
