@@ -9,7 +9,7 @@ last three.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .captioner_backbone import GridBackbone, check_whole
 from .captioner_layers import initialize, values_are_known
-from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .captioner_shipping import shipped
 from .configuration_captioner import CaptionerConfig
 
@@ -457,6 +457,32 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         longest: int = self.config.max_position_embeddings
         if length > longest:
             raise ValueError(f"{name}={length} is beyond this model's max_position_embeddings={longest}.")
+
+    def write_candidates(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        num_candidates: int,
+        max_length: int,
+        seeds: Sequence[str],
+        greedy: bool = False,
+        **kwargs: Any,
+    ) -> CandidateOutput:
+        """Write candidates to learn from by their rewards; for captioners that do not write word by word.
+
+        (For those that do, the trainers use `generate` with samplers of their own.)
+
+        Args:
+            encoder_outputs ([`CaptionerEncoderOutput`]): of B pictures.
+            num_candidates (`int`): captions of a picture, side by side.
+            max_length (`int`): most tokens of a caption, start token included.
+            seeds (`Sequence[str]`): for every picture what chance depends on, and nothing else.
+            greedy (`bool`, defaults to `False`): the most likely caption, without chance.
+            kwargs: generation options.
+
+        Returns:
+            [`CandidateOutput`]
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define write_candidates.")
 
     def _prepare_special_tokens(self, generation_config: Any, has_mask: bool | None = None, **kwargs: Any) -> None:
         """As in transformers, without its warning that padding equal to the end token needs an attention mask: here

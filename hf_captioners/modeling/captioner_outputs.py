@@ -68,3 +68,22 @@ class CaptionerOutput(ModelOutput):
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class CandidateOutput(ModelOutput):
+    """What `write_candidates` returns.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(images * candidates, length)`):
+            Start token, words, end token, padding; captions of a picture stand side by side.
+        log_probs (`torch.Tensor` of shape `(images * candidates, length - 1)`, *optional*):
+            Of the tokens, without gradient, where writing gives them.
+        scoring_inputs (`dict[str, Any]`, *optional*):
+            Further arguments of `sequence_log_probs` that score the captions as they were written, such as a diffusion
+            model's step and noise.
+    """
+
+    sequences: torch.Tensor = None  # type: ignore[assignment]  # as in transformers' outputs
+    log_probs: torch.Tensor | None = None
+    scoring_inputs: dict[str, Any] | None = None

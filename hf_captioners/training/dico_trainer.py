@@ -96,10 +96,11 @@ class DiCOTrainer(RewardTrainer):
         return torch.tensor(len(rollout.rewards), device=rollout.rewards.device)
 
     def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
-        assert rollout.reference is not None  # beta is above 0
-        policy, reference = (one.sum(dim=1).view_as(rollout.rewards) for one in (log_probs, rollout.reference))
+        assert rollout.reference_log_probs is not None  # beta is above 0
+        both = (log_probs, rollout.reference_log_probs)
+        policy, reference = (values.sum(dim=1).view_as(rollout.rewards) for values in both)
         out = dico_loss(policy, reference, rollout.rewards, self.args.beta, self.args.reward_temperature, rollout.valid)
-        rollout.extra["weight"] = torch.where(out.winners, 1.0, -out.gammas)
+        rollout.weights = torch.where(out.winners, 1.0, -out.gammas)
         pairs, gammas = out.is_pair, out.gammas[out.is_pair]
         metrics.add("rewards/chosen", out.chosen_rewards[pairs])
         metrics.add("rewards/rejected", out.rejected_rewards[pairs])
@@ -112,7 +113,8 @@ class DiCOTrainer(RewardTrainer):
         return out.per_image.sum()
 
     def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
-        return {"weight": rollout.extra["weight"].flatten()}  # 1 for the winner, -gamma for a loser
+        assert rollout.weights is not None  # the loss has been computed
+        return {"weight": rollout.weights.flatten()}
 
 
 class RepeatedSteps(Sampler):

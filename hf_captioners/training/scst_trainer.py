@@ -71,21 +71,23 @@ class SCSTTrainer(RewardTrainer):
         """Advantages; their deviation is that of the whole optimizer step."""
         for rollout in rollouts:
             rewards = rollout.rewards
-            if rollout.reference is not None:
-                own = rollout.extra["log_probs"] = self._own_log_probs(rollout)
-                rewards = rewards - self.args.beta * (own - rollout.reference).sum(dim=1).view_as(rewards)
-            greedy = rollout.extra.get("greedy")
-            rollout.extra["advantages"] = advantages(rewards, self.args.baseline, greedy, rollout.valid)
+            if rollout.reference_log_probs is not None:
+                own = rollout.policy_log_probs = self._own_log_probs(rollout)
+                kl = (own - rollout.reference_log_probs).sum(dim=1).view_as(rewards)
+                rewards = rewards - self.args.beta * kl
+            rollout.advantages = advantages(rewards, self.args.baseline, rollout.greedy_rewards, rollout.valid)
         if self.args.normalize_advantages and self.model.training:  # an evaluation must not depend on its batches
-            every = self._gathered(torch.cat([rollout.extra["advantages"].flatten() for rollout in rollouts]))
+            deviation = self._gathered(torch.cat([_advantages(one).flatten() for one in rollouts])).std(correction=0)
             for rollout in rollouts:
-                rollout.extra["advantages"] /= every.std(correction=0) + 1e-8
+                rollout.advantages = _advantages(rollout) / (deviation + 1e-8)
 
     def _own_log_probs(self, rollout: Rollout) -> torch.Tensor:
         """The policy's log-probabilities of its own candidates, without gradient and dropout."""
+        if rollout.candidates.log_probs is not None:
+            return rollout.candidates.log_probs
         model = self.accelerator.unwrap_model(self.model)
         with mode(model, training=False), torch.no_grad():
-            return self._log_probs(model, rollout.pictures, rollout.candidates)[0]
+            return self._log_probs(model, rollout.image_inputs, rollout.candidates)[0]
 
     def _gathered(self, values: torch.Tensor) -> torch.Tensor:
         """The numbers of all processes, of which each may have as many as it likes."""
@@ -97,11 +99,17 @@ class SCSTTrainer(RewardTrainer):
         return loss_items(rollout.candidates.mask, self.args.normalization)
 
     def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
-        gains = rollout.extra["advantages"]
+        gains = _advantages(rollout)
         metrics.add_deviation("advantage_std", gains[rollout.valid])
-        if "greedy" in rollout.extra:
-            metrics.add("baseline", rollout.extra["greedy"])
+        if rollout.greedy_rewards is not None:
+            metrics.add("baseline", rollout.greedy_rewards)
         return self_critical_loss(log_probs, rollout.candidates.mask, gains.flatten(), self.args.normalization)
 
     def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
-        return {"advantage": rollout.extra["advantages"].flatten()}
+        return {"advantage": _advantages(rollout).flatten()}
+
+
+def _advantages(rollout: Rollout) -> torch.Tensor:
+    """The advantages (B, k), which `finish_step` has computed."""
+    assert rollout.advantages is not None
+    return rollout.advantages

@@ -21,7 +21,7 @@ from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
 from .collator import CaptionCollator, PictureCollator
-from .policy import PICTURES, policy_of, without_adapters
+from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
 from .watch.finite import FiniteCallback
@@ -246,7 +246,8 @@ class CaptionerTrainer(Trainer):
             `tuple[dict[str, Any], bool]`: the batch, and whether it counts. If all its pictures are repeated, the first
             is kept, since all processes must run the model equally often, and does not count.
         """
-        size = next(len(inputs[name]) for name in PICTURES if name in inputs)
+        images = self.policy.image_inputs(self.accelerator.unwrap_model(self.model), inputs)
+        size = len(next(iter(images.values())))
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return inputs, True
@@ -285,9 +286,9 @@ class CaptionerTrainer(Trainer):
         captions: list[str] = []
         with self._evaluating():
             for batch in self.get_eval_dataloader(dataset):
-                pictures = {name: batch[name] for name in PICTURES if name in batch}
+                images = self.policy.image_inputs(model, batch)
                 ids = model.generate(
-                    **self._prepare_inputs(pictures),
+                    **self._prepare_inputs(images),
                     num_beams=self.args.generation_num_beams,
                     max_length=self.args.generation_max_length,
                 )

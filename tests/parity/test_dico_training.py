@@ -117,9 +117,9 @@ class Step(DiCOTrainer):
             "ids": rollout.candidates.sequences,
             "mask": rollout.candidates.mask,
             "policy": log_probs.detach(),
-            "reference": rollout.reference,
+            "reference": rollout.reference_log_probs,
             "rewards": rollout.rewards.flatten(),
-            "weight": rollout.extra["weight"].flatten(),
+            "weight": rollout.weights.flatten(),
         }
         for name, values in known.items():
             pictures = values.unflatten(0, (-1, rollout.candidates.k))

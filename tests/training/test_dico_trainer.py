@@ -67,7 +67,7 @@ class TestPairs:
             weight.append([1.0 if i == best else -gammas[losers.index(i)] for i in range(3)])
         assert log["reward_gap"] == pytest.approx(sum(gaps) / 4, abs=1e-5)
         assert log["gamma_max"] == pytest.approx(sum(largest) / 4, abs=1e-5)
-        torch.testing.assert_close(rollout.extra["weight"], torch.tensor(weight))
+        torch.testing.assert_close(rollout.weights, torch.tensor(weight))
 
     def test_implicit_rewards_after_some_steps(self, trainer):
         """beta times the log-ratio of the trained model and the model as it was."""
@@ -82,12 +82,12 @@ class TestPairs:
         policy.load_state_dict(states[-1])
         sequences, scores = rollout.candidates.sequences, []
         for model in (policy, tiny_policy("satic")):
-            seen = rollout.pictures["image_features"].repeat_interleave(3, dim=0)
+            seen = rollout.image_inputs["image_features"].repeat_interleave(3, dim=0)
             with torch.no_grad():
                 log_p = model(image_features=seen, decoder_input_ids=sequences[:, :-1]).logits.log_softmax(-1)
             chosen = log_p.gather(-1, sequences[:, 1:, None])[..., 0] * rollout.candidates.mask
             scores.append(chosen.sum(dim=1).view(5, 3))
-        ratios, weight = scores[0] - scores[1], rollout.extra["weight"]
+        ratios, weight = scores[0] - scores[1], rollout.weights
         chosen = 0.4 * (ratios * (weight == 1)).sum(dim=1)
         rejected = -0.4 * (ratios * weight * (weight != 1)).sum(dim=1)
         assert log["kl"] == pytest.approx(float(ratios.mean()), abs=1e-4)
@@ -108,7 +108,7 @@ class TestPairs:
         assert min(len(set(one)) for one in texts) < 6
         expected = [[text not in one[:i] for i, text in enumerate(one)] for one in texts]
         assert rollout.valid.tolist() == expected
-        weight = rollout.extra["weight"]
+        weight = rollout.weights
         assert (weight[~rollout.valid] == 0).all()
         lost = weight.masked_fill(weight == 1, 0.0).sum(dim=1)
         pairs = rollout.valid.sum(dim=1) > 1

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_captioners.modeling.captioner_layers import token_entropies
-from hf_captioners.training.policy import CaptionerPolicy, EncoderDecoderPolicy, policy_of, without_adapters
+from hf_captioners.training.policy import EncoderDecoderPolicy, WordByWordPolicy, policy_of, without_adapters
 
 START, END, PAD, WORDS = 0, 1, 2, 20
 
@@ -85,14 +85,14 @@ def count_calls(module: torch.nn.Module) -> list[int]:
 
 def test_which_policy(model, captioner):
     assert type(policy_of(model)) is EncoderDecoderPolicy
-    assert type(policy_of(captioner)) is CaptionerPolicy
+    assert type(policy_of(captioner)) is WordByWordPolicy
 
 
 def test_adapters_do_not_hide_the_model(model, captioner):
     peft = pytest.importorskip("peft")
     inside = peft.get_peft_model(captioner, peft.LoraConfig(target_modules=captioner.LORA_TARGET_MODULES))
     assert without_adapters(inside) is captioner is without_adapters(captioner)
-    assert type(policy_of(inside)) is CaptionerPolicy
+    assert type(policy_of(inside)) is WordByWordPolicy
     inside = peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     assert type(policy_of(inside)) is EncoderDecoderPolicy
 
@@ -128,7 +128,7 @@ def test_log_probs_equal_a_teacher_forced_pass_of_each_caption(width, pixels, se
     assert hasattr(model, "enc_to_dec_proj") == (width != 16)
     policy = policy_of(model)
     log_probs, entropies = policy.log_probs(
-        model, sequences, policy.encode(model, policy.look(model, {"pixel_values": pixels}))
+        model, sequences, policy.encode(model, policy.run_backbone(model, {"pixel_values": pixels}))
     )
     assert log_probs.shape == entropies.shape == (6, 6)
     for row, ids in enumerate(sequences.tolist()):
@@ -145,7 +145,7 @@ def test_log_probs_equal_a_teacher_forced_pass_of_each_caption(width, pixels, se
 @torch.no_grad()
 def test_log_probs_are_what_generate_scores(model, pixels):
     policy = policy_of(model)
-    memory = policy.encode(model, policy.look(model, {"pixel_values": pixels}))
+    memory = policy.encode(model, policy.run_backbone(model, {"pixel_values": pixels}))
     out = model.generate(
         encoder_outputs=type(memory)(**memory),
         num_beams=3,
@@ -163,7 +163,7 @@ def test_gradients_reach_what_learns(pixels, sequences):
     model = encoder_decoder(width=24)
     policy = policy_of(model)
     policy.freeze_backbone(model, "none")
-    seen = policy.look(model, {"pixel_values": pixels})
+    seen = policy.run_backbone(model, {"pixel_values": pixels})
     log_probs, entropies = policy.log_probs(model, sequences, policy.encode(model, seen))
     log_probs.sum().backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
@@ -178,7 +178,7 @@ def test_a_backbone_that_learns_gets_gradients(model, pixels, sequences):
     learning = [name for name, one in model.encoder.named_parameters() if one.requires_grad]
     assert learning
     assert all(".1." in name for name in learning)
-    seen = policy.look(model, {"pixel_values": pixels})
+    seen = policy.run_backbone(model, {"pixel_values": pixels})
     assert set(seen) == {"pixel_values"}
     policy.log_probs(model, sequences, policy.encode(model, seen))[0].sum().backward()
     assert {name for name, one in model.encoder.named_parameters() if one.grad is not None} == set(learning)
@@ -203,8 +203,8 @@ def test_a_frozen_backbone_looks_once_and_without_dropout(pixels, sequences):
     expected = model.encoder(pixels)[0]
     model.train()
     calls = count_calls(model.encoder)
-    seen = policy.look(model, {"pixel_values": pixels})
-    torch.testing.assert_close(seen["hidden"], expected)
+    seen = policy.run_backbone(model, {"pixel_values": pixels})
+    torch.testing.assert_close(seen["image_features"], expected)
     assert model.encoder.training  # as before
     memory = policy.encode(model, seen)
     model.generate(encoder_outputs=type(memory)(**memory), max_length=5)
@@ -215,15 +215,22 @@ def test_a_frozen_backbone_looks_once_and_without_dropout(pixels, sequences):
 
 def test_the_memory_is_left_alone_by_generate(model, pixels):
     policy = policy_of(model)
-    memory = policy.encode(model, policy.look(model, {"pixel_values": pixels}))
+    memory = policy.encode(model, policy.run_backbone(model, {"pixel_values": pixels}))
     before = memory.last_hidden_state.clone()
     model.generate(encoder_outputs=type(memory)(**memory), num_beams=2, max_length=5)
     assert torch.equal(memory.last_hidden_state, before)
 
 
 def test_cached_features_are_not_for_it(model):
-    with pytest.raises(ValueError, match="a VisionEncoderDecoderModel looks at pictures; these rows have image_fe"):
-        policy_of(model).look(model, {"image_features": torch.zeros(1, 4, 16)})
+    batch = {"image_features": torch.zeros(1, 4, 16), "columns": {}}
+    with pytest.raises(ValueError, match="a VisionEncoderDecoderModel does not read image_features of a batch; an im"):
+        policy_of(model).image_inputs(model, batch)
+
+
+def test_an_input_that_the_captioner_does_not_read_is_refused(captioner, big_pixels):
+    batch = {"pixel_values": big_pixels, "anchor_ids": torch.zeros(1, 1), "labels": torch.zeros(1, 1)}
+    with pytest.raises(ValueError, match="a ExpansionNetV2ForImageCaptioning does not read anchor_ids of a batch"):
+        policy_of(captioner).image_inputs(captioner, batch)
 
 
 def test_captions_beyond_the_decoders_positions_are_refused(model):
@@ -256,7 +263,7 @@ def test_a_captioner_speaks_by_its_contract(captioner, big_pixels):
     policy = policy_of(captioner)
     policy.freeze_backbone(captioner, "none")
     sequences = captioner.generate(big_pixels, num_beams=3, num_return_sequences=3, max_length=8)
-    seen = policy.look(captioner, {"pixel_values": big_pixels})
+    seen = policy.run_backbone(captioner, {"pixel_values": big_pixels})
     torch.testing.assert_close(seen["image_features"], captioner.extract_image_features(big_pixels))
     log_probs, entropies = policy.log_probs(captioner, sequences, policy.encode(captioner, seen))
     torch.testing.assert_close(log_probs, captioner.sequence_log_probs(sequences, pixel_values=big_pixels))
@@ -269,7 +276,7 @@ def test_a_captioners_frozen_backbone_looks_once(captioner, big_pixels):
     policy.freeze_backbone(captioner, "none")
     assert policy.backbone(captioner) is captioner.backbone
     calls = count_calls(captioner.backbone)
-    seen = policy.look(captioner, {"pixel_values": big_pixels})
+    seen = policy.run_backbone(captioner, {"pixel_values": big_pixels})
     memory = policy.encode(captioner, seen)
     ids = captioner.generate(encoder_outputs=type(memory)(**memory), max_length=6)
     captioner.train()
@@ -283,7 +290,7 @@ def test_a_captioners_backbone_that_learns_is_part_of_the_graph(captioner, big_p
     policy = policy_of(captioner)
     policy.freeze_backbone(captioner, "all")
     pictures = {"pixel_values": big_pixels}
-    assert policy.look(captioner, pictures) is pictures
+    assert policy.run_backbone(captioner, pictures) is pictures
     ids = captioner.generate(big_pixels, max_length=6)
     policy.log_probs(captioner, ids, policy.encode(captioner, pictures))[0].sum().backward()
     assert any(one.grad is not None for one in captioner.backbone.parameters())
@@ -291,7 +298,7 @@ def test_a_captioners_backbone_that_learns_is_part_of_the_graph(captioner, big_p
 
 def test_cached_features_go_straight_through(captioner):
     pictures = {"image_features": torch.zeros(2, 5, 4), "image_attention_mask": torch.ones(2, 5)}
-    assert policy_of(captioner).look(captioner, pictures) is pictures
+    assert policy_of(captioner).run_backbone(captioner, pictures) is pictures
 
 
 def test_captions_beyond_the_captioners_longest_are_refused(captioner):
@@ -306,5 +313,5 @@ def test_a_policy_holds_no_model(model, pixels):
     for one in (model, other):
         policy.freeze_backbone(one, "none")
     other.encoder.layernorm.bias.data += 1
-    seen = [policy.look(one, {"pixel_values": pixels})["hidden"] for one in (model, other)]
+    seen = [policy.run_backbone(one, {"pixel_values": pixels})["image_features"] for one in (model, other)]
     assert not torch.equal(*seen)

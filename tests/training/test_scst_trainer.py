@@ -52,7 +52,7 @@ class TestAdvantages:
         plain, run = trainer(**options), trainer(normalize_advantages=True, **options)
         for one in (plain, run):
             one.train()
-        expected, found = (torch.cat([one.extra["advantages"].flatten() for one in r.seen]) for r in (plain, run))
+        expected, found = (torch.cat([one.advantages.flatten() for one in r.seen]) for r in (plain, run))
         assert len(found) == 18
         torch.testing.assert_close(found, expected / expected.std(correction=0))
 
@@ -75,7 +75,7 @@ class TestAdvantages:
         first = run.seen[0]
         greedy = run.state.log_history[0]["baseline"]
         assert first.rewards.shape == (4, 1)
-        assert float((first.rewards[:, 0] - first.extra["advantages"][:, 0]).mean()) == pytest.approx(greedy)
+        assert float((first.rewards[:, 0] - first.advantages[:, 0]).mean()) == pytest.approx(greedy)
         assert changed(before, run.model)
         assert run.state.log_history[0]["advantage_std"] > 0
 
@@ -92,8 +92,8 @@ class TestAdvantages:
         (rollout,) = run.seen
         odd = torch.tensor([name % 2 == 1 for name in rollout.columns["image_id"]])
         assert 0 < int(odd.sum()) < 4
-        assert (rollout.extra["advantages"][odd] == 0).all()
-        assert (rollout.extra["advantages"][~odd] != 0).any()
+        assert (rollout.advantages[odd] == 0).all()
+        assert (rollout.advantages[~odd] != 0).any()
         assert not rollout.valid[odd].any()
 
 
@@ -103,7 +103,7 @@ class TestTie:
         run = trainer(baseline="mean", beta=0.3, ref_model=tiny_policy("satic", seed=1), max_steps=1)
         run.train()
         (rollout,), policy, reference = run.seen, tiny_policy("satic"), tiny_policy("satic", seed=1)
-        sequences, features = rollout.candidates.sequences, rollout.pictures["image_features"]
+        sequences, features = rollout.candidates.sequences, rollout.image_inputs["image_features"]
         ratios = []
         for model in (policy, reference):
             seen = features.repeat_interleave(3, dim=0)
@@ -112,18 +112,16 @@ class TestTie:
             ratios.append(chosen.sum(dim=1).detach())
         # the backbones differ as well, so only the policy's own features are its own
         log_probs = ratios[0].view(4, 3)
-        paid = rollout.rewards - 0.3 * (log_probs - rollout.reference.sum(dim=1).view(4, 3))
+        paid = rollout.rewards - 0.3 * (log_probs - rollout.reference_log_probs.sum(dim=1).view(4, 3))
         expected = paid - paid.mean(dim=1, keepdim=True)
-        torch.testing.assert_close(rollout.extra["advantages"], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(rollout.advantages, expected, atol=1e-4, rtol=1e-4)
         assert abs(run.state.log_history[0]["kl"]) > 0.1
 
     def test_costs_nothing_at_first(self, trainer):
         tied, free = trainer(beta=0.5, max_steps=1), trainer(max_steps=1)
         for run in (tied, free):
             run.train()
-        torch.testing.assert_close(
-            tied.seen[0].extra["advantages"], free.seen[0].extra["advantages"], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(tied.seen[0].advantages, free.seen[0].advantages, atol=1e-5, rtol=0)
         assert tied.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-5)
 
     def test_a_reference_cannot_follow_where_there_is_none(self, trainer):

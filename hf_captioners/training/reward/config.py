@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..arguments import CaptionerTrainingArguments
-from .rollout import STRATEGIES
+from .candidates import STRATEGIES
 
 # options of generate, and where they are set instead of in generation_kwargs
 SET_ELSEWHERE = {

@@ -18,20 +18,22 @@ def log_rollout(metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tens
         rollout ([`Rollout`]): the micro-batch.
         log_probs, entropies (`torch.Tensor` of shape `(B * k, T - 1)`): of the policy, 0 where no token counts.
     """
-    candidates, rewards = rollout.candidates, rollout.rewards
+    candidates, rewards, functions = rollout.candidates, rollout.rewards, rollout.function_rewards
     metrics.add("reward", rewards[rollout.valid])
-    for name, column in zip(rollout.each.names, rollout.each.per_function.unbind(dim=1), strict=True):
+    for name, column in zip(
+        rollout.function_rewards.names, rollout.function_rewards.per_function.unbind(dim=1), strict=True
+    ):
         known = column[~column.isnan()]
         metrics.add(f"rewards/{name}/mean", known)
         metrics.add_deviation(f"rewards/{name}/std", known)
-    for name, value in rollout.each.metrics.items():
+    for name, value in functions.metrics.items():
         metrics.add(name, torch.tensor([value]))
     deviations = deviation(rewards, rollout.valid)
     metrics.add("reward_std", deviations)
     metrics.add("frac_reward_zero_std", (deviations < 1e-8).float())
     metrics.add("entropy", entropies[candidates.mask])
-    if rollout.reference is not None:
-        metrics.add("kl", (log_probs - rollout.reference).sum(dim=1))
+    if rollout.reference_log_probs is not None:
+        metrics.add("kl", (log_probs - rollout.reference_log_probs).sum(dim=1))
     for name in ("mean_length", "min_length", "max_length"):
         metrics.add(f"completions/{name}", candidates.lengths)
     metrics.add("completions/valid_ratio", rollout.valid.float())
@@ -51,15 +53,15 @@ def completion_rows(rollout: Rollout, shown: dict[str, torch.Tensor]) -> list[Co
     Returns:
         `list[CompletionRow]`
     """
-    each, k = rollout.each, rollout.candidates.k
+    rewards, k = rollout.function_rewards, rollout.candidates.k
     names = rollout.columns.get("image_id", list(range(len(rollout.rewards))))
-    further = {**each.extra, **{name: values.tolist() for name, values in shown.items()}}
+    further = {**rewards.extra, **{name: values.tolist() for name, values in shown.items()}}
     return [
         CompletionRow(
             image_id=names[row // k],
             completion=text,
-            rewards=dict(zip(each.names, each.per_function[row].tolist(), strict=True)),
-            reward=float(each.total[row]),
+            rewards=dict(zip(rewards.names, rewards.per_function[row].tolist(), strict=True)),
+            reward=float(rewards.total[row]),
             extra={name: values[row] for name, values in further.items()},
         )
         for row, text in enumerate(rollout.candidates.texts)

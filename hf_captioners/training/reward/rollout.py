@@ -1,78 +1,14 @@
-"""Candidates: captions that the model writes for the pictures of a batch, to be scored and learned from.
-
-What chance decides is a function of the seed, the step, the picture and the candidate alone, so that batch size,
-gradient accumulation, the number of processes and resuming do not change the candidates.
-"""
+"""What a micro-batch is when it comes to the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from ...modeling.captioner_layers import ended_before
-from ..rows import chance
+from .candidates import Candidates
 from .functions import Rewards
-
-STRATEGIES = ("beam", "sample", "diverse_beam")
-
-
-@dataclass
-class Candidates:
-    """k captions of each of B pictures, those of a picture side by side.
-
-    Attributes:
-        sequences (`torch.LongTensor` of shape `(B * k, T)`): start token, words, end token, padding.
-        mask (`torch.BoolTensor` of shape `(B * k, T - 1)`): tokens behind the start token that count: words and the end
-            token, no padding.
-        finished (`torch.BoolTensor` of shape `(B * k,)`): whether a caption has its end token.
-        texts (`list[str]`): the captions in words.
-        k (`int`): candidates of a picture.
-    """
-
-    sequences: torch.Tensor
-    mask: torch.Tensor
-    finished: torch.Tensor
-    texts: list[str]
-    k: int
-
-    @classmethod
-    def of(cls, sequences: torch.Tensor, generation_config: GenerationConfig, processor: Any, k: int) -> Candidates:
-        """The candidates that `generate` wrote."""
-        targets, eos = sequences[:, 1:], generation_config.eos_token_id
-        is_end = torch.isin(targets, torch.as_tensor(eos, device=targets.device))
-        counts = is_end | (targets != generation_config.pad_token_id)
-        texts = [text.strip() for text in processor.batch_decode(sequences, skip_special_tokens=True)]
-        return cls(sequences, counts & ~ended_before(targets, eos), is_end.any(dim=1), texts, k)
-
-    @property
-    def ids(self) -> list[list[int]]:
-        """The tokens of each caption, end token included, without start token and the padding behind. Padding that the
-        model wrote between two words stays: the log-probabilities skip it, but it is part of what is rewarded."""
-        places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
-        stops = (self.mask * places).amax(dim=1).tolist()  # behind the last token that counts
-        return [row[:stop] for row, stop in zip(self.sequences[:, 1:].tolist(), stops, strict=True)]
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """Words of each caption in tokens, `(B * k,)`, without the end token."""
-        return self.mask.sum(dim=1) - self.finished.long()
-
-    @property
-    def firsts(self) -> torch.Tensor:
-        """`torch.BoolTensor` of shape `(B, k)`: candidates that say what no earlier one of their picture says."""
-        seen = [self.texts[row - row % self.k : row] for row in range(len(self.texts))]
-        first = [text not in earlier for text, earlier in zip(self.texts, seen, strict=True)]
-        return torch.tensor(first, device=self.sequences.device).view(-1, self.k)
 
 
 @dataclass
@@ -80,136 +16,28 @@ class Rollout:
     """What a micro-batch of B pictures is when it comes to the loss; k candidates of each picture.
 
     Attributes:
-        pictures (`dict[str, Any]`): for the policy's `encode`.
+        image_inputs (`dict[str, Any]`): for the policy's `encode`; features where the backbone does not learn.
         columns (`dict[str, list]`): the rows' other columns.
         candidates ([`Candidates`]): captions.
         rewards (`torch.Tensor` of shape `(B, k)`): weighted sums of the reward functions; 0 where none applies.
-        each ([`Rewards`]): what the functions gave.
+        function_rewards ([`Rewards`]): what the functions gave.
         valid (`torch.BoolTensor` of shape `(B, k)`): candidates that take part.
-        reference (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): log-probabilities of the reference.
-        extra (`dict[str, torch.Tensor]`): what the method adds.
+        reference_log_probs (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): of the reference.
+        policy_log_probs (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): of the policy as it wrote, without
+            dropout, where the method needs them.
+        greedy_rewards (`torch.Tensor` of shape `(B,)`, *optional*): of the greedy captions, 0 where none applies.
+        advantages (`torch.Tensor` of shape `(B, k)`, *optional*): of self-critical training.
+        weights (`torch.Tensor` of shape `(B, k)`, *optional*): of DiCO; 1 for the winner, -gamma for the others.
     """
 
-    pictures: dict[str, Any]
+    image_inputs: dict[str, Any]
     columns: dict[str, list[Any]]
     candidates: Candidates
     rewards: torch.Tensor
-    each: Rewards
+    function_rewards: Rewards
     valid: torch.Tensor
-    reference: torch.Tensor | None
-    extra: dict[str, torch.Tensor]
-
-
-class SampledChoice(LogitsProcessor):
-    """Draw the next token from the scores, with a given random number; all other scores become -inf.
-
-    The draw inverts the cumulative distribution in float64, on Apple's GPUs, which have none, in float32.
-
-    Args:
-        uniforms (`torch.Tensor` of shape `(N, steps)`): numbers in [0, 1), for each caption one per token.
-    """
-
-    def __init__(self, uniforms: torch.Tensor) -> None:
-        self.uniforms = uniforms
-        self.step = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        cumulated = scores.to(self.uniforms.dtype).softmax(dim=-1).cumsum(dim=-1)
-        drawn = self.uniforms[:, self.step, None].to(cumulated.device) * cumulated[:, -1:]
-        self.step += 1
-        return _only(torch.searchsorted(cumulated, drawn, right=True).clamp(max=scores.shape[-1] - 1), scores)
-
-
-class DiverseChoice(LogitsProcessor):
-    """Diverse beam search with a beam in each group (Vijayakumar et al., 2018): every candidate avoids what the earlier
-    candidates of its picture say at the same place.
-
-    Args:
-        k (`int`): candidates of a picture, whose rows are side by side.
-        penalty (`float`): taken from a token's log-probability for each earlier candidate that has it.
-        eos_token_id (`int` or `list[int]`): what ends a caption; one that has ended says nothing more.
-    """
-
-    def __init__(self, k: int, penalty: float, eos_token_id: int | Sequence[int]) -> None:
-        self.k = k
-        self.penalty = penalty
-        self.eos_token_id = eos_token_id
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        eos = torch.as_tensor(self.eos_token_id, device=input_ids.device)
-        goes_on = ~torch.isin(input_ids[:, 1:], eos).any(dim=1).view(-1, self.k)  # the start token may be the same
-        grouped = scores.log_softmax(dim=-1).view(-1, self.k, scores.shape[-1])
-        said = torch.zeros_like(grouped[:, 0])
-        chosen = []
-        for index, candidate in enumerate(grouped.unbind(dim=1)):
-            token = (candidate - self.penalty * said).argmax(dim=-1, keepdim=True)
-            said = said.scatter_add(1, token, goes_on[:, index, None].to(said))
-            chosen.append(token)
-        return _only(torch.stack(chosen, dim=1).view(-1, 1), scores)
-
-
-def _only(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Scores that leave one token (N, 1) to choose."""
-    return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
-
-
-def random_numbers(names: Sequence[str], k: int, steps: int) -> torch.Tensor:
-    """Random numbers for the candidates of pictures: a function of the picture's name alone.
-
-    Args:
-        names (`Sequence[str]`): for each picture what chance depends on.
-        k (`int`): candidates of a picture.
-        steps (`int`): tokens of a caption.
-
-    Returns:
-        `torch.Tensor` of shape `(len(names) * k, steps)`: float64 in [0, 1).
-    """
-    draws = [chance(f"{name} {candidate}") for name in names for candidate in range(k)]
-    return torch.tensor([[draw.random() for _ in range(steps)] for draw in draws], dtype=torch.float64)
-
-
-def generation_options(
-    args: Any, names: Sequence[str], device: torch.device, eos_token_id: int | Sequence[int]
-) -> dict[str, Any]:
-    """The options of `generate` that give the candidates of a batch.
-
-    Args:
-        args ([`RewardTrainingConfig`]): `candidate_strategy` and its options.
-        names (`Sequence[str]`): for each picture what chance depends on.
-        device (`torch.device`): of the model.
-        eos_token_id (`int` or `list[int]`): what ends a caption; with `"diverse_beam"` a candidate that has ended is no
-            longer avoided.
-
-    Returns:
-        `dict[str, Any]`
-    """
-    k = args.num_generations
-    options: dict[str, Any] = {"max_length": args.max_completion_length + 1, "num_return_sequences": k}
-    if args.candidate_strategy == "beam":
-        return {**options, "num_beams": k, "do_sample": False, **(args.generation_kwargs or {})}
-    chooser: LogitsProcessor
-    processors: list[LogitsProcessor] = []
-    if args.candidate_strategy == "sample":
-        processors = _warpers(args)
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        chooser = SampledChoice(random_numbers(names, k, args.max_completion_length).to(device, wide))
-    else:
-        chooser = DiverseChoice(k, args.diversity_penalty, eos_token_id)
-    # generate's own warpers stay out of it: they would come after the choice
-    options.update(num_beams=1, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None)
-    options.update(logits_processor=LogitsProcessorList([*processors, chooser]))
-    return {**options, "repetition_penalty": args.repetition_penalty, **(args.generation_kwargs or {})}
-
-
-def _warpers(args: Any) -> list[LogitsProcessor]:
-    """What shapes the distribution that is sampled from, in the order of transformers."""
-    warpers: list[LogitsProcessor] = []
-    if args.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(args.temperature))
-    if args.top_k:
-        warpers.append(TopKLogitsWarper(args.top_k))
-    if args.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(args.top_p))
-    if args.min_p is not None:
-        warpers.append(MinPLogitsWarper(args.min_p))
-    return warpers
+    reference_log_probs: torch.Tensor | None = None
+    policy_log_probs: torch.Tensor | None = None
+    greedy_rewards: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    weights: torch.Tensor | None = None

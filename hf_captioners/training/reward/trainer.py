@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ from transformers import PreTrainedModel, TrainerCallback
 from ...data.opened_pictures import OpenedPictures
 from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
-from ..policy import PICTURES, policy_of, without_adapters
+from ..policy import policy_of, without_adapters
 from ..rows import ROWS
 from ..trainer import CaptionerTrainer
 from ..watch.collapse import CollapseCallback
 from ..watch.completions import log_completions
 from ..watch.running_metrics import RunningMetrics
+from .candidates import Candidates
 from .config import RewardTrainingConfig
 from .forward_pass import call_through, mode
 from .functions import RewardFunctions, Rewards
 from .logs import completion_rows, log_rollout
 from .reference import ReferenceModel, SyncReferenceCallback
-from .rollout import Candidates, Rollout, generation_options
+from .rollout import Rollout
 
 REFERENCE_FOLDER = "reference"
 
@@ -112,7 +114,7 @@ class RewardTrainer(CaptionerTrainer):
         if args.collapse_patience:
             self.add_callback(CollapseCallback(patience=args.collapse_patience))
         self._last_step: list[Rollout] = []
-        self._seen: dict[bytes, dict[str, torch.Tensor]] = {}  # a picture's digest -> what the backbone made of it
+        self._features: dict[bytes, torch.Tensor] = {}  # a picture's digest -> what the backbone made of it
 
     def _check(self, model: Any, ref_model: Any, reward_funcs: Any, args: Any, processing_class: Any) -> None:
         """Say at once what would only fail later, or in silence."""
@@ -200,7 +202,8 @@ class RewardTrainer(CaptionerTrainer):
         rollout = inputs["rollout"]
         metrics = self._metrics["train" if self.model.training else "eval"]
         log_probs, entropies = self._policy_log_probs(model, rollout)
-        log_rollout(metrics, rollout, rollout.extra.get("log_probs", log_probs.detach()), entropies)
+        own = log_probs.detach() if rollout.policy_log_probs is None else rollout.policy_log_probs
+        log_rollout(metrics, rollout, own, entropies)
         loss = self.loss_sum(log_probs, rollout, metrics)
         if num_items_in_batch is None:
             loss = loss / self.items(rollout).clamp(min=1)
@@ -213,17 +216,19 @@ class RewardTrainer(CaptionerTrainer):
         base = self.accelerator.unwrap_model(model)
 
         def scored() -> tuple[torch.Tensor, torch.Tensor]:
-            return self._log_probs(base, rollout.pictures, rollout.candidates)
+            return self._log_probs(base, rollout.image_inputs, rollout.candidates)
 
         with mode(base, training=base.training and not self.args.disable_dropout):
             return call_through(model, base, scored)
 
     def _log_probs(
-        self, model: Any, pictures: dict[str, Any], candidates: Candidates
+        self, model: Any, image_inputs: dict[str, Any], candidates: Candidates
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.accelerator.autocast():
-            memory = self.policy.encode(model, pictures)
-            log_probs, entropies = self.policy.log_probs(model, candidates.sequences, memory)
+            encoder_outputs = self.policy.encode(model, image_inputs)
+            log_probs, entropies = self.policy.log_probs(
+                model, candidates.sequences, encoder_outputs, **candidates.scoring_inputs
+            )
         return log_probs.masked_fill(~candidates.mask, 0.0), entropies.masked_fill(~candidates.mask, 0.0)
 
     def prediction_step(
@@ -271,10 +276,10 @@ class RewardTrainer(CaptionerTrainer):
         model = self.accelerator.unwrap_model(self.model)
         batch = self._prepare_inputs(batch)
         columns = batch["columns"]
-        given = {name: batch[name] for name in PICTURES if name in batch}
+        pixels = self.policy.image_inputs(model, batch)
         with self.accelerator.autocast():
-            pictures = self._look(model, given)
-            candidates, greedy = self._write(model, pictures, columns)
+            image_inputs = self._run_backbone(model, pixels)
+            candidates, greedy = self._write(model, image_inputs, columns)
         rewards = self._reward(candidates, batch)
         valid = ~rewards.total.isnan()  # no reward function applies
         if self.args.mask_truncated_completions:
@@ -282,52 +287,49 @@ class RewardTrainer(CaptionerTrainer):
         if self.args.deduplicate_candidates:
             valid &= candidates.firsts.flatten()
         rollout = Rollout(
-            pictures=pictures,
+            image_inputs=image_inputs,
             columns=columns,
             candidates=candidates,
             rewards=rewards.total.nan_to_num(0.0).view(-1, candidates.k),
-            each=rewards,
+            function_rewards=rewards,
             valid=valid.view(-1, candidates.k),
-            reference=self._reference_log_probs(model, given, pictures, candidates),
-            extra={},
+            reference_log_probs=self._reference_log_probs(model, pixels, image_inputs, candidates),
         )
         if greedy is not None:
             total = self._reward(greedy, batch).total
-            rollout.extra["greedy"] = total.nan_to_num(0.0)
+            rollout.greedy_rewards = total.nan_to_num(0.0)
             rollout.valid &= ~total.isnan()[:, None]
         return rollout
 
-    def _look(self, model: Any, given: dict[str, Any]) -> dict[str, Any]:
-        """The pictures as they are encoded, from the cache where it is switched on."""
-        if not self.args.cache_image_features or "pixel_values" not in given:
-            return self.policy.look(model, given)
-        pixels = given["pixel_values"]
+    def _run_backbone(self, model: Any, image_inputs: dict[str, Any]) -> dict[str, Any]:
+        """Image inputs as they are encoded, from the cache where it is switched on."""
+        if not self.args.cache_image_features or "pixel_values" not in image_inputs:
+            return self.policy.run_backbone(model, image_inputs)
+        pixels = image_inputs["pixel_values"]
         content = pixels.cpu().flatten(1).view(torch.uint8).numpy()  # an image_id may be another picture's elsewhere
         keys = [hashlib.blake2b(picture, digest_size=16).digest() for picture in content]
-        new = {key: row for row, key in enumerate(keys) if key not in self._seen}
-        for key, row in new.items():  # alone: its last bit depends on how many others are looked at with it
-            looked = self.policy.look(model, {"pixel_values": pixels[row : row + 1]})
-            self._seen[key] = {name: value[0].cpu() for name, value in looked.items()}
-        rows = [self._seen[key] for key in keys]
-        return {name: torch.stack([row[name] for row in rows]).to(pixels.device) for name in rows[0]}
+        new = {key: row for row, key in enumerate(keys) if key not in self._features}
+        for key, row in new.items():  # alone: its last bit depends on how many others are run with it
+            self._features[key] = self._features_of(model, pixels[row : row + 1])
+        features = torch.stack([self._features[key] for key in keys]).to(pixels.device)
+        others = {name: value for name, value in image_inputs.items() if name != "pixel_values"}
+        return {"image_features": features, **others}
+
+    def _features_of(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """What the backbone makes of one image (1, 3, height, width), in the computer's memory."""
+        return self.policy.run_backbone(model, {"pixel_values": pixels})["image_features"][0].cpu()
 
     def _write(
-        self, model: Any, pictures: dict[str, Any], columns: dict[str, list[Any]]
+        self, model: Any, image_inputs: dict[str, Any], columns: dict[str, list[Any]]
     ) -> tuple[Candidates, Candidates | None]:
         """Candidates and, where the method compares with them, greedy captions."""
         step = self.state.global_step if self.model.training else "eval"
-        names = [f"{self.args.seed} {step} {one}" for one in self._names(columns)]
-        ends = model.generation_config.eos_token_id
-        options = generation_options(self.args, names, self.accelerator.device, ends)
+        names = [f"{self.args.seed} {step} {name}" for name in self._names(columns)]
         dropout = self.args.generate_with_dropout and self.model.training
         with mode(model, training=dropout, seed=" ".join([f"{self.args.seed} {step}", *names])):
-            memory = self.policy.encode(model, pictures)
-            candidates = self._generated(model, memory, self.args.num_generations, **options)
-            greedy = None
-            if self.needs_greedy():
-                length = self.args.max_completion_length + 1
-                greedy = self._generated(model, memory, 1, num_beams=1, do_sample=False, max_length=length)
-        return candidates, greedy
+            encoder_outputs = self.policy.encode(model, image_inputs)
+            write = partial(self.policy.write, model, encoder_outputs, self.processing_class, self.args, names)
+            return write(), write(greedy=True) if self.needs_greedy() else None
 
     def _names(self, columns: dict[str, list[Any]]) -> list[Any]:
         """What tells the pictures of a batch apart, so that chance does not depend on where they stand."""
@@ -341,12 +343,6 @@ class RewardTrainer(CaptionerTrainer):
     def needs_greedy(self) -> bool:
         """Whether the method looks at greedy captions."""
         return False
-
-    def _generated(self, model: Any, memory: Any, k: int, **options: Any) -> Candidates:
-        if model.training:  # a cache and dropout do not go together: some models refuse it, others drop the cache
-            options["use_cache"] = False
-        sequences = model.generate(encoder_outputs=type(memory)(**memory), **options)
-        return Candidates.of(sequences, model.generation_config, self.processing_class, k)
 
     def _reward(self, captions: Candidates, batch: dict[str, Any]) -> Rewards:
         """What the reward functions give for captions, on their device."""
@@ -371,13 +367,15 @@ class RewardTrainer(CaptionerTrainer):
         return {"images": pictures, **columns, **({"image": pictures} if closed else {})}
 
     def _reference_log_probs(
-        self, model: Any, given: dict[str, Any], pictures: dict[str, Any], candidates: Candidates
+        self, model: Any, pixels: dict[str, Any], image_inputs: dict[str, Any], candidates: Candidates
     ) -> torch.Tensor | None:
+        """Log-probabilities of the reference, which runs its own backbone if that is another one."""
         if self.reference is None:
             return None
         with self.reference.speaking(model) as speaker:
-            seen = pictures if self.reference.shares_backbone(model) else self.policy.look(speaker, given)
-            return self._log_probs(speaker, seen, candidates)[0]
+            if not self.reference.shares_backbone(model):
+                image_inputs = self.policy.run_backbone(speaker, pixels)
+            return self._log_probs(speaker, image_inputs, candidates)[0]
 
     # -- logs and files ----------------------------------------------------------------------------------------------
 

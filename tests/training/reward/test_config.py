@@ -11,9 +11,9 @@ from trl import DPOConfig, GRPOConfig, RLOOConfig, TrlParser
 
 from hf_captioners import DiCOConfig, SCSTConfig
 from hf_captioners.training.arguments import CaptionerTrainingArguments
+from hf_captioners.training.reward.candidates import STRATEGIES
 from hf_captioners.training.reward.config import RewardTrainingConfig
 from hf_captioners.training.reward.losses import BASELINES
-from hf_captioners.training.reward.rollout import STRATEGIES
 
 BOTH = pytest.mark.parametrize("config", [SCSTConfig, DiCOConfig])
 

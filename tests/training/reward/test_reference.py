@@ -53,7 +53,7 @@ def scores(model, pictures) -> torch.Tensor:
     ids = torch.tensor([[0, 5, 6, 7, 8], [0, 9, 8, 1, 2], [0, 4, 4, 5, 1], [0, 11, 12, 13, 14]])
     policy = policy_of(model)
     training = model.training
-    log_probs, _ = policy.log_probs(model.eval(), ids, policy.encode(model, policy.look(model, pictures)))
+    log_probs, _ = policy.log_probs(model.eval(), ids, policy.encode(model, policy.run_backbone(model, pictures)))
     model.train(training)
     return log_probs
 
@@ -66,7 +66,7 @@ def train(model, pictures, steps: int = 2) -> None:
     policy = policy_of(model)
     for _ in range(steps):
         optimizer.zero_grad()
-        memory = policy.encode(model, policy.look(model, pictures))
+        memory = policy.encode(model, policy.run_backbone(model, pictures))
         policy.log_probs(model, ids, memory)[0].sum().backward()
         optimizer.step()
 

@@ -335,10 +335,10 @@ class TestRewards:
         assert log["frac_reward_zero_std"] == pytest.approx(sum(a == b for a, b in pairs) / 3)
         if config is SCSTConfig:
             expected = [[0.0] * 3, *([a - b, 0.0, b - a] for a, b in pairs)]
-            assert rollout.extra["advantages"].tolist() == [pytest.approx(one, abs=1e-5) for one in expected]
+            assert rollout.advantages.tolist() == [pytest.approx(one, abs=1e-5) for one in expected]
         else:
             expected = [[0.0] * 3, *([1.0, 0.0, -1.0] if a >= b else [-1.0, 0.0, 1.0] for a, b in pairs)]
-            assert rollout.extra["weight"].abs().tolist() == [[abs(x) for x in one] for one in expected]
+            assert rollout.weights.abs().tolist() == [[abs(x) for x in one] for one in expected]
             assert log["reward_gap"] == pytest.approx(sum(abs(a - b) for a, b in pairs) / 3)
 
     @pytest.mark.parametrize("config", [SCSTConfig, DiCOConfig])
@@ -457,7 +457,7 @@ class TestRows:
 
     def test_a_vision_encoder_decoder_refuses_features(self, trainer):
         rows = [{"image_id": 0, "image_features": torch.randn(2, 16), "captions": ["a"]}]
-        with pytest.raises(ValueError, match="looks at pictures; these rows have image_features"):
+        with pytest.raises(ValueError, match="does not read image_attention_mask, image_features of a batch"):
             trainer(train=rows, kind="vision-encoder-decoder").train()
 
     def test_broken_pictures(self, trainer, rows, tmp_path, caplog):
@@ -490,7 +490,7 @@ class TestRows:
 def log_probs_by_hand(model, rollout):
     """Log-probabilities and entropies of the candidates' tokens, (N, T - 1), from the model's logits."""
     sequences = rollout.candidates.sequences
-    repeated = {name: value.repeat_interleave(3, dim=0) for name, value in rollout.pictures.items()}
+    repeated = {name: value.repeat_interleave(3, dim=0) for name, value in rollout.image_inputs.items()}
     log_p = model(**repeated, decoder_input_ids=sequences[:, :-1]).logits.double().log_softmax(-1)
     chosen = log_p.gather(-1, sequences[:, 1:, None])[..., 0]
     return chosen * rollout.candidates.mask, -(log_p.exp() * log_p).sum(-1)
@@ -603,7 +603,7 @@ class TestLogs:
         (rollout,), found = seen.rollouts, [json.loads(line) for line in lines]
         assert [one["completion"] for one in found] == rollout.candidates.texts
         assert [one["image_id"] for one in found][::3] == rollout.columns["image_id"]
-        assert [one["advantage"] for one in found] == rollout.extra["advantages"].flatten().tolist()
+        assert [one["advantage"] for one in found] == rollout.advantages.flatten().tolist()
         assert found[0]["rewards"].keys() == {"arbitrary", "star"}
         assert [one["reward"] for one in found] == rollout.rewards.flatten().tolist()
 
@@ -638,7 +638,7 @@ class TestCandidates:
         finished = rollout.candidates.finished
         assert 0 < int(finished.sum()) < 12
         assert torch.equal(rollout.valid.flatten(), finished)
-        assert (rollout.extra["advantages"].flatten()[~finished] == 0).all()
+        assert (rollout.advantages.flatten()[~finished] == 0).all()
         assert log["completions/clipped_ratio"] == pytest.approx(float((~finished).float().mean()))
         rewards = torch.tensor(arbitrary(rollout.candidates.ids))
         assert log["reward"] == pytest.approx(float(rewards[finished].mean()))

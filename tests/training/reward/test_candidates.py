@@ -41,7 +41,7 @@ from hf_captioners import (
 )
 from hf_captioners.modeling.captioner_layers import ended_before
 from hf_captioners.training.policy import policy_of
-from hf_captioners.training.reward.rollout import (
+from hf_captioners.training.reward.candidates import (
     STRATEGIES,
     Candidates,
     DiverseChoice,
@@ -130,7 +130,7 @@ class Speaker:
     def memory(self, rows: list[int] | None = None) -> Any:
         chosen = {name: one if rows is None else one[rows] for name, one in self.pictures.items()}
         with torch.no_grad():
-            return self.policy.encode(self.model, self.policy.look(self.model, chosen))
+            return self.policy.encode(self.model, self.policy.run_backbone(self.model, chosen))
 
     def write(self, args: SCSTConfig, names: Any = PICTURES, rows: list[int] | None = None) -> torch.Tensor:
         """Candidates (pictures * k, max_completion_length + 1), padded to one width."""
@@ -254,7 +254,7 @@ def test_random_numbers_are_even():
 
 
 def test_random_numbers_are_the_same_in_every_process():
-    script = "import json, sys; from hf_captioners.training.reward.rollout import random_numbers as r; "
+    script = "import json, sys; from hf_captioners.training.reward.candidates import random_numbers as r; "
     script += "json.dump(r(['0 1 COCO_7', 'eins'], 2, 3).tolist(), sys.stdout)"
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
