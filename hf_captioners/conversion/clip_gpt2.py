@@ -249,9 +249,9 @@ def _set_decoding(model: ClipGpt2ForImageCaptioning, tokenizer: Any) -> None:
     """The original's decoding: five beams by its own rule, 67 tokens at most, and a full stop ends a caption too."""
     (stop,) = tokenizer(FULL_STOP, add_special_tokens=False).input_ids
     model.generation_config.update(
-        allow_custom_entries=True,  # beam_rule
+        allow_custom_entries=True,  # decoding
         num_beams=5,
-        beam_rule="clipcap",
+        decoding="paper",
         max_length=min(LONGEST + 1, model.config.max_position_embeddings or 0),
         eos_token_id=[model.config.eos_token_id, stop],
     )

@@ -66,7 +66,7 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
         _check_members(models)
         super().__init__(models[0].config)
         self.models = nn.ModuleList(models)
-        self.beam_rules = models[0].beam_rules
+        self.decodings = models[0].decodings
         self.generation_config = models[0].generation_config
         self.eval()
 
@@ -88,8 +88,11 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
         )
 
     # How a captioner decodes is its own; these are the steps of `generate` that a captioner may define.
-    def _choose_beam_search(self, *args: Any, **kwargs: Any) -> Any:
-        return self.models[0]._choose_beam_search(*args, **kwargs)
+    def _choose_decoding(self, *args: Any, **kwargs: Any) -> Any:
+        return self.models[0]._choose_decoding(*args, **kwargs)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        return self.models[0]._get_logits_processor(*args, **kwargs)
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
         return self.models[0]._prepare_generation_config(*args, **kwargs)
@@ -98,7 +101,7 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
         self.models[0]._check_length(*args)
 
     def decode(
-        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, **options: Any
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: Any
     ) -> CaptionerOutput:
         """The logarithm of the average probability, as `logits` (N, T, V).
 
@@ -109,7 +112,7 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
             raise ValueError("an ensemble decodes with a cache only: use_cache=True.")
         log_probs = []
         for model, member, memory in zip(self.models, cache.members, cache.memories, strict=True):
-            output = model.decode(input_ids, memory, member, **options)
+            output = model.decode(input_ids, memory, member, options)
             log_probs.append(at_least_float32(output.logits).log_softmax(-1))  # (N, T, V)
         mean = torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
         return CaptionerOutput(logits=mean)

@@ -100,9 +100,9 @@ class GroupCacheLayer(MemoryCacheLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some captions only, and with them their pictures; each must be the only one of its picture."""
         self._move()
-        pictures, captions = self.memory_keys.shape[0], None if self.keys is None else self.keys.shape[0]
-        if captions not in (None, pictures):
-            raise ValueError(f"{captions} captions of {pictures} pictures: expected one each to keep some of them.")
+        images, captions = self.memory_keys.shape[0], None if self.keys is None else self.keys.shape[0]
+        if captions not in (None, images):
+            raise ValueError(f"{captions} captions of {images} pictures: expected one each to keep some of them.")
         self.reorder_cache(indices)
         self._move()
         indices = indices.to(self.memory_keys.device)

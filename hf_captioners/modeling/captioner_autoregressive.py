@@ -1,22 +1,49 @@
 """Captioners that write word by word: each word is predicted from those before it.
 
-Beside what every captioner says, such a model says `decode`, `start_cache`, and, if its loss is not torch's
-cross-entropy, `caption_loss`.
+Beside what every captioner says, such a model says `decode`, `start_cache`, its `decodings`, and, if its loss is not
+torch's cross-entropy, `word_loss` or `caption_loss`.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.cache_utils import Cache
 
 from .captioner_base import CaptionerPreTrainedModel
+from .captioner_beam_search import BeamSearch, LogProbabilities, loop_of
 from .captioner_cache import CaptionerCache
 from .captioner_layers import ended_before, token_entropies, token_log_probs
 from .captioner_losses import smoothed_cross_entropy
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+
+
+class Decoding(NamedTuple):
+    """A way of decoding; what it leaves out is transformers'.
+
+    Args:
+        words (`Callable`, *optional*): greedy decoding and sampling; see [`~captioner_beam_search.loop_of`].
+        beams (`type[BeamSearch]`, *optional*): the rule of the beam search.
+    """
+
+    words: Callable | None = None
+    beams: type[BeamSearch] | None = None
+
+
+class DecodeOptions(NamedTuple):
+    """What `decode` is asked for.
+
+    Args:
+        logits_to_keep (`int`, defaults to 0): only the logits of the last places; 0 for all.
+        output_hidden_states (`bool`, defaults to `False`): whether the layers' outputs are wanted.
+        teacher_forcing (`bool`, defaults to `False`): whether the captions are those to learn.
+    """
+
+    logits_to_keep: int = 0
+    output_hidden_states: bool = False
+    teacher_forcing: bool = False
 
 
 class AutoregressiveCaptioner(CaptionerPreTrainedModel):
@@ -24,22 +51,21 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
 
     Its `loss_inputs` are `smoothing` (`float`, *optional*, defaults to `config.label_smoothing`), see `caption_loss`,
     and what a model adds.
+
+    Attributes:
+        decodings (`dict[str, Decoding]`): ways of decoding by name; `"paper"` is the model's own, `"standard"`
+            transformers'.
+        word_loss (`Callable`): one of `captioner_losses.py`.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("smoothing",)
-    beam_rules: ClassVar[dict[str, Callable | None]] = {"standard": None}
+    decodings: ClassVar[Mapping[str, Decoding]] = {"standard": Decoding()}
+    word_loss: ClassVar[Callable[..., torch.Tensor]] = staticmethod(smoothed_cross_entropy)
 
     # -- what a model says -------------------------------------------------------------------------------------------
 
     def decode(
-        self,
-        input_ids: torch.Tensor,
-        encoder_outputs: CaptionerEncoderOutput,
-        cache: Any,
-        *,
-        logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
-        teacher_forcing: bool = False,
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
         """Score the next word at every place of captions.
 
@@ -48,9 +74,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
                 continuations. N is a multiple of B.
             encoder_outputs ([`CaptionerEncoderOutput`]): of B pictures.
             cache ([`CaptionerCache`], *optional*): of `start_cache`, after the tokens before `input_ids`.
-            logits_to_keep (`int`, defaults to 0): only the logits of the last places; 0 for all.
-            output_hidden_states (`bool`, defaults to `False`): whether the layers' outputs are wanted.
-            teacher_forcing (`bool`, defaults to `False`): whether the captions are those to learn.
+            options ([`DecodeOptions`]): what is asked for.
 
         Returns:
             [`CaptionerOutput`]: `logits`, and `decoder_hidden_states` if there are any.
@@ -69,7 +93,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         encoder_outputs: CaptionerEncoderOutput,
         smoothing: float,
     ) -> torch.Tensor:
-        """The training loss; by default the cross-entropy with smoothing as torch has it.
+        """The training loss; by default the model's `word_loss`.
 
         Args:
             logits (`torch.Tensor` of shape `(N, T, V)`): scores.
@@ -82,7 +106,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `()`: in nats per target.
         """
-        return smoothed_cross_entropy(logits, labels, smoothing, num_items)
+        return self.word_loss(logits, labels, smoothing, num_items)
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -123,14 +147,8 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
             raise ValueError(f"past_key_values must come from start_cache, not be a {type(past_key_values).__name__}.")
         memory = self._row_per_image(encoder_outputs, past_key_values)
         self._check_captions(decoder_input_ids, memory, past_key_values)
-        output = self.decode(
-            decoder_input_ids,
-            memory,
-            past_key_values,
-            logits_to_keep=logits_to_keep,
-            output_hidden_states=output_hidden_states,
-            teacher_forcing=labels is not None,
-        )
+        options = DecodeOptions(logits_to_keep, output_hidden_states, teacher_forcing=labels is not None)
+        output = self.decode(decoder_input_ids, memory, past_key_values, options)
         loss = None
         if labels is not None:
             smoothing = self.config.label_smoothing if smoothing is None else smoothing
@@ -189,16 +207,17 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         encoder_outputs: CaptionerEncoderOutput,
         generation_config: GenerationConfig | None = None,
         *args: Any,
-        beam_rule: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Write captions one word after the other, in transformers' loops or those of `beam_rule`; see `generate`."""
+        """Write captions one word after the other; see `generate`.
+
+        With `output_scores` and `output_logits` see `captioner_beam_search.py` for what they are.
+        """
         merged, _ = self._prepare_generation_config(generation_config, **kwargs)
-        search = self._choose_beam_search(merged, beam_rule)
+        loop = self._choose_decoding(merged)
         self._check_longest(merged)
-        if search is not None:
-            kwargs.setdefault("custom_generate", search)
-        kwargs.setdefault("trust_remote_code", False)  # of custom_generate="a folder"; None would ask on the terminal
+        if loop is not None:
+            kwargs.setdefault("custom_generate", loop)
         if "max_new_tokens" in kwargs:
             kwargs.setdefault("max_length", None)  # one limit is enough: transformers warns of two
         if merged.use_cache and kwargs.get("past_key_values") is None:
@@ -209,8 +228,17 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         generate: Any = GenerationMixin.generate  # not this class's, which has encoded the pictures already
         return generate(self, None, generation_config, *args, encoder_outputs=memory, **kwargs)
 
-    def _choose_beam_search(self, generation_config: GenerationConfig, beam_rule: str | None) -> Callable | None:
-        rule = generation_config.to_dict().get("beam_rule", "standard") if beam_rule is None else beam_rule
-        if rule not in self.beam_rules:
-            raise ValueError(f"beam_rule must be one of {sorted(self.beam_rules)}, not {rule!r}.")
-        return self.beam_rules[rule] if generation_config.num_beams > 1 else None
+    def _choose_decoding(self, generation_config: Any) -> Callable | None:
+        """The loop of the way of decoding, `None` for transformers' own."""
+        decoding = self.decodings[generation_config.decoding]
+        write = decoding.words
+        if generation_config.num_beams > 1:
+            write = None if decoding.beams is None else decoding.beams.search
+        return None if write is None else loop_of(write)
+
+    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """As in transformers; where its loops keep logits as `scores`, they become log-probabilities in the end."""
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        if generation_config.num_beams == 1 and self.decodings[generation_config.decoding].words is None:
+            processors.append(LogProbabilities())
+        return processors

@@ -9,7 +9,7 @@ last three.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -37,7 +37,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         image_inputs (`tuple[str, ...]`): names of the inputs that make a picture, in their order. `forward`,
             `generate`, `encode_images` and `sequence_log_probs` take them; those after the first three reach `encode`.
         loss_inputs (`tuple[str, ...]`): names of the inputs of `forward` that only the loss reads.
-        decodings (`dict[str, Any]`): ways of writing by name, see `generate`.
+        decodings (`Mapping[str, Any]`): ways of decoding by name, see `generate`.
         backbone_reader (`type[GridBackbone]`): what is read of the backbone.
         input_embeddings, output_embeddings (`str`): where the word vectors and the layer of the words' scores are.
     """
@@ -53,6 +53,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_features", "image_attention_mask")
     loss_inputs: ClassVar[tuple[str, ...]] = ()
+    decodings: ClassVar[Mapping[str, Any]] = {"standard": None}
     backbone_reader: ClassVar[type[GridBackbone]] = GridBackbone
     input_embeddings: ClassVar[str]
     output_embeddings: ClassVar[str]
@@ -416,8 +417,9 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             generation_config (`GenerationConfig`, *optional*): by default that of the checkpoint.
             encoder_outputs ([`CaptionerEncoderOutput`], *optional*): what `encode_images` gave, instead of pictures.
             kwargs: the model's `image_inputs`, see `encode_images`; and generation options, as `num_beams`,
-                `max_length`, `num_return_sequences` or `do_sample`. `beam_rule` (`str`) names the beam search, a key of
-                the model's `beam_rules`; by default what the generation config says.
+                `max_length`, `num_return_sequences` or `do_sample`. `decoding` (`str`) names the way of decoding, a key
+                of the model's `decodings`: `"paper"` is the model's own, `"standard"` transformers'. By default what
+                the generation config says, where earlier versions have `beam_rule`.
 
         Returns:
             `torch.LongTensor` of shape `(B * num_return_sequences, length)`, start token first, padded after the end;
@@ -448,6 +450,19 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             what `generate` returns
         """
         raise NotImplementedError(f"{type(self).__name__} must define write_captions.")
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, decoding: str | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """As in transformers; the way of decoding is an option of the result, and a known one."""
+        merged: Any
+        merged, rest = super()._prepare_generation_config(generation_config, **kwargs)
+        options = vars(merged)
+        older = options.get("beam_rule", "standard")  # in generation configs saved by earlier versions
+        merged.decoding = decoding or options.get("decoding") or ("standard" if older == "standard" else "paper")
+        if merged.decoding not in self.decodings:
+            raise ValueError(f"decoding must be one of {sorted(self.decodings)}, not {merged.decoding!r}.")
+        return merged, rest
 
     def _check_longest(self, generation_config: GenerationConfig) -> None:
         """Refuse options that ask for longer captions than the model can write."""

@@ -39,7 +39,7 @@ class CaptionerEncoderOutput(ModelOutput):
         Returns:
             a copy, in which all tensors have these rows; `hidden_states` stay as they are.
         """
-        tensors: dict[str, Any] = {name: one[index] for name, one in self.items() if isinstance(one, torch.Tensor)}
+        tensors: dict[str, Any] = {name: value[index] for name, value in self.items() if torch.is_tensor(value)}
         return replace(self, **tensors)
 
 

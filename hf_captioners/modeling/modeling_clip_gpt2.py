@@ -25,13 +25,13 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .beam_search_clip_gpt2 import clipcap_beam_search
-from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_backbone import PooledBackbone, load_whole
 from .captioner_cache import CaptionerCache
 from .captioner_layers import at_least_float32, padding_mask, values_are_known
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_clip_gpt2 import ClipGpt2Config
+from .decoding_clip_gpt2 import ClipCapBeams
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
 from .prefix_mapper_clip_gpt2 import MAPPERS, TransformerMapper
@@ -128,7 +128,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """
 
     _no_split_modules = ["GPT2Block", "CLIPEncoderLayer", "MapperLayer"]
-    beam_rules = {"standard": None, "clipcap": clipcap_beam_search}
+    decodings = {"paper": Decoding(beams=ClipCapBeams), "standard": Decoding()}
     image_inputs = (*AutoregressiveCaptioner.image_inputs, "anchor_ids")
     loss_inputs = ("smoothing", "tag_targets")
     backbone_reader = PooledBackbone
@@ -149,7 +149,11 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
 
     def default_decoding(self) -> dict[str, Any]:
         """The project's number of words, and transformers' beam search."""
-        return {"num_beams": 5, "max_length": min(DEFAULT_WORDS + 2, cast(int, self.config.max_position_embeddings))}
+        return {
+            "num_beams": 5,
+            "decoding": "standard",
+            "max_length": min(DEFAULT_WORDS + 2, cast(int, self.config.max_position_embeddings)),
+        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -284,16 +288,17 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         self, prefix: torch.Tensor, mask: torch.Tensor | None, anchor_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Anchors and separator behind the image tokens: (R, N * P + L + 1, d) and the mask."""
-        pictures, rows = prefix.shape[0], anchor_ids.shape[0]
-        if rows % pictures:
-            raise ValueError(f"{rows} rows of anchor_ids cannot be shared out among {pictures} pictures evenly.")
+        images, rows = prefix.shape[0], anchor_ids.shape[0]
+        if rows % images:
+            raise ValueError(f"{rows} rows of anchor_ids cannot be shared out among {images} pictures evenly.")
         mask = prefix.new_ones(prefix.shape[:2], dtype=torch.long) if mask is None else mask
         real = anchor_ids >= 0
         separator = anchor_ids.new_full((rows, 1), cast(int, self.config.separator_token_id))
-        ids = torch.cat((anchor_ids.clamp(min=0), separator), dim=1)
-        real = torch.cat((real, real.any(dim=1, keepdim=True)), dim=1).long()
-        embedded = self.get_input_embeddings()(ids)
-        prefix, mask = (one.repeat_interleave(rows // pictures, dim=0) for one in (prefix, mask))
+        ids = torch.cat((anchor_ids.clamp(min=0), separator), dim=1)  # (R, L + 1)
+        real = torch.cat((real, real.any(dim=1, keepdim=True)), dim=1).long()  # (R, L + 1)
+        embedded = self.get_input_embeddings()(ids)  # (R, L + 1, d)
+        prefix = prefix.repeat_interleave(rows // images, dim=0)  # (R, N * P, d)
+        mask = mask.repeat_interleave(rows // images, dim=0)  # (R, N * P)
         return torch.cat((prefix, embedded), dim=1), torch.cat((mask, real), dim=1)
 
     def predict_tags(
@@ -324,7 +329,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """`anchor_ids` (B, L) of the most probable words, best first."""
         tags = cast(list, self.config.tag_token_ids)
         scores, best = tag_scores.sigmoid().topk(min(self.config.max_anchors, len(tags)))
-        table = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in tags], True, NO_ANCHOR).to(best.device)
+        table = nn.utils.rnn.pad_sequence([torch.tensor(tag) for tag in tags], True, NO_ANCHOR).to(best.device)
         anchors = table[best].masked_fill((scores <= self.config.anchor_threshold)[..., None], NO_ANCHOR)
         return anchors.flatten(1)  # padding between words does no harm: it is moved to the left with the rest
 
@@ -335,14 +340,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         return PrefixCache(self.config.text_config, encoder_outputs.last_hidden_state.shape[0])
 
     def decode(
-        self,
-        input_ids: torch.Tensor,
-        encoder_outputs: CaptionerEncoderOutput,
-        cache: CaptionerCache | None,
-        *,
-        logits_to_keep: int = 0,
-        teacher_forcing: bool = False,
-        **options: Any,
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
         """GPT-2 behind the prefix (B, C, d)."""
         prefix, mask = encoder_outputs.last_hidden_state, encoder_outputs.image_attention_mask
@@ -353,7 +351,13 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         else:
             inputs = self._behind_prefix(input_ids, encoder_outputs, cache)
         length = input_ids.shape[1]
-        output = self._run(inputs, mask, cache, logits_to_keep=logits_to_keep or length, **options)
+        output = self._run(
+            inputs,
+            mask,
+            cache,
+            logits_to_keep=options.logits_to_keep or length,
+            output_hidden_states=options.output_hidden_states,
+        )
         states = output.hidden_states  # without those of the prefix:
         states = None if states is None else tuple(state[:, -length:] for state in states)  # (N, T, d)
         return CaptionerOutput(logits=output.logits, decoder_hidden_states=states)

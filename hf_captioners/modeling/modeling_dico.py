@@ -37,12 +37,12 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
-from .beam_search_dico import dico_beam_search
-from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
 from .captioner_layers import padding_mask
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_dico import DicoCaptionerConfig
+from .decoding_dico import DicoBeams
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
 from .processing_dico import DicoProcessor  # noqa: F401  travels with the model
@@ -186,7 +186,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """
 
     _no_split_modules = ["GPT2Block", "BertLayer", "CLIPEncoderLayer"]
-    beam_rules = {"dico": dico_beam_search, "standard": None}
+    decodings = {"paper": Decoding(beams=DicoBeams), "standard": Decoding()}
     loss_inputs = ("smoothing", "pad_in_loss")
     input_embeddings, output_embeddings = "decoder.transformer.wte", "decoder.lm_head"
     # Attention projections of encoder and decoder: a good first choice for `LoraConfig(target_modules=…)`
@@ -208,7 +208,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
 
     def default_decoding(self) -> dict[str, Any]:
         """The original's."""
-        return {"num_beams": 5, "beam_rule": "dico", "max_length": min(LONGEST, self.config.max_position_embeddings)}
+        return {"num_beams": 5, "decoding": "paper", "max_length": min(LONGEST, self.config.max_position_embeddings)}
 
     def freeze_backbone(self, trainable: str = "none") -> int:
         """As in every captioner. The layer norm behind CLIP's last layer never learns: nothing here reads it."""
@@ -216,7 +216,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         if self.backbone is None or self.backbone.config.model_type != "clip_vision_model":
             return count
         self.backbone.get_submodule("post_layernorm").requires_grad_(False)
-        return sum(one.numel() for one in self.backbone.parameters() if one.requires_grad)
+        return sum(weight.numel() for weight in self.backbone.parameters() if weight.requires_grad)
 
     def encode(self, features: torch.Tensor, mask: torch.Tensor | None, **inputs: Any) -> CaptionerEncoderOutput:
         """BERT over the projected tokens.
@@ -256,13 +256,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         return DicoCache(DynamicCache(config=settings), kept)
 
     def decode(
-        self,
-        input_ids: torch.Tensor,
-        encoder_outputs: CaptionerEncoderOutput,
-        cache: DicoCache | None,
-        *,
-        teacher_forcing: bool = False,
-        **options: Any,
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
         """GPT-2 with cross-attention to the memory."""
         output = self.decoder(
@@ -271,7 +265,8 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             encoder_attention_mask=self._memory_mask(encoder_outputs),
             past_key_values=cache,
             use_cache=cache is not None,
-            **options,
+            logits_to_keep=options.logits_to_keep,
+            output_hidden_states=options.output_hidden_states,
         )
         return CaptionerOutput(logits=output.logits, decoder_hidden_states=output.hidden_states)
 

@@ -27,13 +27,13 @@ from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-from .beam_search_expansionnet_v2 import paper_beam_search
-from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
 from .captioner_layers import eager_attention_forward, initialize, padding_mask
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_expansionnet_v2 import ExpansionNetV2Config
+from .decoding_expansionnet_v2 import ExpansionNetV2Beams
 from .expansion_expansionnet_v2 import DynamicExpansion, ExpansionCacheLayer, StaticExpansion
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
@@ -172,7 +172,8 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
     """
 
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    beam_rules = {"paper": paper_beam_search, "standard": None}
+    decodings = {"paper": Decoding(beams=ExpansionNetV2Beams), "standard": Decoding()}
+    word_loss = staticmethod(smoothed_divergence)  # paper, section 4.3
     input_embeddings, output_embeddings = "out_embedder.embed", "vocab_linear"
     # Attention and expansion projections of the body: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = r"(encoders|decoders)\.\d+\.(stc_exp|dyn_exp|mha)\.(class_a_embed|class_b_embed|Wq|Wv)"
@@ -199,7 +200,7 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
 
     def default_decoding(self) -> dict[str, Any]:
         """The paper's (section 4.4)."""
-        return {"num_beams": 5, "beam_rule": "paper", "max_length": self.config.max_position_embeddings}
+        return {"num_beams": 5, "decoding": "paper", "max_length": self.config.max_position_embeddings}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -228,13 +229,7 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
         )
 
     def decode(
-        self,
-        input_ids: torch.Tensor,
-        encoder_outputs: CaptionerEncoderOutput,
-        cache: CaptionerCache | None,
-        *,
-        logits_to_keep: int = 0,
-        **options: Any,
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
         """Dynamic expansions over the words, attention to the memory, and the fusion of their layers."""
         caches: list[Any] = [None] * len(self.decoders) if cache is None else cache.layers
@@ -246,14 +241,8 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
         for layer, layer_cache in zip(self.decoders, caches, strict=True):
             states.append(layer(states[-1], encoder_outputs.last_hidden_state, visible, layer_cache))
         fused = self.other_dropout(self.dec_reduce_group(torch.cat(states[1:], dim=-1)))
-        output = self.dec_reduce_norm(states[-1] + fused)[:, -logits_to_keep:]
+        output = self.dec_reduce_norm(states[-1] + fused)[:, -options.logits_to_keep :]
         return CaptionerOutput(logits=self.vocab_linear(output), decoder_hidden_states=tuple(states))
-
-    def caption_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items: Any, encoder_outputs: Any, smoothing: float
-    ) -> torch.Tensor:
-        """Divergence from the smoothed targets (paper, section 4.3)."""
-        return smoothed_divergence(logits, labels, smoothing, num_items)
 
 
 class _DropPathAfterMLP:

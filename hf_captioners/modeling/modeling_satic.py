@@ -23,19 +23,19 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache_satic import GroupCacheLayer, GroupState
-from .captioner_autoregressive import AutoregressiveCaptioner
+from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
 from .captioner_layers import at_least_float32, eager_attention_forward, initialize, padding_mask, values_are_known
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_satic import SaticConfig
-from .decoding_satic import group_beam_search, group_sample
+from .decoding_satic import SaticBeams, UnknownWordPenalty, group_words
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
 from .processing_captioner import SaticProcessor  # noqa: F401  travels with the model
@@ -324,7 +324,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
 
     Options of `generate` beside those of transformers, which can also be set in `generation_config`:
 
-    - `beam_rule` (`str`, defaults to `"paper"`): `"paper"`: the decoding of this file's original, with an exact cache
+    - `decoding` (`str`, defaults to `"paper"`): `"paper"`: the decoding of this file's original, with an exact cache
       and K words a step, greedy or sampled with `num_beams=1`, else its beam search. `"standard"`: transformers' own
       loops, which ask for one word after the other and work with any K; the options below are not for them.
     - `length_penalty` (`float` or `str`, defaults to 0.0): the final score of a beam is its sum of log-probabilities
@@ -364,7 +364,8 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """
 
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    beam_rules = {"paper": group_beam_search, "standard": None}
+    decodings = {"paper": Decoding(words=group_words, beams=SaticBeams), "standard": Decoding()}
+    word_loss = staticmethod(smoothed_divergence)
     input_embeddings, output_embeddings = "model.tgt_embed.0.lut", "model.generator.proj"
     # Queries and values of every attention: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = r"model\.(encoder|decoder)\.layers\.\d+\.(self_attn|src_attn)\.linears\.(0|2)"
@@ -380,7 +381,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     def default_decoding(self) -> dict[str, Any]:
         """The original's: greedy over at most 20 words."""
         longest = min(21, self.config.max_position_embeddings)
-        return {"max_length": longest, "beam_rule": "paper", "suppress_unk": "beams", "reference_quirks": False}
+        return {"max_length": longest, "decoding": "paper", "suppress_unk": "beams", "reference_quirks": False}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -417,14 +418,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         return CaptionerCache(layers=[GroupState(), *layers])
 
     def decode(
-        self,
-        input_ids: torch.Tensor,
-        encoder_outputs: CaptionerEncoderOutput,
-        cache: CaptionerCache | None,
-        *,
-        logits_to_keep: int = 0,
-        teacher_forcing: bool = False,
-        **options: Any,
+        self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
         """Groups of words from the groups before them; the layers' outputs are those of whole groups, with a cache of
         those that were computed.
@@ -433,18 +427,18 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             ValueError: captions to learn, with a cache.
         """
         if cache is None:
-            logits, states = self._score(input_ids, encoder_outputs, teacher_forcing, logits_to_keep)
-        elif teacher_forcing:
+            logits, states = self._score(input_ids, encoder_outputs, options.teacher_forcing, options.logits_to_keep)
+        elif options.teacher_forcing:
             raise ValueError("labels are scored in one pass: leave past_key_values and use_cache out.")
         else:
-            logits, states = self._continue(input_ids, encoder_outputs, cache, logits_to_keep)
+            logits, states = self._continue(input_ids, encoder_outputs, cache, options.logits_to_keep)
         return CaptionerOutput(logits=logits, decoder_hidden_states=tuple(states))
 
     def _score(
         self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, training: bool, keep: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the last `keep` words (all for 0) and the decoder's states, in one pass."""
-        slots = group_inputs(ids, self.config.group_size)
+        slots = group_inputs(ids, self.config.group_size)  # (N, groups * K)
         if training and self.config.training_mask == "original":
             mask: torch.Tensor | None = self._original_training_mask(slots)
         else:
@@ -458,7 +452,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """As `_score`, after the words in `cache`. Runs the decoder only if a new group can be scored."""
         state = cast(GroupState, cache.layers[0])
         size, known = self.config.group_size, state.groups * self.config.group_size
-        words = state.append(ids)
+        words = state.append(ids)  # (R, n)
         total = words.shape[1]
         first = total - (min(keep, ids.shape[1]) or ids.shape[1])  # the first place whose logits are wanted
         states: list[torch.Tensor] = []
@@ -466,10 +460,10 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         if first < known:  # the rest of the group that was scored last
             parts.append(state.read(first - known + size, min(total - known, 0) + size))
         if total > known:
-            slots = group_inputs(words, size, state.groups)
+            slots = group_inputs(words, size, state.groups)  # (R, new groups * K)
             mask = group_mask(known, known + slots.shape[1], size, slots.device)
             states = self._run_decoder(slots, encoder_outputs, cache, mask)
-            logits = self.model.generator(states[-1])
+            logits = self.model.generator(states[-1])  # (R, new groups * K, V)
             parts.append(logits[:, max(first - known, 0) : total - known])
             state.store(logits[:, -size:], -(-total // size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), states
@@ -507,16 +501,10 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         cut_off = torch.logical_and(places == missing, groups[:, None] == missing // size)
         return visible.masked_fill(cut_off, False)
 
-    def caption_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items: Any, encoder_outputs: Any, smoothing: float
-    ) -> torch.Tensor:
-        """Divergence from the smoothed targets; with `smoothing` 0, the default, the cross-entropy."""
-        return smoothed_divergence(logits, labels, smoothing, num_items)
-
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:
-        """As in `GenerationMixin`, but no length penalty unless one was asked for; transformers' default is 1.0, and a
+        """As in every captioner, but no length penalty unless one was asked for; transformers' default is 1.0, and a
         generation config without beams cannot be saved with another one."""
         merged, rest = super()._prepare_generation_config(generation_config, **kwargs)
         places = (self.generation_config, generation_config)
@@ -525,23 +513,29 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             merged.length_penalty = 0.0
         return merged, rest
 
-    def _choose_beam_search(self, generation_config: GenerationConfig, beam_rule: str | None) -> Callable | None:
-        search = super()._choose_beam_search(generation_config, beam_rule)  # refuses unknown rules
+    def _choose_decoding(self, generation_config: Any) -> Callable | None:
         options = vars(generation_config)
-        suppress, rule = options.get("suppress_unk", "beams"), options.get("beam_rule", "standard")
+        suppress = options.get("suppress_unk", "beams")
         if suppress not in (True, False, "beams"):
             raise ValueError(f"suppress_unk must be True, False or 'beams', not {suppress!r}.")
-        if (beam_rule or rule) == "paper":
-            if generation_config.num_beams == 1:
-                return group_sample
-            if generation_config.do_sample:
-                raise ValueError("the paper's beam search does not sample: give beam_rule='standard' or num_beams=1.")
-            return search
-        if isinstance(generation_config.length_penalty, str):
+        if options["decoding"] == "paper":
+            if generation_config.do_sample and generation_config.num_beams > 1:
+                raise ValueError("the paper's beam search does not sample: give decoding='standard' or num_beams=1.")
+        elif isinstance(generation_config.length_penalty, str):
             raise ValueError(
-                f"length_penalty={generation_config.length_penalty!r} is for beam_rule='paper'; with 'standard' give a "
+                f"length_penalty={generation_config.length_penalty!r} is for decoding='paper'; with 'standard' give a "
                 "number."
             )
-        if suppress is True or options.get("reference_quirks"):
-            raise ValueError("suppress_unk and reference_quirks are for beam_rule='paper'.")
-        return None
+        elif suppress is True or options.get("reference_quirks"):
+            raise ValueError("suppress_unk and reference_quirks are for decoding='paper'.")
+        return super()._choose_decoding(generation_config)
+
+    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """As in every captioner, and the paper's penalty of the unknown word before all others."""
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        options, unknown = vars(generation_config), self.config.unk_token_id
+        suppress = options.get("suppress_unk", "beams")
+        avoided = generation_config.num_beams > 1 if suppress == "beams" else suppress
+        if options["decoding"] == "paper" and avoided and unknown is not None:
+            processors.insert(0, UnknownWordPenalty(unknown))
+        return processors

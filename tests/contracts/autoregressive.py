@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from contracts.captioner import CaptionerContract
@@ -18,7 +20,7 @@ class AutoregressiveContract(CaptionerContract):
         [
             {"num_beams": 1},
             {"num_beams": 3, "num_return_sequences": 2},
-            {"num_beams": 3, "beam_rule": "standard"},
+            {"num_beams": 3, "decoding": "standard"},
             {"num_beams": 1, "do_sample": True, "num_return_sequences": 3},
             {"num_beams": 1, "do_sample": True, "top_p": 0.7},
             {"num_beams": 2, "no_repeat_ngram_size": 1, "min_length": 5},
@@ -44,18 +46,47 @@ class AutoregressiveContract(CaptionerContract):
             steps.append(step.logits)
         torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-5)
 
-    def test_scores_are_the_log_probabilities_of_the_captions(self, model, features):
+    @pytest.mark.parametrize("decoding", ["paper", "standard"])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"num_beams": 1},
+            {"num_beams": 1, "do_sample": True, "top_k": 0},
+            {"num_beams": 3, "num_return_sequences": 3},
+        ],
+        ids=["greedy", "sampling", "beams"],
+    )
+    def test_scores_and_logits_mean_the_same_in_every_decoding(self, model, features, decoding, options):
+        """Logits are the model's; scores are the log-probabilities of the words, where no processor changes them."""
         out = model.generate(
             image_features=features,
-            num_beams=3,
-            num_return_sequences=3,
+            decoding=decoding,
             max_length=9,
             return_dict_in_generate=True,
             output_scores=True,
+            output_logits=True,
+            **options,
         )
-        log_probs = model.sequence_log_probs(out.sequences, image_features=features)
-        steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=False)
-        torch.testing.assert_close(steps, log_probs, atol=1e-4, rtol=1e-4)
+        expected = model.sequence_log_probs(out.sequences, image_features=features)
+        sources = out.beam_indices if options["num_beams"] > 1 else None
+        for scores in (out.scores, tuple(logits.log_softmax(-1) for logits in out.logits)):
+            got = model.compute_transition_scores(out.sequences, scores, sources)
+            torch.testing.assert_close(got.masked_fill(expected == 0, 0.0), expected, atol=1e-4, rtol=1e-4)
+        first = model.shift_labels(out.sequences[:: options.get("num_return_sequences", 1), 1:])[:, :1]
+        raw = model(image_features=features, decoder_input_ids=first).logits[:, 0]
+        torch.testing.assert_close(out.logits[0][:: options["num_beams"]], raw, atol=1e-4, rtol=1e-4)
+
+    def test_generation_configs_of_earlier_versions_are_read(self, model, features, tmp_path):
+        """They say `beam_rule`, and a model's own rule had a name of its own."""
+        options = {"image_features": features, "num_beams": 3, "max_length": 10, "num_return_sequences": 3}
+        captions = {name: model.generate(**options, decoding=name) for name in ("paper", "standard")}
+        model.save_pretrained(tmp_path)
+        path = tmp_path / "generation_config.json"
+        saved = json.loads(path.read_text())
+        del saved["decoding"]
+        for older, name in (("paper", "paper"), ("dico", "paper"), ("clipcap", "paper"), ("standard", "standard")):
+            path.write_text(json.dumps({**saved, "beam_rule": older}))
+            assert torch.equal(type(model).from_pretrained(tmp_path).generate(**options), captions[name])
 
     def test_sequence_log_probs_are_those_of_the_words(self, model, features, labels, sequences):
         log_probs = model.sequence_log_probs(sequences, image_features=features)
@@ -64,5 +95,5 @@ class AutoregressiveContract(CaptionerContract):
         torch.testing.assert_close(log_probs, gold)
 
     def test_refuses_unknown_ways_of_decoding(self, model, features):
-        with pytest.raises(ValueError, match="beam_rule must be one of"):
-            model.generate(image_features=features, beam_rule="mine")
+        with pytest.raises(ValueError, match="decoding must be one of"):
+            model.generate(image_features=features, decoding="mine")

@@ -257,7 +257,7 @@ def test_transformers_own_beam_search_is_one_option_away(kind, tokenizer_dir, tm
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     embeddings = torch.randn(4, EMBEDDING)
     prefix = torch.stack([original_prefix(state, embedding) for embedding in embeddings])
-    ours = model.generate(image_features=embeddings, beam_rule="standard", max_new_tokens=9)
+    ours = model.generate(image_features=embeddings, decoding="standard", max_new_tokens=9)
     options = {"num_beams": 5, "eos_token_id": [END, STOP], "pad_token_id": END}
     own = model.gpt.generate(
         inputs_embeds=prefix, attention_mask=torch.ones(prefix.shape[:2]), max_new_tokens=9, **options
@@ -269,7 +269,7 @@ def test_the_folder_decodes_as_the_original(kind, tokenizer_dir, tmp_path):
     report = converted(tmp_path, random_checkpoint(kind), tokenizer_dir)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     settings = model.generation_config
-    assert (settings.num_beams, settings.beam_rule, settings.max_length) == (5, "clipcap", 68)
+    assert (settings.num_beams, settings.decoding, settings.max_length) == (5, "paper", 68)
     assert settings.eos_token_id == [END, STOP]
     config = model.config
     assert (config.mapping_type, config.prefix_length, config.feature_size) == (kind, 4, EMBEDDING)

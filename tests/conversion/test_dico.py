@@ -191,7 +191,7 @@ class TestFolder:
         }  # fmt: skip
         assert report.assumed == {}
         written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-        assert (written["num_beams"], written["beam_rule"], written["max_length"]) == (5, "dico", 21)
+        assert (written["num_beams"], written["decoding"], written["max_length"]) == (5, "paper", 21)
 
     def test_every_tensor_is_used_or_named_as_dropped(self, original, tmp_path):
         state = torch.load(original / "pytorch_model.bin", weights_only=True)

@@ -110,7 +110,7 @@ class TestFolder:
         converted(case, tmp_path / "out")
         written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
         assert written["max_length"] == settings(case)["opt"]["max_length"] + 1
-        assert (written["beam_rule"], written["suppress_unk"], written["reference_quirks"]) == ("paper", "beams", False)
+        assert (written["decoding"], written["suppress_unk"], written["reference_quirks"]) == ("paper", "beams", False)
 
     def test_pipeline(self, case: Path, tmp_path: Path) -> None:
         converted(case, tmp_path / "out")

@@ -41,7 +41,7 @@ def features():
     return torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "beam_rule": "standard"}])
+@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "decoding": "standard"}])
 def test_one_captioner_twice_is_that_captioner(features, options):
     model = captioner(0)
     ensemble = CaptionerEnsemble([model, model])

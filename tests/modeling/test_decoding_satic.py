@@ -189,7 +189,7 @@ def test_one_decoder_call_for_a_group(features, size):
     calls = count_calls(model)
     for rule in ("paper", "standard"):
         calls.clear()
-        ids = model.generate(image_features=features, beam_rule=rule, max_length=20)
+        ids = model.generate(image_features=features, decoding=rule, max_length=20)
         assert len(calls) == math.ceil((ids.shape[1] - 1) / size)
 
 
@@ -282,7 +282,7 @@ def test_samples_follow_the_distribution_and_carry_their_log_probs(features):
         num_return_sequences=4000,
         max_length=5,
         return_dict_in_generate=True,
-        output_logits=True,
+        output_scores=True,
     )
     first = group_log_probs(model, encoded_pictures(model, features)[0], [])
     for place in range(2):
@@ -291,7 +291,7 @@ def test_samples_follow_the_distribution_and_carry_their_log_probs(features):
         frequency = torch.bincount(words[started], minlength=WORDS) / started.sum()
         torch.testing.assert_close(frequency, first[place].exp(), atol=0.04, rtol=0)  # 5 deviations
     log_probs = model.sequence_log_probs(out.sequences, image_features=features[:1])
-    given = model.compute_transition_scores(out.sequences, out.logits)
+    given = model.compute_transition_scores(out.sequences, out.scores)
     torch.testing.assert_close(given.masked_fill(log_probs == 0, 0.0), log_probs, atol=1e-4, rtol=1e-4)
 
 
@@ -308,7 +308,7 @@ def test_a_group_of_one_decodes_as_transformers(features):
         captions = []
         for rule in ("paper", "standard"):
             torch.manual_seed(0)
-            captions.append(model.generate(image_features=features, max_length=12, beam_rule=rule, **options))
+            captions.append(model.generate(image_features=features, max_length=12, decoding=rule, **options))
         assert torch.equal(*captions)
 
 
@@ -369,10 +369,10 @@ def test_impossible_options_are_refused(features):
     for options, message in [
         ({"num_beams": 3, "do_sample": True}, "does not sample"),
         ({"num_beams": 3, "length_penalty": "gnmt"}, "length_penalty must be a number"),
-        ({"num_beams": 3, "length_penalty": "wu_0.7", "beam_rule": "standard"}, "is for beam_rule='paper'"),
+        ({"num_beams": 3, "length_penalty": "wu_0.7", "decoding": "standard"}, "is for decoding='paper'"),
         ({"suppress_unk": "never"}, "suppress_unk must be True, False or 'beams', not 'never'"),
-        ({"suppress_unk": True, "beam_rule": "standard"}, "are for beam_rule='paper'"),
-        ({"reference_quirks": True, "beam_rule": "standard"}, "are for beam_rule='paper'"),
+        ({"suppress_unk": True, "decoding": "standard"}, "are for decoding='paper'"),
+        ({"reference_quirks": True, "decoding": "standard"}, "are for decoding='paper'"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.generate(image_features=features, **options)
@@ -388,7 +388,7 @@ def test_no_warning_where_padding_and_end_are_one_token(features, caplog):
     with caplog.at_level(logging.WARNING, logger="transformers"):
         logging.getLogger("transformers").propagate = True
         make_model(2).generate(image_features=features, num_beams=2)
-        make_model(2).generate(image_features=features, beam_rule="standard")
+        make_model(2).generate(image_features=features, decoding="standard")
     assert [record.getMessage() for record in caplog.records] == []
 
 

@@ -296,7 +296,7 @@ def test_clipcaps_beam_search_with_cache_and_without(options):
             image_features=features,
             decoder_input_ids=prompt,
             num_beams=3,
-            beam_rule="clipcap",
+            decoding="paper",
             max_length=9,
             use_cache=use_cache,
             **options,

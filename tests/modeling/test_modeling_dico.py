@@ -266,7 +266,7 @@ def test_the_memory_is_projected_once_for_a_picture():
         block.crossattention.c_attn.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     features = torch.randn(2, 6, 16)
     model.generate(image_features=features, num_beams=4, max_length=9)
-    model.generate(image_features=features, num_beams=4, max_length=9, beam_rule="standard")
+    model.generate(image_features=features, num_beams=4, max_length=9, decoding="standard")
     model(image_features=features, labels=torch.randint(6, 30, (6, 5)))
     assert shapes == [(2, 6, 24)] * 6  # two layers, three calls
     cache = model.start_cache(model.encode_images(image_features=features))
@@ -341,7 +341,7 @@ def test_a_too_long_caption_and_a_foreign_cache_are_refused():
         model(image_features=features, labels=torch.full((1, 5), 4), past_key_values=DynamicCache())
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "beam_rule": "standard"}])
+@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "decoding": "standard"}])
 def test_a_prompt_is_continued(options):
     model = tiny_model()
     features = torch.randn(2, 4, 16)

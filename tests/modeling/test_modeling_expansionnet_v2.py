@@ -190,7 +190,7 @@ def test_a_too_long_caption_is_refused(model):
 def test_a_prompt_is_continued(model):
     features = torch.randn(2, 4, model.config.feature_size)
     prompt = torch.tensor([[model.config.bos_token_id, 5, 6]]).repeat(2, 1)
-    for options in ({"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "beam_rule": "standard"}):
+    for options in ({"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "decoding": "standard"}):
         captions = [
             model.generate(image_features=features, decoder_input_ids=prompt, max_length=9, use_cache=cache, **options)
             for cache in (True, False)

@@ -187,10 +187,10 @@ class TestGeneration:
         usual = hf_captioners.pipeline(
             model=str(tiny_captioner_dir),
             prompt="the",
-            beam_rule="standard",
+            decoding="standard",
             generate_kwargs={"num_beams": 3, "num_return_sequences": 2},
         )
-        options = {"beam_rule": "standard", "num_beams": 3, "num_return_sequences": 2}
+        options = {"decoding": "standard", "num_beams": 3, "num_return_sequences": 2}
         assert usual(pictures[2]) == captioner(pictures[2], prompt="the", **options)
         assert usual(pictures[2], max_new_tokens=4) == captioner(pictures[2], prompt="the", max_new_tokens=4, **options)
         assert usual(pictures[2], prompt="two", num_return_sequences=1) == captioner(

@@ -174,7 +174,7 @@ def beam_names(case: Case) -> list[str]:
     return sorted(name.removesuffix("_ids") for name in case.io if name.startswith("beam") and name.endswith("_ids"))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"beam_rule": "dico"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"decoding": "paper"}], ids=str)
 def test_n_best_lists(case, options):
     assert len(beam_names(case)) >= 2
     for name in beam_names(case):

@@ -424,12 +424,12 @@ def test_what_the_models_generation_config_says_of_sampling_does_not(tmp_path, s
 
 
 @pytest.mark.parametrize("rule", ["paper", "standard"])
-def test_the_models_beam_rule_stays_in_force(tmp_path, tiny_captioner_dir, rule):
+def test_the_models_decoding_stays_in_force(tmp_path, tiny_captioner_dir, rule):
     speaker = make_speaker("expansionnet_v2", tiny_captioner_dir)
     args = options_of(tmp_path, max_completion_length=4)
-    speaker.model.generation_config.beam_rule = rule
+    speaker.model.generation_config.decoding = rule
     ids = speaker.model.generate(
-        encoder_outputs=speaker.memory(), num_beams=4, num_return_sequences=4, max_length=5, beam_rule=rule
+        encoder_outputs=speaker.memory(), num_beams=4, num_return_sequences=4, max_length=5, decoding=rule
     )
     assert torch.equal(speaker.write(args), ids)
 
