@@ -59,7 +59,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _describe_metrics() -> str:
     """A line per metric of the table: what it measures and needs."""
-    from ..metrics.table import METRICS
+    from ..metric_table import METRICS
 
     lines = []
     for name, metric in METRICS.items():
@@ -74,7 +74,7 @@ def _scorer_option(name: str) -> str:
 
 
 def _add_scores(parser: argparse.ArgumentParser) -> None:
-    from ..metrics.table import DEFAULT_METRICS, METRICS
+    from ..metric_table import DEFAULT_METRICS, METRICS
 
     parser.add_argument(
         "--metrics",
@@ -238,8 +238,8 @@ def _save_results(path: Path, captions: dict[Any, str]) -> None:
 
 def _suite(args: argparse.Namespace) -> "CaptionMetrics":
     """The metrics, with what they need: known to be there before a picture is captioned."""
+    from ..metric_table import METRICS
     from ..metrics import CaptionMetrics
-    from ..metrics.table import METRICS
 
     models = {name: vars(args)[f"{name}_scorer"] for name, metric in METRICS.items() if metric.scorer is not None}
     metrics = list(dict.fromkeys([*args.metrics, *(name for name, model in models.items() if model is not None)]))
@@ -252,7 +252,7 @@ def _suite(args: argparse.Namespace) -> "CaptionMetrics":
 
 
 def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
-    from ..metrics.table import METRICS
+    from ..metric_table import METRICS
 
     images = None
     on_images = [name for name in suite.metrics if "images" in METRICS[name].reads]
@@ -267,7 +267,7 @@ def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
 
 def _scorer(name: str, model: str | None, args: argparse.Namespace) -> Any:
     from ..inference.device import choose_device
-    from ..metrics.table import METRICS
+    from ..metric_table import METRICS
 
     if model is None:
         raise UsageError(f"--metrics {name} needs {_scorer_option(name)} MODEL")

@@ -9,6 +9,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..metric_table import DEFAULT_METRICS, METRICS
 from .bleu import bleu
 from .cider.cider import cider, cider_d
 from .cider.document_frequency import DocumentFrequencies
@@ -21,7 +22,6 @@ from .scores import Scores
 from .spice.cache import SpiceError
 from .spice.spice import spice
 from .suite import CaptionMetrics, Evaluation
-from .table import DEFAULT_METRICS, METRICS
 from .tokens import tokenize
 
 if TYPE_CHECKING:

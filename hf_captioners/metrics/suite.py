@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._version import __version__
+from ..metric_table import DEFAULT_METRICS, METRICS, printed
 from .cider.document_frequency import DocumentFrequencies
 from .distributed import gather_rows
 from .inputs import MetricInputError, check_pairs
 from .scores import Scores
 from .signature import hash_captions, signature_text
-from .table import DEFAULT_METRICS, METRICS, printed
 from .tokens import Tokenizer, prepare_pairs, tokenizer_name
 
 

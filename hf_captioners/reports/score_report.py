@@ -26,9 +26,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.files import write_whole
+from ..metric_table import printed
 from ..metrics.inputs import check_pairs
 from ..metrics.scores import Scores
-from ..metrics.table import printed
 from ..modeling.captioner_image_io import ImageError, open_image
 from .score_report_charts import Chart, draw_bars, draw_histogram
 from .score_report_page import GENERATOR, Card, label, render_page, scale, scaled, scaled_label

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-from ..metrics.table import printed
+from ..metric_table import printed
 from .score_report_charts import Chart
 
 GENERATOR = '<meta name="generator" content="hf_captioners score report">'

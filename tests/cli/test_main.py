@@ -17,12 +17,14 @@ import sys, types
 package = types.ModuleType("hf_captioners")
 package.__path__ = [{str(PACKAGE)!r}]
 sys.modules["hf_captioners"] = package
-from hf_captioners.cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
+from hf_captioners.cli.main import VERBS, main
+for verb in [[], *([verb.__name__.split(".")[-1]] for verb in VERBS)]:
+    try:
+        main([*verb, "--help"])
+    except SystemExit as end:
+        assert end.code == 0, verb
     heavy = {{"torch", "transformers", "datasets", "numpy", "PIL"}} & set(sys.modules)
-    assert not heavy, heavy
+    assert not heavy, (verb, heavy)
 """
 
 
@@ -35,11 +37,10 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n    {verb} " in text
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], *([verb, "--help"] for verb in ("caption", "features", "plot", "convert"))]
-)
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True, capture_output=True, timeout=60)
+def test_help_loads_nothing_heavy() -> None:
+    run = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("usage: hf-captioners ") == 1 + len(main.VERBS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-verb"], ["caption"], ["env", "--no-such-option"]])

@@ -17,9 +17,9 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
+from hf_captioners.metric_table import METRICS, printed
 from hf_captioners.metrics import CaptionMetrics, DocumentFrequencies, Evaluation, MetricInputError
 from hf_captioners.metrics.scores import Scores
-from hf_captioners.metrics.table import METRICS, printed
 
 PREDICTIONS = ["A dog runs on a lawn.", "two cats on a chair", "the sea", ""]
 REFERENCES = [["The dog runs over a lawn.", "a dog, a dog"], ["cats sit on the chair"], ["the blue sea"], ["a red bus"]]

@@ -11,6 +11,7 @@ import torch
 from contracts.metric import random_images, tiny_clip
 from transformers import CLIPImageProcessorPil
 
+from hf_captioners.metric_table import METRICS
 from hf_captioners.metrics import CaptionMetrics, DocumentFrequencies
 from hf_captioners.metrics.clip.clip_score import ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
@@ -19,7 +20,6 @@ from hf_captioners.metrics.meteor.data import MeteorData, SynonymSets
 from hf_captioners.metrics.meteor.normalizer import MeteorNormalizer
 from hf_captioners.metrics.meteor.paraphrases import ParaphraseTable
 from hf_captioners.metrics.signature import hash_captions, signature_text
-from hf_captioners.metrics.table import METRICS
 
 PREDICTIONS = ["a dog runs on a lawn a dog runs", "two cats on a chair", "the sea plan b."]
 REFERENCES = [["the dog runs over a lawn", "a dog a dog"], ["cats sit on the chair", "two cats"], ["the blue sea"]]

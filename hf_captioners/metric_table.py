@@ -50,7 +50,7 @@ class Metric:
     """An entry of the table.
 
     Attributes:
-        function (`str`): the function, `module:name` from this folder on. It is imported when it is needed.
+        function (`str`): the function, `module:name` from `metrics/` on. It is imported when it is needed.
         summary (`str`): what it measures, for `--help`.
         reads (`tuple[str, ...]`): what the suite gives it by name: `"predictions"`, `"references"`, `"images"`,
             `"document_frequencies"` (only where the user has some). What else the function takes is an option.
@@ -93,7 +93,7 @@ _OF_THE_SUITE = ("predictions", "references", "tokenized", "tokenizer", "image_i
 
 def _load(path: str) -> Callable[..., Any]:
     module, name = path.split(":")
-    return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return getattr(importlib.import_module(f"{__package__}.metrics.{module}"), name)
 
 
 _ON_IMAGES = ("images", "predictions", "references")
@@ -160,7 +160,7 @@ def printed(score: str) -> Printed | None:
     Example:
 
     ```python
-    >>> from hf_captioners.metrics.table import printed
+    >>> from hf_captioners.metric_table import printed
     >>> printed("bleu_4").full_label, printed("bleu_4").text(0.37861)
     ('BLEU-4 x 100', '37.86')
 

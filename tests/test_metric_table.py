@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import hf_captioners
+from hf_captioners.metric_table import DEFAULT_METRICS, METRICS, printed
 from hf_captioners.metrics.scores import Scores
-from hf_captioners.metrics.table import DEFAULT_METRICS, METRICS, printed
 
 
 @pytest.mark.parametrize("name", METRICS)
