@@ -34,8 +34,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
     dataset = parser.add_argument_group("a data set in the place of paths; its records have `image_id`")
     dataset.add_argument("--annotations", metavar="FILE", help="JSON file in Karpathy's layout")
+    dataset.add_argument(
+        "--data-dir", "--data_dir", metavar="DIR", help="or a folder as training reads it, with its own pictures"
+    )
     dataset.add_argument("--labels", metavar="FILE", help="label file of the SATIC code, for its cocotalk.json")
-    dataset.add_argument("--split", default="train+restval", help="such as val or train+restval (%(default)s)")
+    dataset.add_argument("--split", help="such as val or train+restval (the default; all of a folder)")
     source = dataset.add_mutually_exclusive_group()
     source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
     source.add_argument("--features", metavar="DIR", help="folder of their features, as `features` writes it")
@@ -111,7 +114,7 @@ def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[It
     from ..inference.caption_files import caption_files
     from ..inference.image_files import LeftOutFiles, find_images
 
-    if args.annotations is not None:
+    if args.annotations is not None or args.data_dir is not None:
         return _caption_dataset(args)
     if args.features or args.image_root or not args.paths:
         raise UsageError("give paths, or --annotations with --image-root or --features")
@@ -140,7 +143,9 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, Any]], int]:
     """The records of a data set's rows, from its picture files or from cached features."""
-    if args.paths or not (args.image_root or args.features):
+    if args.paths or (args.annotations is not None and args.data_dir is not None):
+        raise UsageError("give paths, or --annotations, or --data-dir, one of them")
+    if args.data_dir is None and not (args.image_root or args.features):
         raise UsageError("--annotations goes with --image-root or --features, without paths")
     from ..data.features.store import FeatureStore
     from ..data.rows import attach_features, undecoded
@@ -166,13 +171,19 @@ def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, An
 
 def _rows(args: argparse.Namespace) -> Any:
     from ..data.captions.cocotalk import load_cocotalk
+    from ..data.captions.folder import load_folder_split
     from ..data.captions.karpathy import load_karpathy
 
+    if args.data_dir is not None:
+        if args.labels or args.image_root:
+            raise ValueError("--data-dir has its own pictures and captions, without --image-root and --labels")
+        return load_folder_split(args.data_dir, args.split or "all")
+    split = args.split or "train+restval"
     if args.labels is None:
-        return load_karpathy(args.annotations, args.image_root, args.split)
+        return load_karpathy(args.annotations, args.image_root, split)
     if args.image_root:
         raise ValueError("--labels goes with --features: the rows of cocotalk.json have no pictures")
-    return load_cocotalk(args.annotations, args.labels, args.split.replace("train+restval", "train"))
+    return load_cocotalk(args.annotations, args.labels, split.replace("train+restval", "train"))
 
 
 def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResults | None) -> int:

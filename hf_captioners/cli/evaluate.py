@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .common import UsageError, add_model_options, load_captioner, print_error
 
 if TYPE_CHECKING:
+    from ..data.captions.predictions import References
     from ..metrics import CaptionMetrics, Evaluation
 
 _EPILOG = """\
@@ -50,10 +51,12 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--subset", action="store_true", help="score the images that have both, leave out the others")
     written = parser.add_argument_group("captions written now")
     written.add_argument("--model", help="folder or Hub name of a captioner")
-    written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder with metadata.jsonl")
+    written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder as training reads it")
     written.add_argument("--features", metavar="DIR", help="their cached features, to caption instead of the pictures")
     written.add_argument("--save-predictions", metavar="FILE", type=Path, help="also write them, as COCO results")
-    parser.add_argument("--split", metavar="NAME", help="of Karpathy JSON: such as test or val+test (default: all)")
+    parser.add_argument(
+        "--split", metavar="NAME", help="of Karpathy JSON or a folder: such as test or val+test (default: all)"
+    )
     parser.add_argument("--image-root", metavar="DIR", type=Path, help="folder of the pictures")
 
 
@@ -169,17 +172,16 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     """Caption the pictures of the data set; a picture that cannot be captioned is named and left out."""
     from tqdm import tqdm
 
-    from ..data.captions.predictions import Predictions, picture_paths, read_references
+    from ..data.captions.predictions import read_references
     from ..data.printable import printable
     from ..inference.caption_files import caption_files
 
     if args.features is not None:
         return _write_captions_of_features(args)
     source = Path(args.dataset)
-    root = args.image_root or (source if source.is_dir() else source.parent)
-    references = read_references(source / "metadata.jsonl" if source.is_dir() else source, args.split)
+    references = read_references(source, args.split)
     ids = list(references.captions)
-    pictures = picture_paths(Predictions("", {}), references, ids, root)
+    pictures = _pictures(references, args.image_root, source)
     nameless = [image_id for image_id in ids if image_id not in pictures]
     if nameless:
         raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
@@ -200,7 +202,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
 def _write_captions_of_features(args: argparse.Namespace) -> _Captions:
     from tqdm import tqdm
 
-    from ..data.captions.predictions import Predictions, picture_paths, read_references
+    from ..data.captions.predictions import read_references
     from ..data.features.store import FeatureStore
     from ..inference.caption_rows import caption_rows
 
@@ -216,8 +218,18 @@ def _write_captions_of_features(args: argparse.Namespace) -> _Captions:
     records = caption_rows(model, processor, rows, args.batch_size, **options)
     progress = tqdm(records, total=len(ids), unit="picture", disable=None)
     captions = {record["image_id"]: record["caption"] for record in progress}
-    pictures = picture_paths(Predictions("", {}), references, ids, args.image_root) if args.image_root else {}
+    knows_where = args.image_root or Path(args.dataset).is_dir()
+    pictures = _pictures(references, args.image_root, Path(args.dataset)) if knows_where else {}
     return _written(args, captions, references.captions, pictures)
+
+
+def _pictures(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:
+    """Where the pictures of references are: a folder knows, a file needs to be told or has them beside it."""
+    from ..data.captions.predictions import Predictions, picture_paths
+
+    if source.is_dir() and image_root is None:
+        return {image_id: Path(name) for image_id, name in references.file_names.items()}
+    return picture_paths(Predictions("", {}), references, references.captions, image_root or source.parent)
 
 
 def _written(

@@ -26,6 +26,7 @@ NORMS = ("none", "l2")
 OF_PICTURES = (
     "model",
     "annotations",
+    "data_dir",
     "image_root",
     "splits",
     "tokens",
@@ -62,7 +63,13 @@ def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--model", help="folder or Hub name of a captioner, a vision backbone or a CLIP")
     group.add_argument("--annotations", help="JSON file in Karpathy's layout, plain or gzipped")
     group.add_argument("--image-root", help="folder of the pictures: ROOT/[filepath/]filename")
-    group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")
+    group.add_argument(
+        "--data-dir",
+        "--data_dir",
+        metavar="DIR",
+        help="instead of these two: a folder as training reads it, with train/ and validation/",
+    )
+    group.add_argument("--splits", nargs="+", metavar="SPLIT", help=f"some of {', '.join(SPLITS)} (default: all)")
     group.add_argument(
         "--tokens",
         choices=("grid", "pooled"),
@@ -152,18 +159,27 @@ def _check(args: argparse.Namespace) -> None:
     if given:
         alone = "needs --regions" if args.regions is None else "does not go with --regions"
         raise ValueError(f"--{given[0].replace('_', '-')} {alone}")
-    if args.regions is None and None in (args.model, args.annotations, args.image_root):
-        raise ValueError("give --model, --annotations and --image-root, or --regions")
+    of_file = args.annotations is not None or args.image_root is not None
+    if args.regions is None and args.data_dir is not None and of_file:
+        raise ValueError("--data-dir does not go with --annotations and --image-root")
+    has_source = args.data_dir is not None or None not in (args.annotations, args.image_root)
+    if args.regions is None and (args.model is None or not has_source):
+        raise ValueError("give --model, and --annotations with --image-root or --data-dir; or give --regions")
     if (args.boxes is None) != (args.image_sizes is None):
         raise ValueError("--boxes are in pixels and go with --image-sizes")
 
 
 def _from_pictures(args: argparse.Namespace) -> Any:
+    from ..data.captions.folder import load_folder_split
     from ..data.captions.karpathy import load_karpathy
     from ..data.features.store import DTYPES as TORCH_DTYPES
     from ..inference.extract_features import FeatureExtractor, write_features
 
-    dataset = load_karpathy(args.annotations, args.image_root, "+".join(args.splits), missing=args.missing)
+    split = "all" if args.splits is None else "+".join(args.splits)
+    if args.data_dir is not None:
+        dataset = load_folder_split(args.data_dir, split, args.missing)
+    else:
+        dataset = load_karpathy(args.annotations, args.image_root, split, missing=args.missing)
     return write_features(
         FeatureExtractor.from_pretrained(args.model, args.device, args.tokens == "pooled", args.trust_remote_code),
         dataset,

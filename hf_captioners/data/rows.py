@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from .captions.records import has_word
 from .features.store import FeatureStore, ImageId
 
 if TYPE_CHECKING:
@@ -110,6 +112,43 @@ def _named(ids: Iterable[ImageId]) -> str:
     names = [repr(image_id) for image_id in ids]
     more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
     return ", ".join(names[:_NAMED_IN_ERRORS]) + more
+
+
+def check_captions(rows: Any, source: str) -> None:
+    """Refuse, before they are learned from, captions that say nothing.
+
+    Args:
+        rows (`Dataset` or `list[dict]`): with `captions` and `image_id`.
+        source (`str`): where they are from, for the message.
+
+    Raises:
+        ValueError: rows without a caption, or captions that are no text or without a word; some are named.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.rows import check_captions
+    >>> check_captions([{"image_id": 7, "captions": ["a dog", " . "]}], "dogs.json")
+    Traceback (most recent call last):
+        ...
+    ValueError: dogs.json: 1 of 1 pictures have captions without a word: image 7: ' . '; mend them or leave them out
+
+    ```
+    """
+    table = rows.dataset if isinstance(rows, FeatureDataset) else rows
+    several = [row["captions"] for row in table] if isinstance(table, list) else table["captions"][:]
+    ids = [row["image_id"] for row in table] if isinstance(table, list) else table["image_id"][:]
+    faults = []
+    for image_id, captions in zip(ids, several, strict=True):
+        wrong = [one for one in captions or [] if not isinstance(one, str) or not has_word(one)]
+        if wrong or not captions:
+            faults.append(f"image {image_id!r}: {reprlib.repr(wrong[0] if wrong else captions)}")
+    if faults:
+        more = f" and {len(faults) - _NAMED_IN_ERRORS} more" if len(faults) > _NAMED_IN_ERRORS else ""
+        raise ValueError(
+            f"{source}: {len(faults)} of {len(ids)} pictures have captions without a word: "
+            f"{', '.join(faults[:_NAMED_IN_ERRORS])}{more}; mend them or leave them out"
+        )
 
 
 def captions_by_image(rows: Any) -> list[list[str]]:

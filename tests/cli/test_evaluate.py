@@ -212,6 +212,31 @@ class TestModel:
         again = run("--predictions", results, "--references", folder / "metadata.jsonl", "--json")
         assert json.loads(again[1])["corpus"] == json.loads(out)["corpus"]
 
+    def test_a_folder_of_splits_as_training_reads_it(
+        self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("datasets")
+        data, store = tmp_path / "my [2024] data", tmp_path / "store"
+        for split in ("train", "validation"):
+            shutil.copytree(folder, data / split)
+        common = ["--max-new-tokens", "6", "--metrics", "bleu", "--json"]
+        status, whole, _ = run("--model", tiny_captioner_dir, "--dataset", folder, *common)
+        assert status == 0
+        validation = ["--model", tiny_captioner_dir, "--dataset", data, "--split", "val", *common]
+        assert run(*validation)[:2] == (0, whole)
+        options = ["--model", tiny_captioner_dir, "--data-dir", data, "--out", store, "--dtype", "float32"]
+        assert main.main(["features", *map(str, options)]) == 0
+        assert json.loads(capsys.readouterr().out)["count"] == 6
+        assert run(*validation, "--features", store)[:2] == (0, whole)
+        captions = []
+        for more in ([], ["--features", store]):
+            arguments = ["--model", tiny_captioner_dir, "--data-dir", data, "--split", "validation", *more]
+            assert main.main(["caption", *map(str, arguments), "--max-new-tokens", "6"]) == 0
+            records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            captions.append([(record["image_id"], record["caption"]) for record in records])
+        assert captions[0] == captions[1]
+        assert [image_id for image_id, _ in captions[0]] == [f"validation/{name}.png" for name in (1, 2, 3)]
+
     def test_karpathy_split(self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path) -> None:
         images = [
             {

@@ -129,9 +129,7 @@ def test_folder_with_features_made_otherwise(arguments, capfd):
     assert "dtype: 'float16' there, 'float32' now" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "option", [["--batch-size", "0"], ["--num-workers", "-1"], ["--dtype", "int8"], ["--splits", "dev"]]
-)
+@pytest.mark.parametrize("option", [["--batch-size", "0"], ["--num-workers", "-1"], ["--dtype", "int8"]])
 def test_wrong_values(arguments, option, capfd):
     with pytest.raises(SystemExit) as status:
         run(arguments, *option)
@@ -278,7 +276,10 @@ class TestRegions:
         assert "--norm needs --regions" in capfd.readouterr().err
         for name in ("--model", "--annotations", "--image-root"):
             assert run({option: value for option, value in arguments.items() if option != name}) == 2
-            assert "give --model, --annotations and --image-root, or --regions" in capfd.readouterr().err
+            assert (
+                "give --model, and --annotations with --image-root or --data-dir; or give --regions"
+                in capfd.readouterr().err
+            )
 
     def test_hdf5_without_h5py(self, regions, tmp_path, capfd, monkeypatch):
         monkeypatch.setitem(sys.modules, "h5py", None)

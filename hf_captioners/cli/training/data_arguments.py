@@ -7,9 +7,10 @@ from typing import Any
 
 from ...data.captions.cocotalk import load_cocotalk
 from ...data.captions.distill import distill_captions
+from ...data.captions.folder import load_folder
 from ...data.captions.karpathy import load_karpathy
 from ...data.features.store import FeatureStore
-from ...data.rows import attach_features
+from ...data.rows import attach_features, check_captions
 
 
 @dataclass
@@ -18,7 +19,7 @@ class DataArguments:
 
     Attributes:
         annotations (`str`, *optional*): captions in Karpathy's layout; or
-        data_dir (`str`, *optional*): a folder with `train/` and `validation/`.
+        data_dir (`str`, *optional*): a folder with `train/` and `validation/`; see [`load_folder`].
         image_root (`str`, *optional*): folder of the pictures of `annotations`; beside `features`, for rewards.
         labels (`str`, *optional*): label file of the SATIC code; `annotations` is its `cocotalk.json` then.
         features (`str`, *optional*): folder of a [`FeatureStore`], to read instead of the pictures.
@@ -39,7 +40,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Instead of --annotations: a folder with train/ and, if you like, validation/, each with pictures "
-            'and a metadata.jsonl of lines {"file_name": "cat.jpg", "captions": ["a cat", ...]}.'
+            'and a metadata.jsonl of lines {"file_name": "cat.jpg", "captions": ["a cat", ...]}, or a metadata.csv.'
         },
     )
     train_split: str = field(default="train+restval", metadata={"help": "Splits of --annotations to learn from."})
@@ -74,23 +75,28 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     if (arguments.annotations is None) == (arguments.data_dir is None):
         raise ValueError("give --annotations (Karpathy's layout) or --data_dir (a folder), one of them.")
     if arguments.data_dir is not None:
-        for name in ("features", "labels", "distilled"):
-            if getattr(arguments, name) is not None:
-                raise ValueError(f"--{name} belongs to --annotations: the pictures of --data_dir have no ids.")
-        return _load_folder(arguments.data_dir)
-    train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
+        if arguments.labels is not None:
+            raise ValueError("--labels belongs to --annotations, which is its cocotalk.json.")
+        train, evaluation = _load_folder(arguments.data_dir)
+    else:
+        train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
     if arguments.distilled is not None:
         train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
     if arguments.features is None:
         return train, evaluation
     store = FeatureStore(arguments.features)
-    return tuple(attach_features(rows, store, keep_images=True) for rows in (train, evaluation))  # type: ignore[return-value]
+    with_features = [
+        None if rows is None else attach_features(rows, store, keep_images=True) for rows in (train, evaluation)
+    ]
+    return with_features[0], with_features[1]
 
 
 def _load_split(arguments: DataArguments, split: str) -> Any:
     annotations = str(arguments.annotations)
     if arguments.labels is None:
-        return load_karpathy(annotations, arguments.image_root, split=split)
+        rows = load_karpathy(annotations, arguments.image_root, split=split)
+        check_captions(rows, annotations)
+        return rows
     if arguments.features is None:
         raise ValueError("--labels needs --features: the rows of cocotalk.json have no pictures.")
     split = "train" if split == "train+restval" else split  # what is called restval belongs to train there
@@ -99,14 +105,10 @@ def _load_split(arguments: DataArguments, split: str) -> Any:
 
 def _load_folder(folder: str) -> tuple[Any, Any]:
     """The rows of `train/` and, if it is there, of `validation/`."""
-    from datasets import load_dataset
-
-    splits = load_dataset("imagefolder", data_dir=folder)
+    try:
+        splits = load_folder(folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--data_dir {error}") from error
     if "train" not in splits:
         raise ValueError(f"--data_dir {folder}: no train/ in it, but {', '.join(splits)}.")
-    for name, rows in splits.items():
-        if "captions" not in rows.column_names:
-            raise ValueError(f"--data_dir {folder}: the pictures of {name}/ have no captions in a metadata.jsonl.")
-        if "image_id" not in rows.column_names:
-            splits[name] = rows.add_column("image_id", list(range(len(rows))))
     return splits["train"], splits.get("validation")

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..hdf5 import names_in, open_hdf5, read_array
 from .karpathy_file import SPLITS
-from .records import read_content
+from .records import caption_of, id_of, read_content
 
 _Path: TypeAlias = str | os.PathLike[str]
 _DIMENSIONS = {"labels": 2, "label_start_ix": 1, "label_end_ix": 1, "label_length": 1}
@@ -154,7 +154,7 @@ def _words(path: _Path, content: Mapping[str, Any]) -> list[str]:
     first: dict[str, int] = {}
     for number in range(1, len(by_id) + 1):
         word = by_id.get(str(number))
-        if not isinstance(word, str) or word.split() != [word]:  # white space would make two words of it
+        if not isinstance(word, str) or not _is_word(word):
             raise CocotalkError(
                 f"{path}: ix_to_word[{str(number)!r}] is {reprlib.repr(word)}, expected a word for every id from 1 to "
                 f"{len(by_id)}"
@@ -163,6 +163,11 @@ def _words(path: _Path, content: Mapping[str, Any]) -> list[str]:
             raise CocotalkError(f"{path}: ix_to_word: {word!r} has the ids {first[word]} and {number}, expected one")
         words.append(word)
     return words
+
+
+def _is_word(word: str) -> bool:
+    """White space would make two words of it, and half a surrogate pair is no Unicode text."""
+    return word.split() == [word] and not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 def _images(path: _Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -188,10 +193,12 @@ def _image(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"is {reprlib.repr(entry)}, expected an object with 'id' and 'split'")
     image_id, file_name, split = entry.get("id"), entry.get("file_path"), entry.get("split")
+    if isinstance(image_id, (int, float)):
+        image_id = id_of(image_id, "field 'id'")
     if type(image_id) is not int:
         raise ValueError(f"field 'id' is {reprlib.repr(image_id)}, expected an integer")
-    if file_name is not None and not isinstance(file_name, str):
-        raise ValueError(f"field 'file_path' is {reprlib.repr(file_name)}, expected a string")
+    if file_name is not None:
+        caption_of(file_name, "field 'file_path'")
     if split not in SPLITS:
         raise ValueError(f"field 'split' is {reprlib.repr(split)}, expected one of {', '.join(SPLITS)}")
     return {"image_id": image_id, "file_name": file_name, "split": split}
@@ -216,6 +223,9 @@ def _read_labels(path: _Path) -> dict[str, np.ndarray]:
                 f"{path}: data set {name!r} is {array.dtype} of shape {list(array.shape)}, expected integers in "
                 f"{_DIMENSIONS[name]} dimension{'s' if _DIMENSIONS[name] > 1 else ''}"
             )
+        if array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63:
+            place = ", ".join(map(str, np.unravel_index(int(array.argmax()), array.shape)))
+            raise CocotalkError(f"{path}: {name}[{place}] is {array.max()}, expected an integer below 2^63")
     return {name: array if name == "labels" else array.astype(np.int64) for name, array in arrays.items()}
 
 

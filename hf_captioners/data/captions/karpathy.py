@@ -17,7 +17,7 @@ with the splits `train`, `restval`, `val` and `test`; COCO adds `filepath` (the 
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast, overload
 
 import datasets
@@ -106,7 +106,9 @@ class KarpathyBuilder(datasets.GeneratorBasedBuilder):
                 yield row["image_id"], row
 
 
-def _parse_split(split: str) -> tuple[str, ...]:
+def _parse_split(split: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(split, str):
+        split = "+".join(split)
     names = SPLITS if split == "all" else tuple(dict.fromkeys(name.strip() for name in split.split("+")))
     for name in names:
         if name not in SPLITS:
@@ -121,7 +123,7 @@ def _parse_split(split: str) -> tuple[str, ...]:
 def load_karpathy(
     annotations: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None = ...,
-    split: str = ...,
+    split: str | Sequence[str] = ...,
     *,
     streaming: Literal[False] = ...,
     missing: Literal["error", "drop"] = ...,
@@ -133,7 +135,7 @@ def load_karpathy(
 def load_karpathy(
     annotations: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None = ...,
-    split: str = ...,
+    split: str | Sequence[str] = ...,
     *,
     streaming: Literal[True],
     missing: Literal["error", "drop"] = ...,
@@ -144,7 +146,7 @@ def load_karpathy(
 def load_karpathy(
     annotations: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None = None,
-    split: str = "train+restval",
+    split: str | Sequence[str] = "train+restval",
     *,
     streaming: bool = False,
     missing: Literal["error", "drop"] = "error",
@@ -157,9 +159,9 @@ def load_karpathy(
         image_root (`str` or `os.PathLike`, *optional*):
             Folder of the pictures: one is `image_root/filepath/filename` if the folder `image_root/filepath` exists,
             else `image_root/filename`. Without `image_root` the rows have captions only, no `image`.
-        split (`str`, defaults to `"train+restval"`):
-            Names of `train`, `restval`, `val`, `test` joined by `+`, or `"all"`. Named splits that do not occur in the
-            file are passed over (Flickr8k has no `restval`), but one has to occur.
+        split (`str` or `Sequence[str]`, defaults to `"train+restval"`):
+            Names of `train`, `restval`, `val`, `test` in a list or joined by `+`, or `"all"`. Named splits that do not
+            occur in the file are passed over (Flickr8k has no `restval`), but one has to occur.
         streaming (`bool`, defaults to `False`): Return an `IterableDataset` and write no cache.
         missing (`str`, defaults to `"error"`):
             `"drop"` leaves out images whose file is missing, with a warning, where `"error"` raises.

@@ -28,6 +28,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
 from . import records
+from .folder_files import chosen_splits, read_folder
 from .karpathy_file import SPLITS, read_rows
 from .records import CaptionFileError, ImageId
 
@@ -139,6 +140,8 @@ def read_references(path: _Path, split: str | None = None) -> References:
 
     ```
     """
+    if Path(path).is_dir():
+        return _of_folder(path, split)
     name, content = os.fspath(path), records.read_content(path)
     if isinstance(content, dict) and _is_karpathy(content):
         del content  # `read_rows` parses the file itself; one copy of 150 MB at a time
@@ -195,6 +198,16 @@ def _karpathy(name: str, split: str | None) -> list[records.Entry]:
             f"{name}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none, it has no images'}"
         )
     return [(row["image_id"], row["file_name"], row["captions"]) for row in chosen]
+
+
+def _of_folder(path: _Path, split: str | None) -> References:
+    """A folder of captioned pictures; its file names are whole paths."""
+    splits = read_folder(path)
+    rows = [row for name in chosen_splits(path, split or "all", splits) for row in splits[name]]
+    captions = {row["image_id"]: row["captions"] for row in rows}
+    if len(captions) < len(rows):
+        raise CaptionFileError(f"{path}: pictures of different splits have the same image_id; name one with split=")
+    return References(os.fspath(path), captions, {row["image_id"]: row["image"] for row in rows})
 
 
 # --- what belongs together ------------------------------------------------------------------------------------------

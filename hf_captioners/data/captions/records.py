@@ -4,15 +4,16 @@
 file, the place in it and the value.
 """
 
-import gzip
 import json
 import os
 import re
 import reprlib
-import zlib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from ..limits import read_bytes
 
 ImageId: TypeAlias = int | str
 Entry: TypeAlias = tuple[ImageId, str | None, list[str]]
@@ -21,7 +22,9 @@ Located: TypeAlias = tuple[str, Any]
 """A place in a file, for messages, and what is there."""
 
 _SHOWN = 5
-_DIGITS = re.compile(r"-?[0-9]{1,18}")
+_DIGITS = re.compile(r"(-?[0-9]{1,18})(?:\.0+)?")  # 42.0 is what pandas makes of a column of numbers with a gap
+_OF_WORDS = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "So"))
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1  # of the int64 that ids are kept as
 _PREDICTION = "expected an object with 'image_id' (or 'image') and 'caption'"
 _REFERENCE = "expected an object with 'image_id' (or 'file_name') and 'captions'"
 
@@ -43,7 +46,7 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any] | list[Located]
         FileNotFoundError: there is no such file.
         CaptionFileError: it is empty, cut off, not UTF-8, not JSON, or an object in it has a key twice.
     """
-    text = _read_text(Path(path))
+    text = read_text(path)
     # U+2028 and its kin may stand in a JSON string, so splitlines() would be wrong
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
@@ -59,16 +62,29 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any] | list[Located]
     return [(f"line {lines[0][0]}", content)] if is_record else content
 
 
-def _read_text(path: Path) -> str:
-    if path.is_dir():
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file, plain or gzipped (told by its first bytes), within limits.
+
+    Args:
+        path (`str` or `os.PathLike`): UTF-8, with or without a BOM.
+
+    Returns:
+        `str`
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CaptionFileError: it is a folder, a FIFO or a device, cut off, over the limit, or not UTF-8.
+    """
+    if Path(path).is_dir():
         raise CaptionFileError(f"{path}: is a folder, expected a file of captions")
-    content = path.read_bytes()
     try:
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
+        content = read_bytes(path, "file of captions")
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
+        raise CaptionFileError(str(error)) from error
+    try:
         return content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        raise CaptionFileError(f"{path}: not a readable gzip file: {error}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         hint = " (it is UTF-16, which '>' of PowerShell writes)" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
@@ -217,10 +233,38 @@ def file_name_of(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def id_of(value: Any, what: str) -> ImageId:
-    """The id of an image: digits as an integer, other strings as they are; ValueError for anything else."""
+    """The id of an image: digits, also `42.0`, as an integer, other strings as they are; ValueError for others."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
         raise ValueError(f"{what} is {reprlib.repr(value)}, expected an integer or a string")
-    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+    if isinstance(value, int):
+        if not _SMALLEST <= value <= _LARGEST:
+            raise ValueError(f"{what} is {reprlib.repr(value)}, expected an integer of 64 bits")
+        return value
+    digits = _DIGITS.fullmatch(value)
+    return int(digits[1]) if digits else caption_of(value, what)
+
+
+def has_word(text: str) -> bool:
+    """Tell whether a text has more than spaces and punctuation.
+
+    Args:
+        text (`str`): a caption.
+
+    Returns:
+        `bool`: true for letters, digits, marks and emoji, of any script.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.captions.records import has_word
+    >>> [has_word(text) for text in ("a dog", "\u72d7", "", " . ", "?!")]
+    [True, True, False, False, False]
+
+    ```
+    """
+    return any(unicodedata.category(character) in _OF_WORDS for character in text)
 
 
 def caption_of(value: Any, what: str) -> str:
@@ -261,15 +305,18 @@ def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
     described = parse_each(path, places, _coco_image) if places else []
     names = {image_id: name for image_id, name, _ in described}
     captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
-    first: dict[ImageId, int] = {}
+    first: dict[tuple[ImageId, ImageId], int] = {}
     for index, annotation in enumerate(content["annotations"]):
         try:
             image_id, caption = _coco_caption(annotation)
             if images is not None and image_id not in captions:
                 raise ValueError(f"image_id {image_id!r} is not the id of one of the 'images'")
             number = annotation.get("id")
-            if number is not None and (other := first.setdefault(id_of(number, "field 'id'"), index)) != index:
-                raise ValueError(f"id {number!r} is already that of annotations[{other}]; expected unique ids, or none")
+            key = (image_id, -1 if number is None else id_of(number, "field 'id'"))
+            if number is not None and (other := first.setdefault(key, index)) != index:
+                raise ValueError(
+                    f"id {number!r} is already that of annotations[{other}], of the same image; expected unique ids"
+                )
         except ValueError as error:
             raise CaptionFileError(f"{path}: annotations[{index}]: {error}") from error
         captions.setdefault(image_id, []).append(caption)

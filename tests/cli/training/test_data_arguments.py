@@ -1,10 +1,12 @@
 """Where the training examples get their rows."""
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from PIL import Image
 
 from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.data.features.store import FeatureWriter
@@ -78,14 +80,41 @@ def test_labels_of_the_satic_code(features, tmp_path):
         load_rows(DataArguments(**options))
 
 
+def test_a_folder_with_features_by_the_ids_of_its_pictures(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / split / "a.png")
+        line = json.dumps({"file_name": "a.png", "captions": [f"a picture to {split}"]})
+        (tmp_path / "data" / split / "metadata.jsonl").write_text(line)
+    with FeatureWriter(tmp_path / "features", dtype=torch.float32) as writer:
+        for number, split in enumerate(("train", "validation")):
+            writer.add(f"{split}/a.png", torch.full((2, 4), float(number)))
+    options = {"data_dir": str(tmp_path / "data"), "features": str(tmp_path / "features")}
+    train, evaluation = load_rows(DataArguments(**options))
+    assert train[0]["image_features"].tolist() == [[0.0] * 4] * 2
+    assert evaluation[0]["image_features"].tolist() == [[1.0] * 4] * 2
+    teacher = tmp_path / "teacher.json"
+    teacher.write_text(json.dumps([{"image_id": "train/a.png", "caption": "a black square"}]))
+    train, _ = load_rows(DataArguments(**options, distilled=str(teacher)))
+    assert train[0]["captions"] == ["a black square"]
+
+
+@pytest.mark.parametrize("caption", ["", " . "])
+def test_captions_without_a_word(annotations, features, caption):
+    content = json.loads(Path(annotations).read_text())
+    content["images"][1]["sentences"][0]["raw"] = caption
+    Path(annotations).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"karpathy\.json: 1 of 2 pictures .* without a word: image 1: '{caption}'"):
+        load_rows(DataArguments(annotations=annotations, features=features))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, r"give --annotations .* or --data_dir .*, one of them"),
         ({"annotations": "a", "data_dir": "b"}, "one of them"),
-        ({"data_dir": "b", "features": "c"}, "--features belongs to --annotations"),
         ({"data_dir": "b", "labels": "c"}, "--labels belongs to --annotations"),
-        ({"data_dir": "b", "distilled": "c"}, "--distilled belongs to --annotations"),
+        ({"data_dir": "nowhere"}, "--data_dir nowhere: no such folder"),
     ],
 )
 def test_mistakes(options, message):

@@ -3,6 +3,7 @@
 import collections
 import gzip
 import json
+import os
 import pickle
 
 import datasets
@@ -111,7 +112,14 @@ class TestSplits:
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize(
         ("split", "expected"),
-        [("train+restval", [4, 2]), ("test", [1]), ("val + test", [3, 1]), ("test+test", [1]), ("all", [4, 2, 3, 1])],
+        [
+            ("train+restval", [4, 2]),
+            ("test", [1]),
+            ("val + test", [3, 1]),
+            (["val", "test"], [3, 1]),
+            ("test+test", [1]),
+            ("all", [4, 2, 3, 1]),
+        ],
     )
     def test_selection(self, annotations, load, split, expected, streaming):
         assert ids(load(annotations, split=split, streaming=streaming)) == expected
@@ -178,6 +186,15 @@ class TestCache:
             write_pictures(root, "1.png")
             dataset = load(annotations, root).cast_column("image", datasets.Image(decode=False))
             assert dataset[0]["image"]["path"] == str(root / "1.png")
+
+    def test_edited_annotations_of_the_same_size_and_time(self, tmp_path, load):
+        annotations = write_annotations(tmp_path, [entry(1)])
+        before = annotations.stat()
+        assert ids(load(annotations)) == [1]
+        write_annotations(tmp_path, [entry(2)])
+        os.utime(annotations, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert annotations.stat().st_size == before.st_size
+        assert ids(load(annotations)) == [2]
 
     def test_unchanged_sources_are_not_read_again(self, tmp_path, load, monkeypatch):
         annotations = write_annotations(tmp_path, [entry(1)])

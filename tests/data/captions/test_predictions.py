@@ -108,6 +108,18 @@ class TestLayouts:
         assert read_predictions(path).captions == expected
         assert list(read_predictions(str(path)).captions) == list(expected)  # and in this order
 
+    @pytest.mark.parametrize("image_id", [42, 42.0, "42", "42.0", "0042"])
+    def test_ways_to_write_a_number(self, write, image_id) -> None:
+        assert read_predictions(write([{"image_id": image_id, "caption": "x"}])).captions == {42: "x"}
+        assert read_predictions(write({str(image_id): "x"})).captions == {42: "x"}
+
+    def test_annotations_numbered_within_their_image(self, write) -> None:
+        rows = [
+            {"id": number, "image_id": image, "caption": f"{image} {number}"} for image in (7, 8) for number in (0, 1)
+        ]
+        path = write({"images": [{"id": 7}, {"id": 8}], "annotations": rows})
+        assert read_references(path).captions == {7: ["7 0", "7 1"], 8: ["8 0", "8 1"]}
+
     @pytest.mark.parametrize("name", REFERENCES)
     @pytest.mark.parametrize("packed", [False, True])
     def test_references(self, write, name: str, packed: bool) -> None:
@@ -156,7 +168,10 @@ BAD_PREDICTIONS = {
     ),
     "number": ([{"image_id": 1, "caption": 3}], r"\[0\]: field 'caption' is 3"),
     "list": ([{"image_id": 1, "caption": ["x"]}], r"\[0\]: field 'caption' is \['x'\]"),
-    "float id": ([{"image_id": 1.0, "caption": "x"}], r"\[0\]: field 'image_id' is 1.0"),
+    "float id": ([{"image_id": 1.5, "caption": "x"}], r"\[0\]: field 'image_id' is 1.5"),
+    "large id": ([{"image_id": 2**63, "caption": "x"}], r"\[0\]: field 'image_id' is 9223372036854775808, expected"),
+    "surrogate id": ('[{"image_id": "\\ud800", "caption": "x"}]', r"\[0\]: field 'image_id' is .* not Unicode text"),
+    "float id twice": ([{"image_id": 1.0, "caption": "x"}, {"image_id": 1, "caption": "x"}], r"image 1 is already"),
     "bool id": ([{"image_id": True, "caption": "x"}], r"\[0\]: field 'image_id' is True"),
     "no id": (lines({"caption": "x"}, {"caption": "y"}), r"line 1: no id of an image in .*'image_id' \(or 'image'\)"),
     "image is no name": ([{"image": {"path": "x"}, "caption": "x"}], r"\[0\]: field 'image' is .*name of a file"),
@@ -213,6 +228,10 @@ BAD_REFERENCES = {
         {"annotations": [{"id": 5, "image_id": 1, "caption": "x"}, {"id": 5, "image_id": 1, "caption": "x"}]},
         r"annotations\[1\]: id 5 is already that of annotations\[0\]",
     ),
+    "COCO annotation twice, as 5.0": (
+        {"annotations": [{"id": 5, "image_id": 1, "caption": "x"}, {"id": 5.0, "image_id": 1, "caption": "y"}]},
+        r"annotations\[1\]: id 5.0 is already that of annotations\[0\], of the same image",
+    ),
     "COCO nothing": ({"images": [{"id": 1}], "annotations": []}, r"no captions in its 'annotations'"),
     "COCO images is no list": ({"images": 3, "annotations": []}, r"field 'images' is 3"),
     "Karpathy image": ({"images": [{"filename": "a.jpg"}]}, r"images\[0\] .*field 'split' is None"),
@@ -248,7 +267,7 @@ class TestMistakes:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
             read_predictions(tmp_path / "nothing.json")
-        with pytest.raises(CaptionFileError, match=r"is a folder, expected a file"):
+        with pytest.raises(CaptionFileError, match=r"no train/ with pictures and a metadata\.jsonl in it"):
             read_references(tmp_path)
 
 

@@ -1,0 +1,86 @@
+"""A folder of captioned pictures as `datasets.Dataset`s; see `folder_files` for the layout."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import datasets
+import pyarrow
+
+from .folder_files import Row, chosen_splits, read_folder
+from .records import CaptionFileError
+
+
+def load_folder(
+    folder: str | os.PathLike[str], missing: Literal["error", "drop"] = "error"
+) -> dict[str, datasets.Dataset]:
+    """Load the splits of a folder of captioned pictures.
+
+    Args:
+        folder (`str` or `os.PathLike`): a folder with `train/`, and if you like `validation/` and `test/`, each with
+            pictures and a `metadata.jsonl` or `metadata.csv`.
+        missing (`str`, defaults to `"error"`):
+            `"drop"` leaves out pictures that are not there, with a warning, where `"error"` raises.
+
+    Returns:
+        `dict[str, datasets.Dataset]`: split -> rows with `image` (`datasets.Image`), `image_id` (`int` or `str`, by
+        default the picture's path in the folder), `file_name`, `split`, `captions` (`list[str]`), and what else the
+        metadata file has.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or pictures are missing.
+        ValueError: captions are missing or cannot be used; the message names file, line and value.
+
+    Example:
+
+    ```python
+    >>> import json, tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from hf_captioners.data.captions.folder import load_folder
+    >>> split = Path(tempfile.mkdtemp(), "train")
+    >>> split.mkdir()
+    >>> Image.new("RGB", (8, 8)).save(split / "a.png")
+    >>> _ = (split / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "captions": ["a black square"]}))
+    >>> row = load_folder(split.parent)["train"][0]
+    >>> row["image_id"], row["captions"]
+    ('train/a.png', ['a black square'])
+
+    ```
+    """
+    if missing not in ("error", "drop"):
+        raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
+    return {split: _dataset(folder, rows) for split, rows in read_folder(folder, missing).items()}
+
+
+def load_folder_split(folder: str | os.PathLike[str], split: str = "all", missing: Any = "error") -> datasets.Dataset:
+    """Load splits of a folder as one data set.
+
+    Args:
+        folder (`str` or `os.PathLike`), missing (`str`): see [`load_folder`].
+        split (`str`, defaults to `"all"`): names of splits joined by `+`, or `"all"`.
+
+    Returns:
+        `datasets.Dataset`
+
+    Raises:
+        ValueError: there is no such split; otherwise as [`load_folder`].
+    """
+    splits = load_folder(folder, missing)
+    rows = datasets.concatenate_datasets([splits[name] for name in chosen_splits(folder, split, splits)])
+    if len(set(rows["image_id"][:])) < len(rows):
+        raise CaptionFileError(f"{folder}: pictures of different splits have the same image_id; ids must be unique")
+    return rows
+
+
+def _dataset(folder: str | os.PathLike[str], rows: list[Row]) -> datasets.Dataset:
+    first = ("image", "image_id", "file_name", "split", "captions")
+    names = [*first, *dict.fromkeys(name for row in rows for name in row if name not in first)]
+    try:
+        table = datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except (pyarrow.ArrowException, TypeError, OverflowError) as error:
+        raise CaptionFileError(
+            f"{folder}: a column of {', '.join(map(repr, names[len(first) :]))} has values of several kinds: {error}"
+        ) from error
+    return table.cast_column("image", datasets.Image())
