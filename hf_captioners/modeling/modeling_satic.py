@@ -257,7 +257,8 @@ class PositionalEncoding(nn.Module):
 
     def forward(self, words: torch.Tensor, start: int) -> torch.Tensor:
         """(R, T, d) -> (R, T, d), the first word at position `start`."""
-        return self.dropout(words + self.pe[start : start + words.shape[1]])
+        codes = self.pe[start : start + words.shape[1]]  # float32 where only the weights were loaded in half precision
+        return self.dropout(words + codes.to(words.dtype))
 
 
 class Generator(nn.Module):

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
+import hf_captioners
+from hf_captioners.cli.main import main
 from hf_captioners.modeling.captioner_base import CaptionerPreTrainedModel
 
 REMOTE_SCRIPT = """
@@ -213,6 +216,47 @@ class CaptionerContract:
         ids = half.generate(pixel_values=pixels.to(dtype), **self.writing)
         assert ids.shape[0] == 3
 
+    @pytest.fixture()
+    def in_half(self, model, processor, tmp_path):
+        """A folder with the model, by type another that was saved in it, paths of pictures, captions by type."""
+        paths = [tmp_path / f"{index}.png" for index in range(2)]
+        for path, right in zip(paths, (1.0, 0.2), strict=True):
+            Image.effect_mandelbrot((40, 30), (-2, -1.5, right, 1.5), 50).convert("RGB").save(path)
+        model.generation_config.max_length = 6  # quick
+        model.save_pretrained(tmp_path / "captioner")
+        processor.save_pretrained(tmp_path / "captioner")
+
+        def captions(dtype):
+            half = copy.deepcopy(model).to(dtype)
+            half.save_pretrained(tmp_path / "half")
+            return processor.batch_decode(half.generate(**processor(images=paths)))
+
+        return tmp_path / "captioner", tmp_path / "half", [str(path) for path in paths], captions
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_the_same_however_it_is_loaded(self, model, processor, in_half, dtype):
+        """`from_pretrained(dtype=…)`, a folder saved in half and the pipeline give what `.to(dtype)` gives."""
+        folder, saved, paths, captions = in_half
+        expected = captions(dtype)
+        captioner = hf_captioners.pipeline(model=str(folder), dtype=dtype)
+        assert [one[0]["generated_text"] for one in captioner(paths, batch_size=2)] == expected
+        for loaded in (captioner.model, type(model).from_pretrained(saved)):
+            assert {one.dtype for one in loaded.parameters()} == {dtype}
+            assert processor.batch_decode(loaded.generate(**processor(images=paths))) == expected
+
+    def test_half_precision_is_the_same_in_the_verbs(self, in_half, tmp_path, capfd):
+        folder, _, paths, captions = in_half
+        expected = captions(torch.bfloat16)
+        rows = [{"file_name": Path(path).name, "captions": ["a square"]} for path in paths]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        options = ["--model", str(folder), "--dtype", "bfloat16"]
+        assert main(["caption", *paths, *options]) == 0
+        assert [json.loads(line)["caption"] for line in capfd.readouterr().out.splitlines()] == expected
+        results = tmp_path / "results.json"
+        options += ["--dataset", str(tmp_path), "--metrics", "rouge_l", "--save-predictions", str(results)]
+        assert main(["evaluate", *options]) == 0
+        assert [row["caption"] for row in json.loads(results.read_text())] == expected
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_is_finite(self, model, pixels, labels, dtype):
         model.train()
@@ -308,10 +352,6 @@ class CaptionerContract:
         torch.testing.assert_close(merged(image_features=features, labels=labels).logits, trained)
 
     def test_shipped_code_runs_where_the_package_is_missing(self, model, processor, tmp_path):
-        from PIL import Image
-
-        import hf_captioners
-
         folder, picture = tmp_path / "shipped", tmp_path / "picture.png"
         Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(picture)
         model.save_pretrained(folder, ship_code=True)

@@ -85,12 +85,14 @@ class TestContractOneWordAStep(TestContract):
     group_size = 1
     test_shipped_code_runs_where_the_package_is_missing = None  # once is enough
     test_can_be_exported_with_a_mask = None
+    test_half_precision_is_the_same_in_the_verbs = None
 
 
 class TestContractFiveWordsAStep(TestContract):
     group_size = 5
     test_shipped_code_runs_where_the_package_is_missing = None
     test_can_be_exported_with_a_mask = None
+    test_half_precision_is_the_same_in_the_verbs = None
 
 
 @pytest.fixture()
