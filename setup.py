@@ -26,8 +26,6 @@ EXTRAS = {
     "heif": ["pillow-heif>=1.8"],
     "plot": ["matplotlib>=3.9"],
     "tensorboard": ["tensorboard>=2.18"],
-    "onnx": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"],
-    "demo": ["gradio>=6"],
 }
 EXTRAS["test"] = [
     *sorted({requirement for name in ("train", "eval", "features", "h5", "plot") for requirement in EXTRAS[name]}),
