@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers import pipelines as transformers_pipelines
 
+from .modeling.captioner_foreign import has_pair, load_pair
 from .modeling.captioner_trust import foreign_code
 from .modeling.configuration_bottom_up import BottomUpConfig
 from .modeling.configuration_clip_gpt2 import ClipGpt2Config
@@ -120,6 +121,8 @@ def pipeline(
     if model is None:
         raise ValueError("give model=: a folder or Hub name of a captioner, or the model itself.")
     with foreign_code(model, trust_remote_code):
+        if "processor" not in kwargs and has_pair(model):
+            kwargs["processor"] = load_pair(model, trust_remote_code)
         return transformers.pipeline(
             TASK,  # type: ignore[call-overload]  # its overloads know its own tasks
             model=model,

@@ -74,10 +74,11 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
     from ..inference.device import choose_device
+    from ..modeling.captioner_foreign import check_can_caption, load_processor
     from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
 
     logging.disable_progress_bar()
@@ -89,7 +90,8 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
         raise UsageError(f"--model {name}: no such folder")
     try:
         model = load_pretrained(AutoModelForImageTextToText, name, trust_remote_code, dtype=dtype)
-        processor = load_pretrained(AutoProcessor, name, trust_remote_code)
+        check_can_caption(model, name)
+        processor = load_processor(model, name, trust_remote_code)
     except RemoteCodeError as error:
         raise UsageError(f"--model {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:

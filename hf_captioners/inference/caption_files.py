@@ -135,7 +135,7 @@ class _Captioner:
         with torch.inference_mode():
             ids = self.model.generate(**inputs, **{"num_return_sequences": 1, **self.options})
         self.has_worked = True
-        captions = self.processor.batch_decode(ids)
+        captions = self.processor.batch_decode(ids, skip_special_tokens=True)  # which ours do anyway
         each = len(captions) // len(images)
         return [captions[start : start + each] for start in range(0, len(captions), each)]
 

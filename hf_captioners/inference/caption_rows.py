@@ -53,7 +53,7 @@ def caption_rows(
         inputs = inputs.to(model.device, dtype=model.dtype)
         with torch.inference_mode():
             ids = model.generate(**inputs, **{"num_return_sequences": 1, **options})
-        captions = processor.batch_decode(ids)
+        captions = processor.batch_decode(ids, skip_special_tokens=True)
         each = len(captions) // len(batch)
         for index, row in enumerate(batch):
             mine = captions[index * each : (index + 1) * each]

@@ -93,7 +93,7 @@ class ImageToTextPipeline(Pipeline):
         else:
             limits = {} if timeout is None else {"timeout": timeout}
             picture = open_picture(inputs, self.processor.image_processor, **limits)
-            batch = self.processor(images=picture, text=prompt)
+            batch = self.processor(images=picture, text=prompt, return_tensors="pt")
         return dict(batch)
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, Any]:
@@ -105,8 +105,8 @@ class ImageToTextPipeline(Pipeline):
     def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
         """The captions of one picture."""
         ids = model_outputs["output_ids"]
-        captions = self.processor.batch_decode(ids[0] if ids.ndim == 3 else ids)
-        return [{"generated_text": caption} for caption in captions]
+        captions = self.processor.batch_decode(ids[0] if ids.ndim == 3 else ids, skip_special_tokens=True)
+        return [{"generated_text": caption.strip()} for caption in captions]
 
     def save_pretrained(self, save_directory: str | Path, ship_code: bool = False, **kwargs: Any) -> None:
         """Save the model and its processor as one folder; see `CaptionerPreTrainedModel.save_pretrained`."""

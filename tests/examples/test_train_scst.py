@@ -15,6 +15,7 @@ from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil
 
 import hf_captioners
 from hf_captioners import build_vocabulary, build_word_tokenizer, special_token_ids
+from hf_captioners.cli.main import main
 from hf_captioners.data.drawn.world import write_sample_world
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -114,7 +115,7 @@ def test_adapters_go_on_learning(run_script, tiny_captioner_dir, tmp_path, own_r
         run_script(first, tmp_path / "third", lora_rank=2, **reward)
 
 
-def test_vision_encoder_decoder(run_script, world, tmp_path):
+def test_vision_encoder_decoder(run_script, world, tmp_path, capfd):
     captions = [row["raw"] for image in json.loads((world / "dataset_karpathy.json").read_text())["images"]
                 for row in image["sentences"]]  # fmt: skip
     base = tmp_path / "base"
@@ -126,6 +127,14 @@ def test_vision_encoder_decoder(run_script, world, tmp_path):
     tokenizer.save_pretrained(base)
     ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(base)
     out = run_script(base, tmp_path / "out")
+    pictures = [str(path) for path in sorted((world / "images").iterdir())[:3]]
+    capfd.readouterr()
+    assert main(["caption", *pictures, "--model", str(out)]) == 0
+    captions = [json.loads(line)["caption"] for line in capfd.readouterr().out.splitlines()]
+    known = {word for caption in captions for word in caption.split()}
+    assert len(captions) == 3 and known <= set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    again = hf_captioners.pipeline(model=str(out))(pictures)
+    assert [caption[0]["generated_text"] for caption in again] == captions
     again = run_script(out, tmp_path / "again", lora_rank=2, lora_target_modules=["c_attn", "q_attn"])
     before, after = (VisionEncoderDecoderModel.from_pretrained(folder).state_dict() for folder in (base, out))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("decoder"))

@@ -16,8 +16,8 @@ from ...metrics.cider.document_frequency import DocumentFrequencies
 from ...metrics.clip.clip_score import ClipScorer
 from ...metrics.clip.pac_score import PacScorer
 from ...metrics.tokens import tokenizer_name
+from ...modeling.captioner_foreign import load_processor
 from ...modeling.captioner_trust import foreign_code, load_pretrained
-from ...modeling.processing_captioner import CaptionerProcessor
 from ...rewards import BleuReward, CiderDReward, ClipReward, LengthReward, RepetitionReward
 from ...rewards.cider import END, default_reward
 from ..common import TrustArguments
@@ -159,7 +159,7 @@ def load_captioner(arguments: CaptionerArguments) -> tuple[Any, Any, Any]:
         return (*_load_adapters(arguments), None)
     with naming_option("model", name):
         model = _load_model(name, arguments)
-        processor = _load_processor(name, model, arguments.trust_remote_code)
+        processor = _processor_of(model, name, arguments)
     adapters = None
     if arguments.lora_rank:
         from peft import LoraConfig
@@ -196,7 +196,7 @@ def _load_adapters(arguments: CaptionerArguments) -> tuple[Any, Any]:
     except OSError:  # adapters alone
         source = base
     with naming_option("model", source):
-        return adapted, _load_processor(source, model, arguments.trust_remote_code)
+        return adapted, _processor_of(model, source, arguments)
 
 
 def _load_model(name: str, arguments: CaptionerArguments) -> Any:
@@ -225,37 +225,11 @@ def _check_options(config: Any, options: dict[str, Any]) -> None:
             raise ValueError(f"--model_options {name}: no field of {type(config).__name__}; {advice}")
 
 
-def _load_processor(name: str, model: Any, trust: bool) -> Any:
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, VisionEncoderDecoderModel
-
-    if not isinstance(model, VisionEncoderDecoderModel):
-        return load_pretrained(AutoProcessor, name, trust)
-    # transformers has no processor for it: AutoProcessor gives the tokenizer alone
-    image_processor = load_pretrained(AutoImageProcessor, name, trust, backend="pil")
-    processor = CaptionerProcessor(image_processor, load_pretrained(AutoTokenizer, name, trust))
-    _check_special_tokens(name, model.generation_config, processor.tokenizer)
-    return processor
-
-
-def _check_special_tokens(name: str, settings: Any, tokenizer: Any) -> None:
-    """How captions begin, end and are filled must be known, and mean the same to model and tokenizer."""
-    start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
-    needed = {
-        "generation_config.json: decoder_start_token_id": start,
-        "generation_config.json: eos_token_id": settings.eos_token_id,
-        "generation_config.json: pad_token_id": settings.pad_token_id,
-        "the tokenizer: eos_token": tokenizer.eos_token_id,
-        "the tokenizer: pad_token": tokenizer.pad_token_id,
-    }
-    missing = [what for what, value in needed.items() if value is None]
-    if missing:
-        raise ValueError(f"--model {name}: missing in {', '.join(missing)}; set them and save the model again.")
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    if tokenizer.eos_token_id not in ends:
-        raise ValueError(
-            f"--model {name}: captions end with {settings.eos_token_id} in generation_config.json, but with "
-            f"{tokenizer.eos_token_id} in the tokenizer; they must agree."
-        )
+def _processor_of(model: Any, name: str, arguments: CaptionerArguments) -> Any:
+    try:
+        return load_processor(model, name, arguments.trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f"--model {error}") from error
 
 
 def load_rewards(arguments: RewardArguments, rows: Any, processor: Any, trust_remote_code: bool = False) -> list[Any]:
