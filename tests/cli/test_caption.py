@@ -311,7 +311,7 @@ class TestDataset:
             (["--coco-results", "r.json"], "has no image id at its end"),
             (["--coco-results", "nowhere/r.json"], "no such folder"),
             (["--coco-results", "r.json", "--num-return-sequences", "2"], "takes one caption per picture"),
-            (["--annotations", "x.json"], "--annotations goes with --image-root or --features, without paths"),
+            (["--annotations", "x.json"], "give paths, or --annotations, or --data-dir, one of them"),
             (["--features", "x"], "give paths, or --annotations with --image-root or --features"),
         ],
     )
