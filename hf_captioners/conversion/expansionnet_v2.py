@@ -227,7 +227,10 @@ def _build_processor(
     words: WordVocabulary, config: ExpansionNetV2Config, source: Source, given: Mapping[str, Any]
 ) -> ExpansionNetV2Processor:
     tokenizer = build_word_tokenizer(
-        words.words, special=words.special, model_max_length=config.max_position_embeddings
+        words.words,
+        special=words.special,
+        model_max_length=config.max_position_embeddings,
+        rule="expansionnet_v2",
     )
     size = _picture_size(config, source, given)
     return ExpansionNetV2Processor(CaptionerImageProcessor(size={"height": size, "width": size}), tokenizer)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import inspect
 import itertools
@@ -212,18 +211,9 @@ def _one_form(caption: str) -> str:
 def _function(tokenizer: Tokenizer) -> Callable[[str], Sequence[str]]:
     if not isinstance(tokenizer, str):
         return tokenizer
-    module, colon, name = tokenizer.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"no tokenizer {tokenizer!r}; expected 'ptb', 'unicode' or 'module:function'")
-    try:
-        value: Any = importlib.import_module(module)
-        for part in name.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"tokenizer {tokenizer!r} cannot be imported: {error}") from error
-    if not callable(value):
-        raise ValueError(f"tokenizer {tokenizer!r} is a {type(value).__name__}, expected a function of a caption")
-    return value
+    from ..modeling.captioner_words import load_function
+
+    return load_function(tokenizer, "tokenizer", "'ptb', 'unicode'")
 
 
 def _name_of(function: Callable[[str], Sequence[str]]) -> str:

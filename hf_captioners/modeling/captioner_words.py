@@ -17,9 +17,15 @@ One deviation from the annex: a point or a colon between letters separates (`gra
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import importlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+Segmenter: TypeAlias = Callable[[str], Sequence[str]]
 
 # scripts without spaces between words, inside of [...]
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}"
@@ -38,6 +44,9 @@ WORD = "|".join(
     ]
 )
 """The rule as a regular expression of the `tokenizers` library (Oniguruma), for text in one form."""
+
+_RUN = rf"(?=[\p{{L}}\p{{N}}])(?:[{SPACELESS}]{ATTACHED}*)+"
+_NO_SPACE = rf"(?<=[{SPACELESS}\p{{M}}]) (?=[{SPACELESS}{_KATAKANA}])|(?<=[{_KATAKANA}]) (?=[{SPACELESS}])"
 
 
 @functools.lru_cache(maxsize=1)
@@ -74,3 +83,103 @@ def split_unicode_words(captions: Iterable[str]) -> list[list[str]]:
     one_form, splitter = word_rule()
     pieces = (splitter.pre_tokenize_str(one_form.normalize_str(caption)) for caption in captions)
     return [[word for word, _ in caption] for caption in pieces]
+
+
+def known_word_rule(vocabulary: Iterable[str]) -> pre_tokenizers.PreTokenizer:
+    """What cuts text in one form into words, those of a vocabulary being known: in scripts without spaces the longest
+    known word is taken, and a single letter where none begins.
+
+    Args:
+        vocabulary (`Iterable[str]`): the words.
+
+    Returns:
+        `pre_tokenizers.PreTokenizer`
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.modeling.captioner_words import known_word_rule
+    >>> [word for word, _ in known_word_rule(["小狗", "草地"]).pre_tokenize_str("一只小狗在草地上。")]
+    ['一', '只', '小狗', '在', '草地', '上']
+
+    ```
+    """
+    _, splitter = word_rule()
+    by_letter: dict[str, list[str]] = defaultdict(list)
+    for word in sorted(vocabulary, key=len, reverse=True):
+        pieces = [piece for piece, _ in splitter.pre_tokenize_str(word)]
+        if len(pieces) > 1 and "".join(pieces) == word:
+            by_letter[word[0]].append(re.escape(word[1:]))
+    known = [f"{re.escape(letter)}(?:{'|'.join(rest)})(?!{ATTACHED})" for letter, rest in by_letter.items()]
+    return pre_tokenizers.Split(Regex("|".join([*known, WORD])), behavior="removed", invert=True)
+
+
+def word_decoder() -> decoders.Decoder:
+    """What joins words to text: with spaces, but for scripts that have none.
+
+    Returns:
+        `decoders.Decoder`
+    """
+    with_spaces = decoders.WordPiece(prefix="\0", cleanup=False)  # the prefix is in no word
+    return decoders.Sequence([with_spaces, decoders.Fuse(), decoders.Replace(Regex(_NO_SPACE), "")])
+
+
+def segment_words(captions: Iterable[str], segmenter: Segmenter) -> list[list[str]]:
+    """The words of captions where a function finds those of scripts without spaces; elsewhere the rule does.
+
+    Args:
+        captions (`Iterable[str]`): as they were written.
+        segmenter (`Callable`): text in one form to words, such as `jieba.lcut`.
+
+    Returns:
+        `list[list[str]]`
+
+    Raises:
+        TypeError: the function gives something else than words.
+    """
+    one_form, _ = word_rule()
+    splitter = pre_tokenizers.Split(Regex(f"{_RUN}|{WORD}"), behavior="removed", invert=True)
+    words: list[list[str]] = []
+    for caption in captions:
+        pieces: Any = segmenter(one_form.normalize_str(caption))
+        if isinstance(pieces, str) or not all(isinstance(piece, str) for piece in pieces):
+            raise TypeError(f"segmenter {segmenter!r} makes {pieces!r:.80} of {caption!r:.80}, expected words.")
+        words.append([word for piece in pieces for word, _ in splitter.pre_tokenize_str(piece)])
+    return words
+
+
+def load_function(name: str, what: str, others: str) -> Callable[..., Any]:
+    """Import a function by its name.
+
+    Args:
+        name (`str`): `module:function`.
+        what (`str`): what it is for, for messages.
+        others (`str`): what else would be right, for messages.
+
+    Returns:
+        `Callable`
+
+    Raises:
+        ValueError: it is no such name, or there is no such function.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.modeling.captioner_words import load_function
+    >>> load_function("shlex:split", "tokenizer", "'ptb'")("a dog")
+    ['a', 'dog']
+
+    ```
+    """
+    module, colon, path = name.partition(":")
+    if not (module and colon and path):
+        raise ValueError(f"no {what} {name!r}; expected {others} or 'module:function'")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in path.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what} {name!r} cannot be imported: {error}") from error
+    if not callable(value):
+        raise ValueError(f"{what} {name!r} is a {type(value).__name__}, expected a function of a caption")
+    return value

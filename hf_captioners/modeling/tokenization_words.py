@@ -1,47 +1,90 @@
 """The word tokenizer: a plain `PreTrainedTokenizerFast`, built from a vocabulary or from captions.
 
-The rule is that of ExpansionNet v2 (specification of the original, section 11): lower case; white space stripped on the
-right; every character that is no letter, digit or underscore stands alone; split at spaces; the nine marks ' ` . ? ! ,
-: - ; vanish. So hyphens and apostrophes split words, while quotes, brackets and a line break inside a caption are
-words. One difference: a capital sigma becomes σ everywhere, where Python writes ς at the end of a word.
+How captions are cut into words is said by a rule, and stands in the tokenizer's file:
+
+- `"spaces"`, the default, cuts at white space. Lower case; white space stripped on the right; every character that is
+  no letter, digit or underscore stands alone; the nine marks ' ` . ? ! , : - ; vanish. So hyphens and apostrophes split
+  words, while quotes, brackets and a line break inside a caption are words. Text is composed first (NFC), and a
+  combining mark or joiner belongs to the character before it, so that words of any script with spaces stay whole.
+- `"unicode"` is the rule of the metrics' `tokenizer="unicode"`, for any language (see `captioner_words.py`): without
+  punctuation, with apostrophes inside words, and in scripts without spaces (Chinese, Japanese, Thai, …) single
+  characters. Their captions are written without spaces, too.
+- a function of a library that finds words in scripts without spaces, or its name, as `"jieba:lcut"`. It makes the
+  vocabulary; as a function cannot be saved, the tokenizer then takes the longest word of its vocabulary, from left to
+  right, and the rule `"unicode"` for the rest.
+- `"expansionnet_v2"` is the original's for converted checkpoints (specification of the original, section 11):
+  `"spaces"` without the composed form, where combining marks stand alone. One difference from the original: a capital
+  sigma becomes σ everywhere, where Python writes ς at the end of a word.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from .captioner_words import (
+    ATTACHED,
+    Segmenter,
+    known_word_rule,
+    load_function,
+    segment_words,
+    split_unicode_words,
+    word_decoder,
+    word_rule,
+)
+
+logger = logging.getLogger(__name__)
+
+WordRule: TypeAlias = str | Segmenter
+RULES = ("spaces", "unicode", "expansionnet_v2")
 SPECIAL_TOKENS: dict[str, str] = {"PAD": "PAD", "SOS": "SOS", "EOS": "EOS", "UNK": "UNK"}
+MANY_UNKNOWN = 0.05
+"""Share of unknown words above which `build_vocabulary` warns."""
 
 
-def _rule() -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
+def _spaces_rule(original: bool) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
+    """The rule `"spaces"`, or the original's."""
     # Python's white space, which knows the four separators \x1c-\x1f
     strip_right = normalizers.Replace(Regex(r"[\s\x1c-\x1f]+\z"), "")
-    normalizer = normalizers.Sequence([normalizers.Lowercase(), strip_right])
+    steps = [normalizers.Lowercase(), strip_right]
     # Python's \w, spelled out: the \w of the regular expressions of tokenizers counts combining marks and leaves out ½
     # and ²
-    other = Regex(r"[^\p{L}\p{N}_]")
-    pre_tokenizer = pre_tokenizers.Sequence(
+    words = Regex(r"[^\p{L}\p{N}_]")
+    if not original:
+        steps = [normalizers.NFC(), normalizers.Lowercase(), normalizers.NFC(), strip_right]
+        words = Regex(rf"[\p{{L}}\p{{N}}_](?:[\p{{L}}\p{{N}}_]|{ATTACHED})*|[^\p{{L}}\p{{N}}_]{ATTACHED}*")
+    return normalizers.Sequence(steps), pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"['`.?!,:\-; ]"), behavior="removed"),
-            pre_tokenizers.Split(other, behavior="isolated"),
+            pre_tokenizers.Split(words, behavior="isolated"),
         ]
     )
-    return normalizer, pre_tokenizer
 
 
-def split_words(captions: Iterable[str]) -> list[list[str]]:
-    """The words of each caption by the rule above, without special tokens.
+def _segmenter(rule: WordRule) -> Segmenter | None:
+    """The function that a rule is or names; `None` for a rule of this module."""
+    if not isinstance(rule, str):
+        return rule
+    return None if rule in RULES else load_function(rule, "rule of words", ", ".join(map(repr, RULES)))
+
+
+def split_words(captions: Iterable[str], rule: WordRule = "spaces") -> list[list[str]]:
+    """The words of each caption, without special tokens.
 
     Args:
         captions (`Iterable[str]`): raw captions.
+        rule (`str` or `Callable`, defaults to `"spaces"`): see above.
 
     Returns:
         `list[list[str]]`
+
+    Raises:
+        ValueError: an unknown rule.
 
     Example:
 
@@ -49,33 +92,55 @@ def split_words(captions: Iterable[str]) -> list[list[str]]:
     >>> from hf_captioners.modeling.tokenization_words import split_words
     >>> split_words(["A man's T-shirt (red) & a wave."])
     [['a', 'man', 's', 't', 'shirt', '(', 'red', ')', '&', 'a', 'wave']]
+    >>> split_words(["एक कुत्ता"]), split_words(["一只狗。"], "unicode")
+    ([['एक', 'कुत्ता']], [['一', '只', '狗']])
 
     ```
     """
-    normalizer, pre_tokenizer = _rule()
+    segmenter = _segmenter(rule)
+    if segmenter is not None:
+        return segment_words(captions, segmenter)
+    if rule == "unicode":
+        return split_unicode_words(captions)
+    normalizer, pre_tokenizer = _spaces_rule(rule == "expansionnet_v2")
     pieces = (pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(caption)) for caption in captions)
     return [[word for word, _ in caption] for caption in pieces]
 
 
-def build_vocabulary(captions: Iterable[str], min_count: int = 5) -> list[str]:
+def build_vocabulary(captions: Iterable[str], min_count: int = 5, rule: WordRule = "spaces") -> list[str]:
     """The vocabulary of training captions: words seen often enough and the special tokens, sorted by code point.
+
+    The share of the captions' words that become the unknown word is logged, as a warning above 5 %.
 
     Args:
         captions (`Iterable[str]`): raw training captions.
         min_count (`int`, defaults to 5): words seen less often become the unknown word.
+        rule (`str` or `Callable`, defaults to `"spaces"`): what a word is, see above. Give [`build_word_tokenizer`] the
+            same one.
 
     Returns:
         `list[str]`: the index of a word is its id.
 
     Raises:
-        ValueError: no word is seen `min_count` times.
+        ValueError: no word is seen `min_count` times; an unknown rule.
     """
-    counts = Counter(word for words in split_words(captions) for word in words)
+    counts = Counter(word for words in split_words(captions, rule) for word in words)
     frequent = {word for word, count in counts.items() if count >= min_count}
     if not frequent:
         raise ValueError(
             f"no word of the captions is seen min_count={min_count} times ({len(counts)} different words)."
         )
+    unknown = 1 - sum(counts[word] for word in frequent) / counts.total()
+    many = unknown > MANY_UNKNOWN
+    logger.log(
+        logging.WARNING if many else logging.INFO,
+        "vocabulary of %d words seen %d times or more; %.1f %% of the %d words of the captions are unknown%s",
+        len(frequent),
+        min_count,
+        100 * unknown,
+        counts.total(),
+        "; lower min_count, or choose another rule of words (scripts without spaces need one)" if many else "",
+    )
     return sorted(frequent | set(SPECIAL_TOKENS.values()))
 
 
@@ -84,6 +149,7 @@ def build_word_tokenizer(
     *,
     special: Mapping[str, int] | None = None,
     model_max_length: int = 74,
+    rule: WordRule = "spaces",
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of words. `tokenizer(caption).input_ids` is start token, words, end token.
 
@@ -92,13 +158,15 @@ def build_word_tokenizer(
         special (`Mapping[str, int]`, *optional*): ids of "PAD", "SOS", "EOS" and "UNK" where the words at those ids
             have other names. By default they are looked up by name.
         model_max_length (`int`, defaults to 74): longest caption in tokens, start and end included.
+        rule (`str` or `Callable`, defaults to `"spaces"`): how captions are cut into words, see above.
 
     Returns:
         `PreTrainedTokenizerFast`: its special tokens are pad, bos ("SOS"), eos and unk. Words of a caption that look
         like a special token ("EOS", a camera) are words.
 
     Raises:
-        ValueError: a word stands twice in the vocabulary, or a special token is missing or out of range.
+        ValueError: a word stands twice in the vocabulary, or a special token is missing or out of range; an
+            unknown rule.
 
     Example:
 
@@ -118,7 +186,11 @@ def build_word_tokenizer(
     if len(set(names.values())) != len(names):
         raise ValueError(f"the special tokens must be four different words, not {names}.")
     backend = Tokenizer(models.WordLevel(ids, unk_token=names["UNK"]))
-    backend.normalizer, backend.pre_tokenizer = _rule()
+    if rule == "unicode" or _segmenter(rule) is not None:
+        backend.normalizer, backend.pre_tokenizer = word_rule()[0], known_word_rule(vocabulary)
+        backend.decoder = word_decoder()
+    else:
+        backend.normalizer, backend.pre_tokenizer = _spaces_rule(rule == "expansionnet_v2")
     sos, eos = names["SOS"], names["EOS"]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{sos} $A {eos}", special_tokens=[(sos, ids[sos]), (eos, ids[eos])]

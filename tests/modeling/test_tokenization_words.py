@@ -3,12 +3,14 @@
 import random
 import re
 import shutil
+import unicodedata
 
 import pytest
 from transformers import AutoProcessor, AutoTokenizer
 
 from hf_captioners import CaptionerImageProcessor, ExpansionNetV2Processor, build_vocabulary, build_word_tokenizer
-from hf_captioners.modeling.tokenization_words import split_words
+from hf_captioners.modeling.captioner_words import known_word_rule
+from hf_captioners.modeling.tokenization_words import SPECIAL_TOKENS, split_words
 
 MARKS = set("'`.?!,:-;")
 
@@ -44,17 +46,55 @@ def tokenizer(vocabulary):
     return build_word_tokenizer(vocabulary, model_max_length=8)
 
 
+def attached(character: str) -> bool:
+    return any(unicodedata.category(one)[0] == "M" or one in "\u0e33\u0eb3\u200c\u200d" for one in character)
+
+
+def marked_words(caption: str) -> list[str]:
+    """The rule `"spaces"`, by the Unicode database."""
+    words: list[str] = []
+    inside = False  # of a word or symbol that goes on
+    for character in unicodedata.normalize("NFC", caption.lower()).rstrip():
+        if character == " " or character in MARKS:
+            inside = False
+        elif inside and (attached(character) or (is_letter(character) and is_letter(words[-1][0]))):
+            words[-1] += character
+        else:
+            words.append(character)
+            inside = True
+    return words
+
+
+def is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LN" or character == "_"
+
+
 class TestRule:
     def test_random_strings_split_as_the_original_splits_them(self):
         rng = random.Random(0)
         captions = ["".join(rng.choices(NASTY, k=rng.randrange(20))) for _ in range(5000)]
         captions = [caption.replace("Σ", "σ") for caption in captions]  # see the next test
+        for caption, words in zip(captions, split_words(captions, "expansionnet_v2"), strict=True):
+            assert words == original_words(caption), repr(caption)
+
+    def test_without_marks_the_default_is_the_original(self):
+        rng = random.Random(1)
+        plain = [one for one in NASTY if not attached(one) and one not in ("Σ", "İ")]  # İ is longer in lower case
+        captions = ["".join(rng.choices(plain, k=rng.randrange(20))) for _ in range(2000)]
         for caption, words in zip(captions, split_words(captions), strict=True):
             assert words == original_words(caption), repr(caption)
 
+    def test_a_mark_belongs_to_what_stands_before_it(self):
+        """By a second implementation, character by character with the Unicode database."""
+        rng = random.Random(2)
+        letters = [*"abЯकதগก狗7_ ('.!", "\u093f", "\u0bcd", "\u09be", "\u0e33", "\u0301", "\u200d", "\u200c", "\ufe0f"]
+        captions = ["".join(rng.choices(letters, k=rng.randrange(12))) for _ in range(3000)]
+        for caption, words in zip(captions, split_words(captions), strict=True):
+            assert words == marked_words(caption), repr(caption)
+
     def test_the_one_difference_is_a_capital_sigma_at_the_end_of_a_word(self):
         assert original_words("ΟΔΟΣ ΣΑΣ") == ["οδος", "σας"]  # Python knows the final form of the letter
-        assert split_words(["ΟΔΟΣ ΣΑΣ"]) == [["οδοσ", "σασ"]]
+        assert split_words(["ΟΔΟΣ ΣΑΣ"], "expansionnet_v2") == split_words(["ΟΔΟΣ ΣΑΣ"]) == [["οδοσ", "σασ"]]
 
     @pytest.mark.parametrize(
         ("caption", "words"),
@@ -76,8 +116,85 @@ class TestRule:
     def test_takes_any_iterable(self):
         assert split_words(caption for caption in ("a b", "c")) == [["a", "b"], ["c"]]
 
+    @pytest.mark.parametrize(
+        "caption",
+        [
+            "एक कुत्ता घास पर दौड़ रहा है",
+            "একটি কুকুর ঘাসের উপর",
+            "ஒரு நாய் புல்லில் ஓடுகிறது",
+            "a chó đen đang chạy",
+            "כֶּלֶב רָץ",
+            "മലയാളം അവന്\u200d",
+        ],
+    )
+    @pytest.mark.parametrize("rule", ["spaces", "unicode"])
+    def test_words_of_scripts_with_spaces_stay_whole(self, caption, rule):
+        composed = unicodedata.normalize("NFC", caption)
+        tokenizer = build_word_tokenizer(build_vocabulary([caption], 1, rule), rule=rule)
+        for form in (composed, unicodedata.normalize("NFD", caption)):
+            ids = tokenizer(form).input_ids
+            assert len(ids) == 2 + len(caption.split())
+            assert tokenizer.decode(ids, skip_special_tokens=True) == composed
+
+    def test_unknown_rule(self):
+        message = "no rule of words 'words'; expected 'spaces', 'unicode', 'expansionnet_v2' or 'module:function'"
+        with pytest.raises(ValueError, match=message):
+            split_words(["a"], "words")
+        with pytest.raises(ValueError, match=message):
+            build_word_tokenizer(["PAD", "SOS", "EOS", "UNK"], rule="words")
+
+
+def dictionary(text: str) -> list[str]:
+    """Stands for a library's segmenter; at most two characters long, and with the punctuation that such ones return."""
+    known = ("小狗", "草地", "蓝色")
+    return re.findall("|".join([*known, r"[a-z-]+", r"\S"]), text)
+
+
+class TestScriptsWithoutSpaces:
+    CAPTIONS = ["一只小狗在草地上。", "草地上的狗 and a T-shirt", "蓝色的小狗！"]
+
+    def test_characters(self):
+        vocabulary = build_vocabulary(self.CAPTIONS, 1, rule="unicode")
+        assert {"小", "狗", "t", "shirt"} <= set(vocabulary)
+        tokenizer = build_word_tokenizer(vocabulary, rule="unicode")
+        assert tokenizer.tokenize(self.CAPTIONS[0]) == list("一只小狗在草地上")
+
+    @pytest.mark.parametrize("rule", [dictionary, f"{__name__}:dictionary"])
+    def test_words_of_a_segmenter(self, rule):
+        vocabulary = build_vocabulary(self.CAPTIONS, 1, rule=rule)
+        assert set(vocabulary) - set(SPECIAL_TOKENS) == {*("一", "只", "小狗", "在", "草地", "上", "的", "狗", "蓝色"),
+                                                        *("and", "a", "t", "shirt")}  # fmt: skip
+        tokenizer = build_word_tokenizer(vocabulary, rule=rule)
+        assert tokenizer.tokenize("狗在蓝色草地上") == ["狗", "在", "蓝色", "草地", "上"]
+        assert tokenizer.tokenize("蓝草") == ["UNK", "UNK"]
+
+    @pytest.mark.parametrize("rule", ["unicode", dictionary])
+    def test_written_without_spaces_and_saved_with_the_rule(self, rule, tmp_path):
+        build_word_tokenizer(build_vocabulary(self.CAPTIONS, 1, rule), rule=rule).save_pretrained(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        decoded = [tokenizer.decode(tokenizer(one).input_ids, skip_special_tokens=True) for one in self.CAPTIONS]
+        assert decoded == ["一只小狗在草地上", "草地上的狗 and a t shirt", "蓝色的小狗"]
+
+    def test_the_longest_word_does_not_tear_a_mark_off(self):
+        rule = known_word_rule(["กา", "กาน"])
+        assert [word for word, _ in rule.pre_tokenize_str("กานกา")] == ["กาน", "กา"]
+        assert [word for word, _ in rule.pre_tokenize_str("กา\u0e48")] == ["ก", "า\u0e48"]
+
+    def test_a_function_that_makes_no_words(self):
+        with pytest.raises(TypeError, match="expected words"):
+            split_words(["狗"], lambda text: text)
+
 
 class TestVocabulary:
+    @pytest.mark.parametrize(("unknown", "level"), [(4, "INFO"), (6, "WARNING")])
+    def test_the_share_of_unknown_words_is_reported(self, unknown, level, caplog):
+        captions = ["a dog " * 25] * 2 + [" ".join(f"rare{index}" for index in range(unknown))]
+        captions[0] = " ".join(captions[0].split()[:-unknown])
+        with caplog.at_level("INFO"):
+            build_vocabulary(captions, min_count=5)
+        assert [record.levelname for record in caplog.records] == [level]
+        assert f"{unknown}.0 % of the 100 words of the captions are unknown" in caplog.text
+
     def test_words_seen_often_enough_and_the_special_tokens_by_code_point(self):
         captions = ["a é wave", "a wave (", "A cat (", "zebra é"]
         assert build_vocabulary(captions, min_count=2) == ["(", "EOS", "PAD", "SOS", "UNK", "a", "wave", "é"]
