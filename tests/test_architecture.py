@@ -20,7 +20,7 @@ ALLOWED = {
     "data": {"modeling"},
     "metrics": {"modeling", "data"},
     "rewards": {"modeling", "data", "metrics"},
-    "training": {"modeling", "data", "metrics", "rewards"},
+    "training": {"modeling", "data", "metrics", "rewards", "inference"},
     "inference": {"modeling", "data", "metrics"},
     "reports": {"modeling", "data", "metrics"},
     "conversion": {"modeling", "data", "metrics"},

@@ -111,7 +111,7 @@ class _CocoResults:
 
 def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Iterator[Mapping[str, Any]], int]:
     """The records to come and their number."""
-    from ..inference.caption_files import caption_files
+    from ..inference.captioning import caption_files
     from ..inference.image_files import LeftOutFiles, find_images
 
     if args.annotations is not None or args.data_dir is not None:
@@ -129,11 +129,13 @@ def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[It
         results.check(find_images(args.paths, args.recursive))
     model, processor = _load(args)
     paths = find_images(args.paths, args.recursive)
-    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
-    records = caption_files(
-        model, processor, paths, args.batch_size, **options, num_return_sequences=args.num_return_sequences
-    )
+    records = caption_files(model, processor, paths, args.batch_size, **_options(args))
     return (cast(Mapping[str, Any], record) for record in records), count
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `generate` that are on the command line."""
+    return {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -149,24 +151,17 @@ def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, An
         raise UsageError("--annotations goes with --image-root or --features, without paths")
     from ..data.features.store import FeatureStore
     from ..data.rows import attach_features, undecoded
-    from ..inference.caption_files import caption_files
-    from ..inference.caption_rows import caption_rows
+    from ..inference.captioning import caption_rows
 
-    names = ("num_beams", "max_new_tokens", "num_return_sequences")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         rows = _rows(args)
-        if args.features:
-            with_features = attach_features(rows, FeatureStore(args.features))
-            model, processor = _load(args)
-            each = (with_features[index] for index in range(len(with_features)))
-            return caption_rows(model, processor, each, args.batch_size, **options), len(with_features)
+        rows = attach_features(rows, FeatureStore(args.features)) if args.features else undecoded(rows)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     model, processor = _load(args)
-    paths = [picture["path"] for picture in undecoded(rows)["image"]]
-    records = caption_files(model, processor, paths, args.batch_size, **options)
-    return ({"image_id": name, **record} for name, record in zip(rows["image_id"], records, strict=True)), len(rows)
+    each = (rows[index] for index in range(len(rows)))
+    records = caption_rows(model, processor, each, args.batch_size, **_options(args))
+    return (cast(Mapping[str, Any], record) for record in records), len(rows)
 
 
 def _rows(args: argparse.Namespace) -> Any:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,58 +170,51 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
 
 
 def _write_captions(args: argparse.Namespace) -> _Captions:
-    """Caption the pictures of the data set; a picture that cannot be captioned is named and left out."""
+    """Caption the images of the data set; an image that cannot be captioned is named and left out."""
     from tqdm import tqdm
 
     from ..data.captions.predictions import read_references
     from ..data.printable import printable
-    from ..inference.caption_files import caption_files
+    from ..inference.captioning import caption_rows
 
-    if args.features is not None:
-        return _write_captions_of_features(args)
     source = Path(args.dataset)
     references = read_references(source, args.split)
-    ids = list(references.captions)
-    pictures = _pictures(references, args.image_root, source)
-    nameless = [image_id for image_id in ids if image_id not in pictures]
-    if nameless:
-        raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
+    rows, pictures = _rows_to_caption(args, source, references)
+    number = len(references.captions)
     model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
-    paths = [pictures[image_id] for image_id in ids]
-    records = caption_files(model, processor, paths, args.batch_size, args.num_beams, args.max_new_tokens)
+    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    records = caption_rows(model, processor, rows, args.batch_size, **options)
     captions: dict[Any, str] = {}
-    for image_id, record in zip(ids, tqdm(records, total=len(ids), unit="picture", disable=None), strict=True):
+    for record in tqdm(records, total=number, unit="picture", disable=None):
         if "error" in record:
             tqdm.write(f"hf-captioners evaluate: left out: {printable(record['error'])}", file=sys.stderr)
         else:
-            captions[image_id] = record["caption"]
+            captions[record["image_id"]] = record["caption"]
     if not captions:
         raise UsageError("none of the pictures could be captioned")
     return _written(args, captions, references.captions, pictures)
 
 
-def _write_captions_of_features(args: argparse.Namespace) -> _Captions:
-    from tqdm import tqdm
-
-    from ..data.captions.predictions import read_references
+def _rows_to_caption(
+    args: argparse.Namespace, source: Path, references: "References"
+) -> tuple[Iterator[dict[str, Any]], dict[Any, Path]]:
+    """Rows with a file or cached features each, and the files as far as they are known."""
     from ..data.features.store import FeatureStore
-    from ..inference.caption_rows import caption_rows
 
-    references, store = read_references(args.dataset, args.split), FeatureStore(args.features)
     ids = list(references.captions)
+    if args.features is None:
+        pictures = _pictures(references, args.image_root, source)
+        nameless = [image_id for image_id in ids if image_id not in pictures]
+        if nameless:
+            raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
+        return ({"image_id": image_id, "image": pictures[image_id]} for image_id in ids), pictures
+    store = FeatureStore(args.features)
     missing = [image_id for image_id in ids if image_id not in store]
     if missing:
         raise UsageError(f"--features {args.features}: no features of {len(missing)} images, as image {missing[0]}")
-    model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
-    given = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
-    options = {name: value for name, value in given.items() if value is not None}
-    rows = ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids)
-    records = caption_rows(model, processor, rows, args.batch_size, **options)
-    progress = tqdm(records, total=len(ids), unit="picture", disable=None)
-    captions = {record["image_id"]: record["caption"] for record in progress}
-    knows_where = args.image_root or Path(args.dataset).is_dir()
-    pictures = _pictures(references, args.image_root, Path(args.dataset)) if knows_where else {}
-    return _written(args, captions, references.captions, pictures)
+    knows_where = args.image_root or source.is_dir()
+    pictures = _pictures(references, args.image_root, source) if knows_where else {}
+    return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), pictures
 
 
 def _pictures(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:

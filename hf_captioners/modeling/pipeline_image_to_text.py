@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .image_processing_captioner import open_picture
+from .image_processing_captioner import open_resized
+from .processing_captioner import image_columns, padding_values, prepare_rows
+
+# columns of rows that no captioner looks at
+_OF_DATA_SETS = ("image_id", "file_name", "split", "captions", "sentence_ids")
+
+
+def _stacked(items: list[dict[str, torch.Tensor]], padding: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """The inputs of several images, (1, …) each, as one batch; second dimensions of different lengths are padded."""
+    names = dict.fromkeys(name for item in items for name in item)
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [item[name][0] for item in items], batch_first=True, padding_value=padding.get(name, 0)
+        )
+        for name in names
+    }
 
 
 class ImageToTextPipeline(Pipeline):
     """Caption pictures with any captioner of this package.
 
-    Accepts a path, a URL, a PIL picture, a tensor of cached features `(tokens, width)`, a `dict` with
-    `image_features`, or a list, generator or dataset of these. Returns `[{"generated_text": "…"}]` for a picture and a
-    list of that for several.
+    Accepts a path, a URL, a PIL picture, a tensor of cached features `(tokens, width)`, a row (a `dict` with `image` or
+    `image_features`, and with what else the captioner looks at, as `anchors`), or a list, generator or dataset of
+    these. A key of a row that the captioner does not know is an error. Returns `[{"generated_text": "…"}]` for a
+    picture and a list of that for several.
 
     Args of a call (all *optional*; also accepted by `pipeline(…)`):
         prompt (`str`): how the caption begins.
@@ -80,27 +97,46 @@ class ImageToTextPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs: Any, prompt: str | None = None, timeout: float | None = None) -> dict[str, Any]:
-        """One picture as the model's inputs, each with a batch dimension of 1."""
-        if isinstance(inputs, dict) and "image_features" in inputs:
-            inputs = torch.as_tensor(inputs["image_features"])
-        if isinstance(inputs, torch.Tensor):
-            if inputs.ndim != 2:
-                raise ValueError(
-                    f"the features of a picture must be (tokens, width), not {tuple(inputs.shape)}; give the pipeline "
-                    "several pictures as a list."
-                )
-            batch = self.processor(image_features=inputs[None], text=prompt)
-        else:
+        """One image as the model's inputs, each with a batch dimension of 1."""
+        row = self._row(inputs)
+        if "image" in row:
             limits = {} if timeout is None else {"timeout": timeout}
-            picture = open_picture(inputs, self.processor.image_processor, **limits)
-            batch = self.processor(images=picture, text=prompt, return_tensors="pt")
-        return dict(batch)
+            row["image"] = open_resized(row["image"], self.image_processor, **limits)
+        # in a dict of its own: transformers stacks what it knows, and these are padded by the processor's rules
+        return {"inputs": dict(prepare_rows(self.processor, [row], text=prompt))}
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, Any]:
+    def _row(self, inputs: Any) -> dict[str, Any]:
+        """An image as a row with columns that the processor knows."""
+        if isinstance(inputs, torch.Tensor):
+            inputs = {"image_features": inputs}
+        elif not isinstance(inputs, dict) or not inputs.keys() - {"path", "bytes"}:
+            return {"image": inputs}
+        known = image_columns(self.processor)
+        unknown = sorted(map(str, inputs.keys() - {*known, *_OF_DATA_SETS}))
+        if unknown:
+            raise ValueError(
+                f"a row with {', '.join(unknown)}: this captioner looks at {', '.join(known)} and nothing else; leave "
+                "out what it is not to see."
+            )
+        row = {name: value for name, value in inputs.items() if name in known}
+        if "image_features" in row:
+            row["image_features"] = torch.as_tensor(row["image_features"])
+            if row["image_features"].ndim != 2:
+                shape = tuple(row["image_features"].shape)
+                raise ValueError(
+                    f"the features of a picture must be (tokens, width), not {shape}; give the pipeline several "
+                    "pictures as a list."
+                )
+        return row
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
-        pictures = next(iter(model_inputs.values())).shape[0]
-        ids = self.model.generate(**model_inputs, **generate_kwargs)
-        return {"output_ids": ids.view(pictures, -1, ids.shape[-1])}
+        inputs = model_inputs["inputs"]
+        if isinstance(inputs, list):
+            inputs = _stacked(inputs, padding_values(self.processor))
+        images = next(iter(inputs.values())).shape[0]
+        ids = self.model.generate(**inputs, **generate_kwargs)
+        return {"output_ids": ids.view(images, -1, ids.shape[-1])}
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
         """The captions of one picture."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .captioner_shipping import registered
+from .image_processing_captioner import open_resized
 from .tokenization_limits import check_tokenizer
 
 
@@ -60,7 +61,15 @@ class CaptionerProcessor(ProcessorMixin):
         image_processor (`BaseImageProcessor`): for pictures.
         tokenizer (`PreTrainedTokenizerBase`): for captions; `tokenizer(caption).input_ids` starts with the start token
             and ends with the end token.
+
+    Attributes:
+        image_columns (`dict[str, str]`): columns of a row that make an image for the captioner, and the arguments of a
+            call that take them.
+        padding_values (`dict[str, int]`): of inputs with rows of different lengths, where it is not 0.
     """
+
+    image_columns: ClassVar[dict[str, str]] = {"image": "images", "image_features": "image_features"}
+    padding_values: ClassVar[dict[str, int]] = {"labels": -100}
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
         super().__init__(image_processor, tokenizer)
@@ -110,6 +119,45 @@ class CaptionerProcessor(ProcessorMixin):
         if text_target is not None:
             batch["labels"] = self._labels(_as_list("text_target", text_target))
         return BatchFeature(batch)
+
+    def prepare_rows(self, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:
+        """Make a model's inputs of rows, in training and in inference.
+
+        Args:
+            rows (`Sequence[Mapping]`): each with `image`, as `open_image` takes it, or `image_features`, which goes
+                first; and with the captioner's other `image_columns`. Further columns are not read.
+            kwargs: further arguments of a call, as `text_target`; what rows say goes first.
+
+        Returns:
+            `BatchFeature`: see `__call__`.
+
+        Raises:
+            ValueError: a row without an image; rows of which some have a column and others not; see `__call__`.
+            ImageError: an image cannot be opened.
+        """
+        columns = self._image_columns_of(rows)
+        arguments: dict[str, Any] = {self.image_columns[name]: [row[name] for row in rows] for name in columns}
+        if "images" in arguments:
+            arguments["images"] = [open_resized(image, self.image_processor) for image in arguments["images"]]
+        return self(return_tensors="pt", **{**kwargs, **arguments})
+
+    def _image_columns_of(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The columns that make the images of rows."""
+        columns = [name for name in self.image_columns if any(name in row for row in rows)]
+        if "image_features" in columns and "image" in columns:
+            columns.remove("image")
+        if not {"image", "image_features"} & set(columns):
+            raise ValueError(
+                f"a row needs 'image' or 'image_features'; this one has {sorted(rows[0]) if rows else []}."
+            )
+        for name in columns:
+            lacking = [row.get("image_id") for row in rows if name not in row]
+            if lacking:
+                raise ValueError(
+                    f"image_id {lacking[0]!r}: the row lacks {name!r}, which another row of the batch has; give all "
+                    "rows the same columns."
+                )
+        return columns
 
     def _prompts(self, texts: list[str]) -> torch.Tensor:
         ids = self._encode(texts, add_special_tokens=False)
@@ -235,3 +283,37 @@ class ExpansionNetV2Processor(CaptionerProcessor):
 
 class SaticProcessor(CaptionerProcessor):
     """[`CaptionerProcessor`] under the name that folders of SATIC have in their `processor_config.json`."""
+
+
+# --- any processor ----------------------------------------------------------------------------------------------------
+
+
+def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:
+    """Make a model's inputs of rows, with any processor; that of another library looks at images alone.
+
+    Args:
+        processor (`ProcessorMixin`): a captioner's, or another one with an image processor.
+        rows, kwargs: see [`CaptionerProcessor.prepare_rows`].
+
+    Returns:
+        `BatchFeature`
+
+    Raises:
+        ValueError, ImageError: see there.
+    """
+    if isinstance(processor, CaptionerProcessor):
+        return processor.prepare_rows(rows, **kwargs)
+    if any("image" not in row for row in rows):
+        raise ValueError(f"a {type(processor).__name__} looks at the 'image' of a row; one has {sorted(rows[0])}.")
+    images = [open_resized(row["image"], processor.image_processor) for row in rows]
+    return processor(images=images, return_tensors="pt", **kwargs)
+
+
+def image_columns(processor: Any) -> Mapping[str, str]:
+    """See [`CaptionerProcessor`]; that of another library looks at images alone."""
+    return processor.image_columns if isinstance(processor, CaptionerProcessor) else {"image": "images"}
+
+
+def padding_values(processor: Any) -> Mapping[str, int]:
+    """See [`CaptionerProcessor`]."""
+    return processor.padding_values if isinstance(processor, CaptionerProcessor) else {}

@@ -46,6 +46,9 @@ class ClipGpt2Processor(CaptionerProcessor):
     ```
     """
 
+    image_columns = {**CaptionerProcessor.image_columns, "anchors": "anchors"}
+    padding_values = {**CaptionerProcessor.padding_values, "anchor_ids": -100}
+
     def __init__(
         self,
         image_processor: Any = None,

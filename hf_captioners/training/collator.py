@@ -13,7 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from ..data.printable import printable
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.image_processing_captioner import open_resized
-from ..modeling.processing_captioner import CaptionerProcessor
+from ..modeling.processing_captioner import CaptionerProcessor, prepare_rows
 from .rows import captions_of, chance, row_name
 
 logger = logging.getLogger(__name__)
@@ -65,13 +65,11 @@ class PictureCollator:
             ValueError: a row lacks `captions`, or `image` and `image_features` both, or what another row has of them.
             ImageError: a picture cannot be opened.
         """
-        if "image_features" in rows[0]:
-            return self.batch(rows, image_features=[self.column_of(row, "image_features") for row in rows])
         good: list[Mapping[str, Any]] = []
-        pictures = []
+        opened: list[Mapping[str, Any]] = []
         for row in rows:
             try:
-                pictures.append(open_resized(self._image(row), self.image_processor))
+                opened.append(self._opened(row))
                 good.append(row)
             except ImageError as error:
                 if not (self.skip_broken and self.training):  # scores of fewer pictures would not compare
@@ -79,17 +77,19 @@ class PictureCollator:
                 logger.warning("left out: %s", error)
         if not good:
             raise ImageError(f"none of the {len(rows)} pictures of a batch can be opened; see the warnings.")
-        return self.batch(good, images=pictures)
+        return self.batch(good, opened)
 
-    def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
-        """The batch of rows whose `pictures`, arguments of the processor, are at hand."""
+    def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of rows, which are also there with their images open."""
         raise NotImplementedError
 
-    @staticmethod
-    def _image(row: Mapping[str, Any]) -> Any:
+    def _opened(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row whose image is open, at the processor's size if it is large."""
+        if "image_features" in row:
+            return row
         if "image" not in row:
             raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
-        return row["image"]
+        return {**row, "image": open_resized(row["image"], self.image_processor)}
 
     @staticmethod
     def column_of(row: Mapping[str, Any], name: str) -> Any:
@@ -173,7 +173,7 @@ class CaptionCollator(PictureCollator):
     def epoch(self, value: int) -> None:
         self._epoch.fill_(value)
 
-    def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
+    def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """See [`PictureCollator`]; and `labels`, rows of one picture side by side."""
         shown = [self._choose(row) for row in rows]
         extras: dict[str, Any] = {}
@@ -181,7 +181,7 @@ class CaptionCollator(PictureCollator):
             draws = [self._random(row, "extras") for row in rows]
             extras = self.processor.training_extras(shown, [row["captions"] for row in rows], draws)
         captions = [caption for one in shown for caption in one]
-        batch = dict(self.processor(text_target=captions, return_tensors="pt", **extras, **pictures))
+        batch = dict(prepare_rows(self.processor, opened, text_target=captions, **extras))
         self._check_labels(batch["labels"], captions, rows)
         return batch
 
@@ -224,11 +224,11 @@ class RewardCollator(PictureCollator):
             of something else that reward functions are given, such as `completions`.
     """
 
-    def batch(self, rows: Sequence[Mapping[str, Any]], **pictures: Any) -> dict[str, Any]:
+    def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """See [`PictureCollator`]; and `columns`, the rows' other columns by name, `captions` among them."""
         columns: dict[str, list[Any]] = {}
         for name in dict.fromkeys(name for row in rows for name in row if name != "image_features"):
             if name in _OF_THE_TRAINER:
                 raise ValueError(f"the column {name!r} has the name of what the trainer gives to rewards; rename it.")
             columns[name] = [captions_of(row) if name == "captions" else self.column_of(row, name) for row in rows]
-        return {**self.processor(return_tensors="pt", **pictures), "columns": columns}
+        return {**prepare_rows(self.processor, opened), "columns": columns}

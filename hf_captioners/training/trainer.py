@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.rows import undecoded
+from ..inference.captioning import Captioner
 from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
@@ -283,18 +284,15 @@ class CaptionerTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
+        options = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
+        captioner = Captioner(model, self.processing_class, options)
         captions: list[str] = []
         with self._evaluating():
             for batch in self.get_eval_dataloader(dataset):
-                images = self.policy.image_inputs(model, batch)
-                ids = model.generate(
-                    **self._prepare_inputs(images),
-                    num_beams=self.args.generation_num_beams,
-                    max_length=self.args.generation_max_length,
-                )
-                pad = self.processing_class.tokenizer.pad_token_id
-                ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=pad)
-                captions.extend(self.processing_class.batch_decode(self.accelerator.gather_for_metrics(ids)))
+                images = self._prepare_inputs(self.policy.image_inputs(model, batch))
+                written = captioner.caption_inputs(images, len(next(iter(images.values()))))
+                own = [caption for (caption,) in written]
+                captions.extend(self.accelerator.gather_for_metrics(own, use_gather_object=True))
         model.train(was_training)
         return captions
 

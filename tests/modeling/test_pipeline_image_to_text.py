@@ -133,6 +133,16 @@ class TestFeatures:
         assert captioner({"image_features": features[0]}) == expected
         assert captioner({"image_features": features[0].tolist(), "captions": ["a"]}) == expected
 
+    def test_a_key_that_the_captioner_does_not_know_is_refused(self, captioner, features):
+        with pytest.raises(
+            ValueError, match="a row with anchors: this captioner looks at image, image_features and noth"
+        ):
+            captioner({"image_features": features[0], "anchors": ["dog"]})
+
+    def test_a_row_with_a_picture(self, captioner, pictures, captions):
+        rows = [{"image": picture, "image_id": index} for index, picture in enumerate(pictures)]
+        assert texts(captioner(rows, batch_size=2)) == captions
+
     def test_different_lengths_in_a_batch(self, captioner, features):
         alone = [captioner(one) for one in features]
         assert captioner(features, batch_size=3) == alone

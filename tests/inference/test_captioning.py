@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 
 from hf_captioners import CaptionerImageProcessor
-from hf_captioners.inference.caption_files import CaptionRecord, caption_files
+from hf_captioners.inference.captioning import CaptionRecord, caption_files, caption_rows
 from hf_captioners.inference.image_files import find_images
 from hf_captioners.modeling.captioner_image_io import open_image
 
@@ -38,7 +38,7 @@ class ShadeProcessor:
             raise ValueError("Unable to infer channel\ndimension format")
         return BatchFeature({"pixel_values": torch.tensor(shades).float()})
 
-    def batch_decode(self, ids: torch.Tensor) -> list[str]:
+    def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
         return [f"shade {shade}" for shade in ids[:, 0].tolist()]
 
 
@@ -184,7 +184,7 @@ class TestStreaming:
             with lock:
                 alive -= 1
 
-        def count(source: Path, **_: Any) -> Image.Image:
+        def count(source: Path, _: Any) -> Image.Image:
             nonlocal alive, most
             image = open_image(source)
             weakref.finalize(image, forget)
@@ -193,7 +193,7 @@ class TestStreaming:
                 most = max(most, alive)
             return image
 
-        monkeypatch.setattr("hf_captioners.inference.caption_files.open_resized", count)
+        monkeypatch.setattr("hf_captioners.inference.captioning.open_resized", count)
         for _ in caption(ShadeModel(), make(1, *[shade, 7] * 30), batch_size=4):
             assert alive <= 8
         assert 4 < most <= 8
@@ -249,3 +249,72 @@ class TestTinyCaptioner:
         model, processor = captioner
         with pytest.raises(ValueError, match="max_position_embeddings"):
             list(caption_files(model, processor, find_images(folder), max_new_tokens=1000))
+
+
+class TestRows:
+    """Captions for cached features equal those for the images they were computed from."""
+
+    @pytest.fixture(scope="class")
+    def captioner(self, tiny_captioner_dir):
+        model = AutoModelForImageTextToText.from_pretrained(tiny_captioner_dir).eval()
+        return model, AutoProcessor.from_pretrained(tiny_captioner_dir)
+
+    @pytest.fixture(scope="class")
+    def pictures(self):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, (5, 32, 32, 3), generator=generator, dtype=torch.uint8)
+        return [Image.fromarray(one.numpy()) for one in noise]
+
+    @pytest.fixture(scope="class")
+    def rows(self, captioner, pictures):
+        model, processor = captioner
+        with torch.no_grad():
+            features = model.extract_image_features(**processor(images=pictures))
+        return [{"image_id": 10 + index, "image_features": one} for index, one in enumerate(features)]
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 8])
+    def test_equal_those_of_the_pictures(self, captioner, pictures, rows, batch_size):
+        model, processor = captioner
+        expected = processor.batch_decode(model.generate(**processor(images=pictures), num_beams=3))
+        records = list(caption_rows(model, processor, iter(rows), batch_size, num_beams=3))
+        assert records == [{"image_id": 10 + i, "caption": caption} for i, caption in enumerate(expected)]
+        assert len(set(expected)) > 1
+
+    def test_several_captions_each(self, captioner, pictures, rows):
+        model, processor = captioner
+        ids = model.generate(**processor(images=pictures), num_beams=3, num_return_sequences=3)
+        expected = processor.batch_decode(ids)
+        records = list(caption_rows(model, processor, rows, 2, num_beams=3, num_return_sequences=3))
+        assert [record["captions"] for record in records] == [expected[i : i + 3] for i in range(0, 15, 3)]
+
+    def test_training_mode_is_refused(self, captioner, rows):
+        model, processor = captioner
+        model.train()
+        try:
+            with pytest.raises(ValueError, match=r"call model\.eval"):
+                next(caption_rows(model, processor, rows))
+        finally:
+            model.eval()
+
+    def test_pictures_and_files_of_rows(self, captioner, pictures, rows, tmp_path):
+        model, processor = captioner
+        expected = [record["caption"] for record in caption_rows(model, processor, rows)]
+        pictures[1].save(tmp_path / "one.png")
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+        mixed = [
+            {"image_id": 0, "image": pictures[0]},
+            {"image_id": 1, "image": {"path": str(tmp_path / "one.png"), "bytes": None}},
+            {"image": tmp_path / "broken.png", "captions": ["a"]},
+        ]
+        first, second, third = caption_rows(model, processor, mixed, batch_size=3)
+        assert first == {"image_id": 0, "caption": expected[0]}
+        assert second == {"image_id": 1, "image": str(tmp_path / "one.png"), "caption": expected[1]}
+        assert third["image"] == str(tmp_path / "broken.png") and third["error"].startswith(third["image"])
+
+    def test_features_that_the_model_does_not_take(self, captioner, rows):
+        model, processor = captioner
+        wrong = {"image_id": 7, "image_features": torch.zeros(3, 5)}
+        with pytest.raises(ValueError, match="image_features must be"):  # nothing has worked yet
+            list(caption_rows(model, processor, [wrong]))
+        records = list(caption_rows(model, processor, [*rows[:2], wrong], batch_size=1))
+        assert records[2]["image_id"] == 7 and "image_features must be" in records[2]["error"]

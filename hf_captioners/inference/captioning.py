@@ -1,0 +1,268 @@
+"""Captions for images of any number: one loop for files, rows of data sets and cached features.
+
+Images are opened in a few threads ahead of the model, in chunks of one batch; at no time are more than two batches of
+decoded images held. An image that cannot be captioned gets a record with the reason, and the others are not affected.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias, TypedDict
+
+import torch
+
+from ..modeling.captioner_image_io import ImageError
+from ..modeling.captioner_image_source import describe_source
+from ..modeling.image_processing_captioner import open_resized
+from ..modeling.processing_captioner import prepare_rows
+from .image_files import as_iterable
+
+_Path: TypeAlias = str | os.PathLike[str]
+_Row: TypeAlias = Mapping[str, Any]
+
+
+class CaptionRecord(TypedDict, total=False):
+    """What became of one image: who it is, and `caption`, or `captions`, or `error`.
+
+    Attributes:
+        image_id (`int` or `str`): of a row that has one.
+        image (`str`): the file or address, as it was given, of a row that says so.
+        caption (`str`): the caption.
+        captions (`list[str]`): with `num_return_sequences`, best first.
+        error (`str`): why there is none.
+    """
+
+    image_id: Any
+    image: str
+    caption: str
+    captions: list[str]
+    error: str
+
+
+def caption_files(
+    model: Any,
+    processor: Any,
+    paths: _Path | Iterable[_Path],
+    batch_size: int = 8,
+    num_workers: int = 4,
+    **options: Any,
+) -> Iterator[CaptionRecord]:
+    """Caption image files: [`caption_rows`] of rows with an `image` each.
+
+    Args:
+        model (`PreTrainedModel`): a captioner in evaluation mode, on the device and in the dtype to use.
+        processor (`ProcessorMixin`): its processor.
+        paths (`str`, `os.PathLike` or an iterable of these): files or http(s) URLs; see [`find_images`] for folders.
+        batch_size, num_workers, options: see [`caption_rows`].
+
+    Returns:
+        `Iterator[CaptionRecord]`: one record per path, in the order of `paths`: `{"image": path, "caption": text}`,
+        `{"image": path, "captions": [text, …]}` or `{"image": path, "error": reason}`.
+
+    Raises:
+        ValueError: see [`caption_rows`].
+
+    Example:
+
+    ```python
+    >>> import hf_captioners
+    >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+    >>> from hf_captioners.inference.captioning import caption_files
+    >>> from hf_captioners.inference.image_files import find_images
+
+    >>> model = AutoModelForImageTextToText.from_pretrained("captioner")  # doctest: +SKIP
+    >>> processor = AutoProcessor.from_pretrained("captioner")  # doctest: +SKIP
+    >>> for record in caption_files(model, processor, find_images("photos")):  # doctest: +SKIP
+    ...     print(record)
+    {'image': 'photos/cat.jpg', 'caption': 'a cat sitting on a chair'}
+    {'image': 'photos/cut.jpg', 'error': 'photos/cut.jpg: broken or truncated picture (...)'}
+
+    ```
+    """
+    rows = ({"image": path} for path in as_iterable(paths))
+    return caption_rows(model, processor, rows, batch_size, num_workers, **options)
+
+
+def caption_rows(
+    model: Any, processor: Any, rows: Iterable[_Row], batch_size: int = 8, num_workers: int = 4, **options: Any
+) -> Iterator[CaptionRecord]:
+    """Caption the images of rows.
+
+    An image that cannot be opened, or that the processor or the model refuses, gets a record with `error`; if that
+    happened within a batch, its images are captioned again one by one. Other exceptions end the iteration, as they
+    are not an image's fault: being out of memory, a lost device, and whatever the model raises before it has written
+    its first caption (such as a wrong dtype, or generation options that it does not have).
+
+    Args:
+        model (`PreTrainedModel`): a captioner in evaluation mode, on the device and in the dtype to use.
+        processor (`ProcessorMixin`): its processor.
+        rows (`Iterable[Mapping]`): with `image` or `image_features` and what else the captioner looks at, see
+            [`CaptionerProcessor.prepare_rows`]; such as a [`FeatureDataset`]. They are read as the captions are asked
+            for, up to two batches ahead.
+        batch_size (`int`, defaults to 8): images at a time. Captions do not depend on it.
+        num_workers (`int`, defaults to 4): threads that open images.
+        options: of `generate`; those that are `None` are the model's. With `num_return_sequences` a record has several
+            captions.
+
+    Returns:
+        `Iterator[CaptionRecord]`: one record per row, in their order.
+
+    Raises:
+        ValueError: `batch_size` or `num_workers` below 1, or a model in training mode.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.captions.karpathy import load_karpathy
+    >>> from hf_captioners.data.features.store import FeatureStore
+    >>> from hf_captioners.data.rows import attach_features
+    >>> from hf_captioners.inference.captioning import caption_rows
+    >>> rows = attach_features(load_karpathy("dataset.json"), FeatureStore("features"))  # doctest: +SKIP
+    >>> next(caption_rows(model, processor, rows, num_beams=5))  # doctest: +SKIP
+    {'image_id': 42, 'caption': 'a cat sitting on a chair'}
+
+    ```
+    """
+    if batch_size < 1 or num_workers < 1:
+        raise ValueError(f"batch_size={batch_size} and num_workers={num_workers} must be 1 or more")
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout changes captions; call model.eval() first")
+    options = {name: value for name, value in options.items() if value is not None}
+    return _records(Captioner(model, processor, options), rows, batch_size, num_workers)
+
+
+class Captioner:
+    """A model with its processor and generation options: rows or model inputs to captions.
+
+    Args:
+        model (`PreTrainedModel`): a captioner.
+        processor (`ProcessorMixin`): its processor.
+        options (`Mapping[str, Any]`): of `generate`.
+
+    Attributes:
+        has_worked (`bool`): whether the model has written a caption yet.
+        fault (`Exception`, *optional*): what the model raised before it had.
+    """
+
+    def __init__(self, model: Any, processor: Any, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.processor = processor
+        self.options = options
+        self.has_worked = False
+        self.fault: Exception | None = None
+
+    def caption_rows(self, rows: Sequence[_Row]) -> list[list[str]]:
+        """The captions of each row, whose images are open.
+
+        Raises:
+            ImageError: the processor refuses an image.
+        """
+        try:
+            inputs = prepare_rows(self.processor, rows)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+        return self.caption_inputs(inputs.to(self.model.device, dtype=self.model.dtype), len(rows))
+
+    @torch.inference_mode()
+    def caption_inputs(self, inputs: Mapping[str, Any], number: int) -> list[list[str]]:
+        """The captions of each of a number of images that are model inputs."""
+        ids = self.model.generate(**inputs, **{"num_return_sequences": 1, **self.options})
+        self.has_worked = True
+        captions = self.processor.batch_decode(ids, skip_special_tokens=True)  # which ours do anyway
+        each = len(captions) // number
+        return [captions[start : start + each] for start in range(0, len(captions), each)]
+
+
+def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int) -> Iterator[CaptionRecord]:
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="open_image")
+    try:
+        for chunk in _open_ahead(pool, captioner.processor.image_processor, rows, batch_size):
+            names = [name for name, _ in chunk]
+            outcomes = _caption_chunk(captioner, chunk)
+            if captioner.fault is not None and not captioner.has_worked:
+                raise captioner.fault
+            captioner.fault = None
+            plural = "num_return_sequences" in captioner.options
+            yield from (_record(name, outcome, plural) for name, outcome in zip(names, outcomes, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _name(row: _Row) -> CaptionRecord:
+    """Who a row is: its `image_id`, and its file or address."""
+    name: CaptionRecord = {}
+    if "image_id" in row:
+        name["image_id"] = row["image_id"]
+    image = row.get("image")
+    path = image.get("path") if isinstance(image, Mapping) else image
+    if isinstance(path, (str, os.PathLike)) and "image_features" not in row:
+        name["image"] = os.fspath(path)
+    return name
+
+
+def _record(name: CaptionRecord, outcome: list[str] | ImageError, plural: bool) -> CaptionRecord:
+    if isinstance(outcome, list):
+        return {**name, "captions": outcome} if plural else {**name, "caption": outcome[0]}
+    message = " ".join(str(outcome).split())
+    shown = describe_source(name["image"]) if "image" in name else f"image {name.get('image_id')!r}"
+    return {**name, "error": message if message.startswith(f"{shown}: ") else f"{shown}: {message}"}
+
+
+def _opened(row: _Row, image_processor: Any) -> _Row:
+    """A row with its image open, at the processor's size if it is large."""
+    if "image_features" in row or "image" not in row:
+        return row
+    return {**row, "image": open_resized(row["image"], image_processor)}
+
+
+def _open_ahead(
+    pool: ThreadPoolExecutor, image_processor: Any, rows: Iterable[_Row], batch_size: int
+) -> Iterator[list[tuple[CaptionRecord, Future[_Row]]]]:
+    """Chunks of names and open rows, while those of the next chunk are being opened."""
+    remaining = iter(rows)
+    ahead: list[tuple[CaptionRecord, Future[_Row]]] = []
+    while chunk := list(itertools.islice(remaining, batch_size)):
+        current, ahead = ahead, [(_name(row), pool.submit(_opened, row, image_processor)) for row in chunk]
+        if current:
+            yield current
+    if ahead:
+        yield ahead
+
+
+def _caption_chunk(
+    captioner: Captioner, chunk: list[tuple[CaptionRecord, Future[_Row]]]
+) -> list[list[str] | ImageError]:
+    """The captions of each row of a chunk, or why it has none. Empties the chunk, to free the images."""
+    opened: list[_Row | ImageError] = []
+    for _, future in chunk:
+        try:
+            opened.append(future.result())
+        except ImageError as error:
+            opened.append(_without_traceback(error))
+    chunk.clear()
+    captions = iter(_caption_opened(captioner, [row for row in opened if not isinstance(row, ImageError)]))
+    return [row if isinstance(row, ImageError) else next(captions) for row in opened]
+
+
+def _caption_opened(captioner: Captioner, rows: list[_Row]) -> list[list[str] | ImageError]:
+    """Captions of a batch; if it fails, of its rows one by one, so that only the guilty ones have an error."""
+    if not rows:
+        return []
+    try:
+        return list(captioner.caption_rows(rows))
+    except (torch.OutOfMemoryError, torch.AcceleratorError, NotImplementedError):
+        raise  # RuntimeErrors that no image is guilty of
+    except (ValueError, RuntimeError) as error:
+        if len(rows) == 1:
+            if not isinstance(error, ImageError) and not captioner.has_worked:
+                captioner.fault = error
+            return [_without_traceback(error)]
+    return [outcome for row in rows for outcome in _caption_opened(captioner, [row])]
+
+
+def _without_traceback(error: Exception) -> ImageError:
+    """The message alone: the frames of a traceback hold on to the images."""
+    return ImageError(str(error))
