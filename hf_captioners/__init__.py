@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 from ._version import __version__
-from .pipelines import pipeline, register
+from .pipelines import CAPTIONERS, captioner_modules, pipeline, register
 
 _PACKAGES = ("conversion", "data", "inference", "metrics", "modeling", "reports", "rewards", "training")
 
@@ -25,18 +25,9 @@ _HOME = {
     "CaptionerImageProcessor": "modeling.image_processing_captioner",
     "CaptionerProcessor": "modeling.processing_captioner",
     "CiderDReward": "rewards.cider",
-    "ClipGpt2Config": "modeling.configuration_clip_gpt2",
-    "ClipGpt2ForImageCaptioning": "modeling.modeling_clip_gpt2",
-    "ClipGpt2Processor": "modeling.processing_clip_gpt2",
     "ClipReward": "rewards.clip",
     "DiCOConfig": "training.dico_config",
     "DiCOTrainer": "training.dico_trainer",
-    "DicoCaptionerConfig": "modeling.configuration_dico",
-    "DicoForImageCaptioning": "modeling.modeling_dico",
-    "DicoProcessor": "modeling.processing_dico",
-    "ExpansionNetV2Config": "modeling.configuration_expansionnet_v2",
-    "ExpansionNetV2ForImageCaptioning": "modeling.modeling_expansionnet_v2",
-    "ExpansionNetV2Processor": "modeling.processing_captioner",
     "FeatureStore": "data.features.store",
     "ImageError": "modeling.captioner_image_io",
     "ImageToTextPipeline": "modeling.pipeline_image_to_text",
@@ -46,9 +37,6 @@ _HOME = {
     "RewardCollator": "training.collator",
     "SCSTConfig": "training.scst_config",
     "SCSTTrainer": "training.scst_trainer",
-    "SaticConfig": "modeling.configuration_satic",
-    "SaticForImageCaptioning": "modeling.modeling_satic",
-    "SaticProcessor": "modeling.processing_captioner",
     "XEConfig": "training.xe_config",
     "XETrainer": "training.xe_trainer",
     "build_tags": "modeling.tags_clip_gpt2",
@@ -61,6 +49,8 @@ _HOME = {
     "special_token_ids": "modeling.tokenization_words",
     "write_region_features": "data.features.regions",
 }
+for _model_type, _names in CAPTIONERS.items():
+    _HOME.update(zip(_names, captioner_modules(_model_type), strict=True))
 
 __all__ = [*sorted(_HOME), "__version__", "pipeline", "register"]
 

@@ -1,7 +1,9 @@
-"""Registration with transformers, and the front door to the `image-to-text` pipeline."""
+"""Registration with transformers, and the `image-to-text` pipeline."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import transformers
@@ -19,30 +21,37 @@ from transformers import pipelines as transformers_pipelines
 from .modeling.captioner_foreign import has_pair, load_pair
 from .modeling.captioner_trust import foreign_code
 from .modeling.configuration_bottom_up import BottomUpConfig
-from .modeling.configuration_clip_gpt2 import ClipGpt2Config
-from .modeling.configuration_dico import DicoCaptionerConfig
-from .modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
-from .modeling.configuration_satic import SaticConfig
 from .modeling.image_processing_bottom_up import BottomUpImageProcessor
 from .modeling.image_processing_captioner import CaptionerImageProcessor
 from .modeling.modeling_bottom_up import BottomUpForRegionFeatures
-from .modeling.modeling_clip_gpt2 import ClipGpt2ForImageCaptioning
-from .modeling.modeling_dico import DicoForImageCaptioning
-from .modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
-from .modeling.modeling_satic import SaticForImageCaptioning
 from .modeling.pipeline_image_to_text import ImageToTextPipeline
-from .modeling.processing_captioner import ExpansionNetV2Processor, SaticProcessor
-from .modeling.processing_clip_gpt2 import ClipGpt2Processor
-from .modeling.processing_dico import DicoProcessor
 
 TASK = "image-to-text"
 
-CAPTIONERS = (
-    (ClipGpt2Config, ClipGpt2ForImageCaptioning, ClipGpt2Processor),
-    (DicoCaptionerConfig, DicoForImageCaptioning, DicoProcessor),
-    (ExpansionNetV2Config, ExpansionNetV2ForImageCaptioning, ExpansionNetV2Processor),
-    (SaticConfig, SaticForImageCaptioning, SaticProcessor),
-)
+# model type -> names of config, model and processor; adding a captioner is its files in modeling/ and a line here
+CAPTIONERS = {
+    "clip_gpt2": ("ClipGpt2Config", "ClipGpt2ForImageCaptioning", "ClipGpt2Processor"),
+    "dico": ("DicoCaptionerConfig", "DicoForImageCaptioning", "DicoProcessor"),
+    "expansionnet_v2": ("ExpansionNetV2Config", "ExpansionNetV2ForImageCaptioning", "ExpansionNetV2Processor"),
+    "satic": ("SaticConfig", "SaticForImageCaptioning", "SaticProcessor"),
+}
+
+
+def captioner_modules(model_type: str) -> tuple[str, str, str]:
+    """Where config, model and processor of a captioner are: names of modules of the package.
+
+    A captioner without a processor file of its own has its class in `processing_captioner`.
+    """
+    processing = f"modeling.processing_{model_type}"
+    if find_spec(f"{__package__}.{processing}") is None:
+        processing = "modeling.processing_captioner"
+    return f"modeling.configuration_{model_type}", f"modeling.modeling_{model_type}", processing
+
+
+def captioner_classes(model_type: str) -> list[Any]:
+    """Config, model and processor of a captioner."""
+    places = zip(captioner_modules(model_type), CAPTIONERS[model_type], strict=True)
+    return [getattr(import_module(f"{__package__}.{module}"), name) for module, name in places]
 
 
 def register() -> None:
@@ -50,8 +59,9 @@ def register() -> None:
 
     Runs when `hf_captioners` is imported; running it again changes nothing.
     """
-    for config, model, processor in CAPTIONERS:
-        AutoConfig.register(config.model_type, config, exist_ok=True)
+    for model_type in CAPTIONERS:
+        config, model, processor = captioner_classes(model_type)
+        AutoConfig.register(model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForImageTextToText.register(config, model, exist_ok=True)
         AutoProcessor.register(config, processor, exist_ok=True)
@@ -76,7 +86,7 @@ def _register_image_processor(config: type, image_processor: type) -> None:
 def _keep_task_name() -> None:
     """transformers 5 renames `image-to-text` to `image-text-to-text` before it looks the task up; let it pass.
 
-    The function is private, and there is no public door; where a release has dropped it, nothing needs to be done.
+    The function is private, and there is no public one; where a release has dropped it, nothing needs to be done.
     """
     rename = transformers_pipelines.__dict__.get("_resolve_deprecated_task")
     if rename is None or rename.__module__ == __name__:

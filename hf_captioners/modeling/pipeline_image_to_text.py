@@ -18,13 +18,12 @@ _OF_DATA_SETS = ("image_id", "file_name", "split", "captions", "sentence_ids")
 
 def _stacked(items: list[dict[str, torch.Tensor]], padding: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """The inputs of several images, (1, …) each, as one batch; second dimensions of different lengths are padded."""
-    names = dict.fromkeys(name for item in items for name in item)
-    return {
-        name: torch.nn.utils.rnn.pad_sequence(
-            [item[name][0] for item in items], batch_first=True, padding_value=padding.get(name, 0)
-        )
-        for name in names
-    }
+    batch = {}
+    for name in dict.fromkeys(name for item in items for name in item):
+        rows = [item[name][0] for item in items]
+        padded = torch.nn.utils.rnn.pad_sequence
+        batch[name] = padded(rows, True, padding.get(name, 0)) if rows[0].ndim else torch.stack(rows)
+    return batch
 
 
 class ImageToTextPipeline(Pipeline):

@@ -1,6 +1,7 @@
 """A captioner that does not write word by word, with inputs of its own: what the base asks of it and gives it."""
 
 import dataclasses
+import zlib
 
 import pytest
 import torch
@@ -9,12 +10,28 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, GenerationMixin
 from transformers.configuration_utils import SubConfigSpec
+from transformers.feature_extraction_utils import BatchFeature
 
+import hf_captioners
+from hf_captioners import (
+    CaptionerImageProcessor,
+    CaptionerProcessor,
+    DiCOConfig,
+    DiCOTrainer,
+    SCSTConfig,
+    SCSTTrainer,
+    XEConfig,
+    XETrainer,
+    build_word_tokenizer,
+    special_token_ids,
+)
+from hf_captioners.inference.captioning import caption_rows
 from hf_captioners.modeling.captioner_base import CaptionerPreTrainedModel
 from hf_captioners.modeling.captioner_layers import ended_before, padding_mask, token_entropies, token_log_probs
 from hf_captioners.modeling.captioner_losses import smoothed_divergence
-from hf_captioners.modeling.captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+from hf_captioners.modeling.captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from hf_captioners.modeling.configuration_captioner import CaptionerConfig
+from hf_captioners.training.policy import policy_of
 
 VIT = {"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 12, "num_hidden_layers": 1}
 VIT |= {"num_attention_heads": 2, "intermediate_size": 12, "hidden_dropout_prob": 0.0}
@@ -86,6 +103,27 @@ class SlotCaptioner(CaptionerPreTrainedModel, GenerationMixin):
         ended = ended_before(targets, self.config.eos_token_id)
         log_probs = token_log_probs(logits, targets).masked_fill(ended, 0.0)
         return (log_probs, token_entropies(logits).masked_fill(ended, 0.0)) if return_entropies else log_probs
+
+    def write_candidates(self, encoder_outputs, num_candidates, max_length, seeds, greedy=False, **kwargs):
+        memory = encoder_outputs.last_hidden_state.repeat_interleave(num_candidates, dim=0)
+        logits = self.scores(memory, len(memory), max_length - 1)  # (B * k, T - 1, V)
+        if not greedy:
+            draws = [
+                torch.Generator().manual_seed(zlib.crc32(f"{name} {k}".encode()))
+                for name in seeds
+                for k in range(num_candidates)
+            ]
+            logits = logits - torch.stack(
+                [
+                    torch.rand(row.shape, generator=draw).log().neg().log()
+                    for row, draw in zip(logits, draws, strict=True)
+                ]
+            )
+        words = logits.argmax(-1)
+        words = words.masked_fill(ended_before(words, self.config.eos_token_id), self.config.pad_token_id)
+        sequences = torch.cat((torch.full_like(words[:, :1], self.config.decoder_start_token_id), words), dim=1)
+        log_probs = self.sequence_log_probs(sequences, encoder_outputs)
+        return CandidateOutput(sequences=sequences, log_probs=log_probs, scoring_inputs={})
 
     def write_captions(self, encoder_outputs, generation_config=None, **kwargs):
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
@@ -160,3 +198,93 @@ def test_outputs_are_tuples_on_request():
     inputs = {"image_features": torch.randn(2, 4, 12), "labels": torch.tensor([[4, 2], [5, 2]])}
     loss, logits, memory = model(**inputs, return_dict=False)
     assert loss.shape == () and logits.shape == (2, 2, 30) and memory.shape == (2, 1, 16)
+
+
+# -- captioned, scored and trained like the others; nothing else of the package knows of it ------------------------
+
+WORDS = [f"word{index:02}" for index in range(26)]
+
+
+class SlotProcessor(CaptionerProcessor):
+    """Two columns of rows more: how the photographer felt, and when it was."""
+
+    image_columns = {**CaptionerProcessor.image_columns, "mood": "mood", "hour": "hour"}
+
+    def __call__(self, *args, mood=None, hour=None, **kwargs):
+        batch = super().__call__(*args, **kwargs)
+        numbers = {name: torch.tensor(values).float() for name, values in (("mood", mood), ("hour", hour)) if values}
+        return BatchFeature({**batch, **numbers})
+
+
+@pytest.fixture
+def processor():
+    tokenizer = build_word_tokenizer(["EOS", "PAD", "SOS", "UNK", *WORDS], model_max_length=12)
+    return SlotProcessor(CaptionerImageProcessor(size={"height": 8, "width": 8}), tokenizer)
+
+
+@pytest.fixture
+def model(processor):
+    torch.manual_seed(0)
+    tokens = special_token_ids(processor.tokenizer)
+    return SlotCaptioner(SlotConfig(tie_word_embeddings=False, vocab_size=len(processor.tokenizer), **tokens)).eval()
+
+
+@pytest.fixture
+def rows():
+    features = torch.randn(4, 3, 12, generator=torch.Generator().manual_seed(0))
+    return [
+        {"image_id": index, "image_features": one, "mood": index - 9.0, "hour": 3.0 * index, "captions": [WORDS[index]]}
+        for index, one in enumerate(features)
+    ]
+
+
+def test_rows_with_its_inputs_are_captioned(model, processor, rows):
+    inputs = {name: torch.tensor([row[name] for row in rows]) for name in ("mood", "hour")}
+    features = torch.stack([row["image_features"] for row in rows])
+    expected = processor.batch_decode(model.generate(image_features=features, **inputs))
+    assert expected != processor.batch_decode(model.generate(image_features=features))
+    records = caption_rows(model, processor, rows, batch_size=3)
+    assert [record["caption"] for record in records] == expected
+    captioner = hf_captioners.pipeline(model=model, processor=processor)
+    assert [output[0]["generated_text"] for output in captioner(rows, batch_size=2)] == expected
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "options"),
+    [
+        (XETrainer, XEConfig, {"eval_with_generation": True, "generation_max_length": 12, "caption_metrics": ["bleu"]}),
+        (
+            SCSTTrainer,
+            SCSTConfig,
+            {"num_generations": 3, "baseline": "greedy", "max_completion_length": 11, "beta": 0.1},
+        ),
+        (DiCOTrainer, DiCOConfig, {"num_generations": 3, "max_completion_length": 11}),
+    ],
+)
+def test_it_is_trained_like_the_others(model, processor, rows, tmp_path, trainer_class, config_class, options):
+    def length(completions, **kwargs):
+        return [float(len(caption)) for caption in completions]
+
+    shared = {"output_dir": str(tmp_path), "max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}
+    args = config_class(**shared, report_to="none", save_strategy="no", **options)
+    given = {} if trainer_class is XETrainer else {"reward_funcs": length}
+    run = trainer_class(model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=processor, **given)
+    before = model.head.weight.clone()
+    run.train()
+    assert not torch.equal(model.head.weight, before)
+    assert all(torch.isfinite(torch.tensor(value)) for name, value in run.evaluate().items() if "loss" in name)
+
+
+def test_its_candidates_depend_on_the_names_of_the_pictures_alone(model, processor, rows, tmp_path):
+    args = SCSTConfig(output_dir=str(tmp_path), num_generations=3, max_completion_length=11, use_cpu=True)
+    policy = policy_of(model)
+    inputs = dict(processor.prepare_rows(rows))
+    names = [f"0 1 {row['image_id']}" for row in rows]
+    with torch.no_grad():
+        together = policy.write(model, policy.encode(model, inputs), processor, args, names)
+        alone = [
+            policy.write(model, policy.encode(model, dict(processor.prepare_rows([row]))), processor, args, [name])
+            for row, name in zip(rows, names, strict=True)
+        ]
+    assert together.texts == [text for candidates in alone for text in candidates.texts]
+    assert len(set(together.texts)) > 4 and together.log_probs.shape == together.mask.shape
