@@ -4,19 +4,23 @@ stdout has one JSON object per picture and line, in UTF-8, in the order of the a
 `{"image": path, "caption": text}` or `{"image": path, "error": reason}`.
 With `--num-return-sequences` there is a list, `captions`.
 Records of a data set (`--annotations`) have an `image_id`. Progress and failed pictures go to stderr.
-Exit status 0 if every picture has a caption, 1 if some failed, 2 if what was asked for cannot be done.
+Exit status 0 if every picture has a caption, 1 if some failed, 2 if what was asked for cannot be done, 3 if a disk is
+full.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .common import UsageError, add_model_options, load_captioner, positive, print_error
+from .common import UsageError, add_model_options, failure_status, load_captioner, positive, print_error
+
+_KEEP_EVERY = 1000  # captions
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -51,14 +55,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Caption the pictures; returns the exit status."""
+    results = None
     try:
         results = None if args.coco_results is None else _CocoResults(args.coco_results, args.num_return_sequences)
         failed = _write(*_caption(args, results), results)
         if results is not None:
             results.write()
-    except UsageError as error:
+    except (BrokenPipeError, KeyboardInterrupt):
+        if results is not None:
+            results.keep()
+        raise
+    except (UsageError, OSError) as error:
         print_error("caption", error)
-        return 2
+        if results is not None:
+            results.keep()
+        return failure_status(error)
     return 1 if failed else 0
 
 
@@ -74,6 +85,7 @@ class _CocoResults:
         if not path.parent.is_dir():
             raise UsageError(f"--coco-results {path}: no such folder")
         self.path = path
+        self.part = path.with_name(f"{path.name}.part")
         self.names: dict[int, str] = {}
         self.captions: dict[int, str] = {}
 
@@ -93,18 +105,31 @@ class _CocoResults:
         return int(digits[1])
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take a record that has a caption."""
+        """Take a record that has a caption; what is there so far is kept beside the file now and then."""
         image_id = record["image_id"] if "image_id" in record else self.image_id(record["image"])
         captions = record.get("captions")
         self.captions[image_id] = captions[0] if captions else record["caption"]
+        if len(self.captions) % _KEEP_EVERY == 0:
+            self._write(self.part)
+
+    def keep(self) -> None:
+        """After an interruption: leave what is there so far beside the file, and say so."""
+        with contextlib.suppress(UsageError):  # it was the disk
+            if self.captions:
+                self._write(self.part)
+                print_error("caption", f"{self.part} has the {len(self.captions)} captions so far")
 
     def write(self) -> None:
         """Write the file, whole."""
+        self._write(self.path)
+        self.part.unlink(missing_ok=True)
+
+    def _write(self, path: Path) -> None:
         from ..data.files import write_whole
 
         rows = [{"image_id": image_id, "caption": caption} for image_id, caption in self.captions.items()]
         try:
-            write_whole(self.path, lambda path: path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8"))
+            write_whole(path, lambda file: file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"--coco-results: {error}") from error
 
@@ -193,8 +218,7 @@ def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResul
         # Without a terminal there is no bar.
         for record in tqdm(records, total=count, unit="picture", file=sys.stderr, disable=None):
             with tqdm.external_write_mode(file=sys.stdout):
-                sys.stdout.buffer.write(f"{printable_json(record)}\n".encode())
-                sys.stdout.buffer.flush()
+                _write_out(f"{printable_json(record)}\n".encode())
             if "error" in record:
                 failed += 1
                 tqdm.write(f"hf-captioners caption: {printable(record['error'])}", file=sys.stderr)
@@ -205,3 +229,16 @@ def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResul
     except ValueError as error:  # generation options that the model refuses
         raise UsageError(str(error)) from error
     return failed
+
+
+def _write_out(line: bytes) -> None:
+    """Write to stdout, at once; if its disk is full, nothing more is tried there, not even when the process ends."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a stdout that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "stdout") from error

@@ -1,6 +1,7 @@
 """What several verbs need: checked numbers, loading a captioner with a readable error, and mistakes of the user."""
 
 import argparse
+import errno
 import re
 import sys
 from dataclasses import dataclass, field
@@ -22,6 +23,22 @@ class TrustArguments:
 
 class UsageError(Exception):
     """What was asked for cannot be done; the message is for the user."""
+
+
+DISK_IS_FULL = 3
+"""Exit status of all verbs when there was no room for a file."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def failure_status(error: BaseException) -> int:
+    """The exit status of a verb that could not do what was asked for: 3 if a disk is full, 2 otherwise."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return DISK_IS_FULL
+        cause = cause.__cause__
+    return 2
 
 
 def print_error(verb: str, error: object) -> None:

@@ -1,7 +1,8 @@
 """`hf-captioners evaluate`: score captions, of a file or written now by a captioner, against references.
 
 stdout has a table, or with `--json` one JSON object: `corpus`, `signature` and, if asked for, `per_image`. Progress
-and messages go to stderr. Exit status 0, or 1 if some pictures could not be captioned, or 2 if nothing could be scored.
+and messages go to stderr. Exit status 0, or 1 if some pictures could not be captioned, 2 if nothing could be scored,
+3 if a disk is full.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import UsageError, add_model_options, load_captioner, print_error
+from .common import UsageError, add_model_options, failure_status, load_captioner, print_error
 
 if TYPE_CHECKING:
     from ..data.captions.predictions import References
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
                 _report(args, captions, evaluation)
     except (UsageError, ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: of SPICE's Java
         print_error("evaluate", error)
-        return 2
+        return failure_status(error)
     print(_as_json(evaluation, args.per_image) if args.json else _as_table(evaluation))
     return 1 if captions.failed else 0
 

@@ -4,7 +4,7 @@ They come from a backbone (`--model`) or from the files of a detector (`--region
 
 stdout has one JSON line at the end: `{"folder", "count", "added", "errors", "bytes"}`; progress and warnings go to
 stderr. Exit status 0 if every picture has features, 1 if some could not be read (named on stderr and in `index.json`),
-2 if nothing could be done because of what was asked for.
+2 if nothing could be done because of what was asked for, 3 if a disk is full; the same command then goes on.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import add_trust_option, count, positive, print_error
+from .common import add_trust_option, count, failure_status, positive, print_error
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
 SPLITS = ("train", "restval", "val", "test")
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             summary = _extract(args)
     except (ValueError, OSError, ImportError) as error:  # ImportError: `datasets` is an extra
         print_error("features", error)
-        return 2
+        return failure_status(error)
     print(json.dumps(summary))
     return 1 if summary["errors"] else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -160,24 +161,54 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that no second process writes into it.
+
+    Args:
+        folder (`Path`): the folder.
+
+    Raises:
+        BlockingIOError: another process, or another writer of this one, holds it. (Where there are no such locks, as on
+            Windows and on some network disks, nothing is locked.)
+    """
+    lock, is_held = _try_lock(folder)
+    if is_held:
+        raise BlockingIOError(errno.EWOULDBLOCK, "in use by another process that writes into it", str(folder))
+    try:
+        yield
+    finally:
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # processes that were forked meanwhile hold the descriptor, too
+            os.close(lock)
+
+
 def _lock(folder: Path) -> int | None:
     """A descriptor that holds the lock of a folder; `None` if there is none to be had."""
+    return _try_lock(folder)[0]
+
+
+def _try_lock(folder: Path) -> tuple[int | None, bool]:
+    """A descriptor that holds the lock of a folder, `None` if there is none to be had; whether somebody holds it."""
     if fcntl is None:
-        return None
+        return None, False
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return None
+        return None, False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        return None
-    return descriptor
+        return None, isinstance(error, BlockingIOError)
+    return descriptor, False
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, and move it there once it is safely on the disk.
+
+    Processes that write the same file do not meet, the last one wins; what killed ones left is removed. The file is as
+    readable as the user's mask allows.
 
     Args:
         path (`Path`): the file; an older one is replaced at the end, or stays if `write` fails.
@@ -199,12 +230,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     ```
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run left is overwritten
     try:
-        with system_errors(path):
-            write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with working_folder(path.parent, f".{path.name}.", ".tmp") as folder:
+            temporary = folder / path.name
+            with system_errors(path):
+                write(temporary)
+            temporary.chmod(folder.stat().st_mode & 0o666)  # some libraries make files that only their owner may read
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # not the name of the temporary one

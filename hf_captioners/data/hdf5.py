@@ -4,7 +4,8 @@ h5py is an extra, `pip install "hf_captioners[h5]"`, and imported when the first
 
 HDF5 can make a file out of others: by links into them, by data sets whose bytes lie in them, by data sets put together
 of theirs. Followed, a file of features would bring any file of the machine into a store, so all of these are refused,
-by name and before another file is opened.
+by name and before another file is opened. A data set that declares much more than is stored of it is refused unread
+(`limits.check_array`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .files import regular_file
+from .limits import LimitError, check_array
 
 MOST_LINKS = 16  # soft links behind each other; HDF5's own limit
 
@@ -42,6 +46,8 @@ def open_hdf5(path: str | os.PathLike[str]) -> Any:
         raise ImportError(f'{path}: HDF5 files are read with h5py: pip install "hf_captioners[h5]"') from error
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file")
+    if not Path(path).is_dir():
+        regular_file(os.fspath(path), "HDF5 file")
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
@@ -100,7 +106,7 @@ def read_array(file: Any, name: str) -> np.ndarray:
     try:
         content = _follow(file, name)
         array = _content(content) if isinstance(content, h5py.Dataset) else None
-    except Hdf5Error as error:
+    except (Hdf5Error, LimitError) as error:
         raise Hdf5Error(f"{where}: {error}") from error
     except KeyError as error:
         raise Hdf5Error(f"{where}: no data set of this name, or a link that leads nowhere") from error
@@ -155,4 +161,6 @@ def _content(dataset: Any) -> Any:
         raise Hdf5Error("external storage, its content lies in another file, which is not read; copy it into this one")
     if created.get_layout() == h5py.h5d.VIRTUAL:
         raise Hdf5Error("a virtual data set, put together of others, which is not read; copy it into this file")
+    declared, stored = dataset.size or 0, dataset.id.get_storage_size()
+    check_array("it", declared * max(dataset.dtype.itemsize, 1), stored)
     return dataset[()]

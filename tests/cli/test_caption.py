@@ -1,5 +1,6 @@
 """`hf-captioners caption`, with the tiny captioner."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_captioners.cli import main
+from hf_captioners.cli import caption, main
 from hf_captioners.modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
 
 COMMAND = [sys.executable, "-m", "hf_captioners.cli.main", "caption"]
@@ -304,6 +305,30 @@ class TestDataset:
         status, records, _ = run(folder, "--no-recursive", "--coco-results", path)
         assert status == 1 and "error" in records[1]
         assert [row["image_id"] for row in json.loads(path.read_text())] == [1]
+
+    def test_a_full_disk_has_its_own_status_and_nothing_is_lost(
+        self, run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number, name in enumerate(("a.png", "b.jpg")):
+            (folder / name).rename(folder / f"{number}{Path(name).suffix}")
+        path = tmp_path / "results.json"
+        written: list[bytes] = []
+
+        def write_out(line: bytes) -> None:
+            if written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "stdout")
+            written.append(line)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(caption, "_write_out", write_out)
+            status, _, err = run(folder, "--no-recursive", "--coco-results", path)
+        assert status == 3 and "No space left on device: 'stdout'" in err and "results.json.part has the 1 cap" in err
+        assert not path.exists()
+        (kept,) = json.loads((tmp_path / "results.json.part").read_text())
+        assert kept == {"image_id": 0, "caption": json.loads(written[0])["caption"]}
+        assert run(folder, "--no-recursive", "--coco-results", path)[0] == 0
+        assert len(json.loads(path.read_text())) == 2
+        assert not (tmp_path / "results.json.part").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

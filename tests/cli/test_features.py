@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from hf_captioners import DicoCaptionerConfig, DicoForImageCaptioning
@@ -127,6 +128,18 @@ def test_folder_with_features_made_otherwise(arguments, capfd):
     assert run(arguments) == 0
     assert run(arguments, "--dtype", "float32") == 2
     assert "dtype: 'float16' there, 'float32' now" in capfd.readouterr().err
+
+
+def test_a_full_disk_has_its_own_status(arguments, capfd, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_captioners.data.features.store.save_file", full)
+        assert run(arguments) == 3
+    assert "No space left on device: '" in (err := capfd.readouterr().err)
+    assert "features-00000.safetensors" in err and "Traceback" not in err
+    assert run(arguments) == 0  # goes on where it was
 
 
 @pytest.mark.parametrize("option", [["--batch-size", "0"], ["--num-workers", "-1"], ["--dtype", "int8"]])

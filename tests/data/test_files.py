@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from hf_captioners.data.files import regular_file, system_errors, write_whole
+from hf_captioners.data.files import locked, regular_file, system_errors, write_whole
 
 
 def test_only_regular_files(tmp_path: Path) -> None:
@@ -46,6 +46,44 @@ def test_safetensors_without_a_folder_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError) as error:
         write_whole(tmp_path / "nothing" / "x", lambda path: save_file({"a": np.zeros(2)}, path))
     assert error.value.errno == errno.ENOENT
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """One writes the file while another is at it: both succeed, and the last one wins."""
+    path = tmp_path / "x"
+
+    def write_another(temporary: Path) -> None:
+        temporary.write_text("first")
+        write_whole(path, lambda other: other.write_text("second"))
+        assert path.read_text() == "second"
+
+    write_whole(path, write_another)
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_as_readable_as_others(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "x", lambda path: save_file({"a": np.zeros(2)}, path))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / f".x.{'0' * 32}.tmp"
+    left.mkdir()
+    (left / "x").write_text("half")
+    write_whole(tmp_path / "x", lambda path: path.write_text("whole"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_locked_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(BlockingIOError, match="in use by another process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
 
 
 def test_other_errors_pass() -> None:

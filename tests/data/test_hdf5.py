@@ -174,3 +174,21 @@ class TestOtherFiles:
         (secret / "cocotalk.json").write_text(json.dumps(vocabulary))
         with pytest.raises(ValueError, match=r"labels\.h5: 'labels': an external link"):
             load_cocotalk(secret / "cocotalk.json", secret / "labels.h5", "train")
+
+
+def test_a_data_set_that_declares_gigabytes_and_stores_nothing(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("42", shape=(30_000, 25_000), dtype="f4", chunks=(100, 100))  # 3 GB
+        file.create_dataset("43", shape=(300, 200), dtype="f4", chunks=(100, 100))
+    assert (tmp_path / "x.h5").stat().st_size < 10_000
+    with open_hdf5(tmp_path / "x.h5") as file:
+        with pytest.raises(Hdf5Error, match=r"'42': it: declares 3000000000 bytes and stores 0; the limit .* 67108864"):
+            read_array(file, "42")
+        assert not read_array(file, "43").any()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.h5")
+    with pytest.raises(OSError, match=r"x\.h5: expected a HDF5 file, found something that is not a regular file"):
+        open_hdf5(tmp_path / "x.h5")

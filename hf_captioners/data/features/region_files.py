@@ -5,22 +5,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
 from ..captions.records import id_of
+from ..files import regular_file
 from ..hdf5 import Hdf5Error, names_in, open_hdf5, read_array
+from ..limits import check_array
 from .store import FeatureError, ImageId
 
 # what numpy and zipfile raise for damaged files
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_NPY = b"\x93NUMPY"
 _DAMAGED_TOO = (*_DAMAGED, tokenize.TokenError)
 
 
@@ -52,25 +56,45 @@ class ArrayFolder:
         """Where the array of an image is, for messages, and the array; FeatureError if it is damaged."""
         path = self._path / self._files[image_id]
         try:
-            content: Any = np.load(path, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return str(path), content
-            with content:
-                return str(path), self._member(content)
+            with regular_file(path, "file of an array").open("rb") as file:
+                head = file.read(len(_NPY))
+                file.seek(0)
+                if head == _NPY:
+                    return str(path), _read_npy(file, path.stat().st_size)
+            if not head.startswith(b"PK"):
+                raise ValueError("no array of NumPy, and pickles are not read")
+            with zipfile.ZipFile(path) as archive:
+                return str(path), self._member(archive)
         except _DAMAGED_TOO as error:
             raise FeatureError(f"{path}: not readable: {error}") from error
 
-    def _member(self, content: Any) -> np.ndarray:
-        if self._name not in content.files and len(content.files) != 1:
-            raise ValueError(f"it has the arrays {content.files}, expected {self._name!r} or one array")
-        name = self._name if self._name in content.files else content.files[0]
-        array = content[name]
-        if not isinstance(array, np.ndarray):  # a member that is no .npy comes as bytes
+    def _member(self, archive: zipfile.ZipFile) -> np.ndarray:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if self._name not in members and len(members) != 1:
+            raise ValueError(f"it has the arrays {list(members)}, expected {self._name!r} or one array")
+        name = self._name if self._name in members else next(iter(members))
+        if not members[name].filename.endswith(".npy"):
             raise ValueError(f"{name!r} in it is no array")
-        return array
+        check_array(repr(name), members[name].file_size, members[name].compress_size)
+        with archive.open(members[name]) as file:
+            return _read_npy(file, members[name].file_size)
 
     def close(self) -> None:
         """Nothing stays open."""
+
+
+def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
+    """Read an array in NumPy's format, of which no more is expected than the file has; nothing is unpickled."""
+    start = file.tell()
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    declared = math.prod(shape) * max(dtype.itemsize, 1)
+    if declared > size:
+        raise ValueError(f"declares {declared} bytes of an array and has {size}")
+    file.seek(start)
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 class ArrayHdf5:
@@ -128,7 +152,19 @@ def open_arrays(path: str | os.PathLike[str], name: str, ending: str) -> ArrayFo
         ImportError, ValueError: see [`ArrayFolder`] and [`ArrayHdf5`].
     """
     place = Path(path)
+    if place.is_file() and _is_tsv(place):
+        raise FeatureError(
+            f"{path}: bottom-up features as a TSV, an image a line with its arrays in base64, which is not read; "
+            "scripts/make_bu_data.py of ImageCaptioning.pytorch makes folders of .npz and .npy of it"
+        )
     return ArrayFolder(place, name) if place.is_dir() else ArrayHdf5(place, ending)
+
+
+def _is_tsv(path: Path) -> bool:
+    """Whether a file begins with an id, three sizes and base64, separated by tabs, as Anderson's detector wrote it."""
+    with path.open("rb") as file:
+        fields = file.read(512).split(b"\t")
+    return len(fields) > 4 and all(field.strip().isdigit() for field in fields[:4])
 
 
 def _by_id(path: Path, texts: dict[str, str]) -> dict[ImageId, str]:

@@ -1,17 +1,20 @@
 """Image features on disk: computed once, read row by row from memory-mapped files for as many epochs as needed.
 
-A store is a folder of `features-00000.safetensors`, ... and an `index.json` that says which shard holds which image, of
-which width and precision the features are, and what they were made with. Shards are written to a temporary name, synced
-and renamed, the index after each of them, so that a run that was killed goes on where its last finished shard ends. It
-replaces the single HDF5 file of the original captioners (one `<id>_features` dataset per image), which a killed run
-leaves unreadable and which forked DataLoader workers cannot share.
+A store is a folder of `features-00000.safetensors`, ... and an `index.json` that says which shard holds which image,
+of which width and precision the features are, what they were made with, and each shard's SHA-256. Shards are written
+to a temporary name, synced and renamed, the index after each of them, so that a run that was killed goes on where its
+last finished shard ends. It replaces the single HDF5 file of the original captioners (one `<id>_features` dataset per
+image), which a killed run leaves unreadable and which forked DataLoader workers cannot share.
+
+A folder has one writer at a time. A shard holds its images' ids, which are compared with the index when it is opened.
+The checksums are compared once: when a store is opened whose shards have changed in size or time since they were
+written or last checked here, which `verified.json` notes, or on demand (`FeatureStore(folder, verify=True)`). Stores
+of version 1, without checksums and ids, are read as before and go on as version 2.
 """
 
+import contextlib
 import json
-import logging
 import os
-import re
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,76 +25,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import write_whole
+from ..files import locked, write_whole
+from .store_index import (
+    DTYPES,
+    FORMAT,
+    INDEX_NAME,
+    SHARD_NAME,
+    VERSION,
+    FeatureError,
+    ImageId,
+    check_shards,
+    read_index,
+    read_stamps,
+    sha256_of,
+    stamp_of,
+    verify_shards,
+    write_stamps,
+)
 
-logger = logging.getLogger(__name__)
+__all__ = ["DEFAULT_SHARD_BYTES", "DTYPES", "FeatureError", "FeatureStore", "FeatureWriter", "ImageId"]
 
-ImageId = int | str
-
-INDEX_NAME = "index.json"
 DEFAULT_SHARD_BYTES = 500_000_000
-_FORMAT = "hf_captioners.image_features"
-_VERSION = 1
-_SHARD_NAME = re.compile(r"features-\d{5,}\.safetensors")
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class FeatureError(ValueError):
-    """Features, or a folder of them, that are not what they should be."""
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """The checked content of a store's `index.json`."""
-    path = folder / INDEX_NAME
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FeatureError(f"{folder}: no {INDEX_NAME}, so this is not a folder of image features") from error
-    except ValueError as error:
-        raise FeatureError(f"{path}: not JSON: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise FeatureError(f"{path}: not the index of image features (field 'format' is not {_FORMAT!r})")
-    if index.get("version") != _VERSION:
-        raise FeatureError(f"{path}: field 'version' is {index.get('version')!r}, this release reads {_VERSION}")
-    try:
-        _check_index(index)
-    except (KeyError, TypeError) as error:
-        raise FeatureError(f"{path}: damaged, {type(error).__name__}: {error}") from error
-    return index
-
-
-def _check_index(index: dict[str, Any]) -> None:
-    if index["dtype"] not in DTYPES:
-        raise TypeError(f"field 'dtype' is {index['dtype']!r}, expected one of {', '.join(DTYPES)}")
-    for shard in index["shards"]:
-        if not _SHARD_NAME.fullmatch(shard["file"]):
-            raise TypeError(f"{shard['file']!r} is not the name of a shard")
-        if not isinstance(shard["ids"], list) or not isinstance(shard["bytes"], int):
-            raise TypeError(f"shard {shard['file']!r} has no list 'ids' or no number 'bytes'")
-    if not isinstance(index["feature_size"], int | None) or not isinstance(index["metadata"], dict):
-        raise TypeError("field 'feature_size' is not a number or 'metadata' not an object")
-    if not isinstance(index["complete"], bool) or not isinstance(index["errors"], list):
-        raise TypeError("field 'complete' is not true or false or 'errors' not a list")
-
-
-def _check_shards(folder: Path, index: dict[str, Any]) -> None:
-    """Every shard is there in full length; sizes only, for reading all of them may take minutes."""
-    for shard in index["shards"]:
-        path = folder / shard["file"]
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError as error:
-            raise FeatureError(f"{path}: this shard of the features is missing") from error
-        if size != shard["bytes"]:
-            raise FeatureError(f"{path}: damaged, it has {size} bytes instead of {shard['bytes']}")
 
 
 class FeatureWriter:
     """Writes image features into a folder, to be read by [`FeatureStore`].
 
-    Use it as a context manager, one at a time per folder. Opening a folder that an earlier run has left, finished or
-    not, continues it: what is in `writer` needs no computing. Features in memory (less than a shard) are written even
-    when the block is left by an exception; only then the folder stays marked as incomplete.
+    Use it as a context manager; a second one of the same folder is refused. Opening a folder that an earlier run has
+    left, finished or not, continues it: what is in `writer` needs no computing. Features in memory (less than a shard)
+    are written even when the block is left by an exception; only then the folder stays marked as incomplete.
 
     Args:
         out_dir (`str` or `os.PathLike`): The folder, made if need be.
@@ -101,7 +63,8 @@ class FeatureWriter:
             What the features were made with, JSON values. A folder is only continued with equal metadata.
 
     Raises:
-        FeatureError: The folder holds features of another dtype or with other metadata, or is damaged.
+        FeatureError: The folder holds features of another dtype or with other metadata, is damaged, or is being written
+            by another process.
         ValueError: `dtype` or `shard_bytes` have no such value.
 
     Example:
@@ -142,13 +105,27 @@ class FeatureWriter:
         self._errors: dict[ImageId, str] = {}
         self._complete = False
         self.feature_size: int | None = None
+        self._lock = contextlib.ExitStack()
+        self._written: set[str] = set()
+        self._stamps: dict[str, Any] = {}
 
     def __enter__(self) -> "FeatureWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.enter_context(locked(self.folder))
+        except BlockingIOError as error:
+            raise FeatureError(f"{self.folder}: another process is writing features into it; wait for it") from error
+        try:
+            return self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self) -> "FeatureWriter":
         if (self.folder / INDEX_NAME).exists():
-            self._resume(_read_index(self.folder))
+            self._resume(read_index(self.folder))
             return self
-        stray = next((path for path in self.folder.iterdir() if _SHARD_NAME.fullmatch(path.name)), None)
+        stray = next((path for path in self.folder.iterdir() if SHARD_NAME.fullmatch(path.name)), None)
         if stray is not None:
             raise FeatureError(f"{stray}: features without an {INDEX_NAME} would be overwritten; choose another folder")
         self._write_index(complete=False)  # states the settings before the first shard does
@@ -160,7 +137,8 @@ class FeatureWriter:
         if different:
             changes = "; ".join(f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in different)
             raise FeatureError(f"{self.folder}: holds features made otherwise ({changes}); choose another folder")
-        _check_shards(self.folder, index)
+        check_shards(self.folder, index)
+        self._stamps = read_stamps(self.folder)
         self._shards = index["shards"]
         self._done = {image_id for shard in self._shards for image_id in shard["ids"]}
         self._errors = {row["image_id"]: row["error"] for row in index["errors"]}
@@ -170,8 +148,15 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
-        self._write_index(complete=self._complete if error else True)
+        with self._lock:
+            self._flush()
+            self._write_index(complete=self._complete if error else True)
+            stamps = {shard["file"]: stamp_of(self.folder / shard["file"]) for shard in self._shards}
+            write_stamps(self.folder, {name: stamp for name, stamp in stamps.items() if self._is_known(name, stamp)})
+
+    def _is_known(self, name: str, stamp: list[int]) -> bool:
+        """Whether a shard was written here just now, or is the one that was found right before."""
+        return name in self._written or self._stamps.get(name) == stamp
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._done
@@ -229,17 +214,24 @@ class FeatureWriter:
             return
         tensors = {str(position): rows for position, rows in enumerate(self._pending.values())}
         path = self.folder / f"features-{len(self._shards):05d}.safetensors"
-        write_whole(path, lambda temporary: save_file(tensors, temporary))
-        shutil.copymode(self.folder / INDEX_NAME, path)  # safetensors makes files that only their owner may read
-        self._shards.append({"file": path.name, "bytes": path.stat().st_size, "ids": list(self._pending)})
+        ids = list(self._pending)
+        checksum: list[str] = []
+
+        def save(temporary: Path) -> None:
+            save_file(tensors, temporary, {"ids": json.dumps(ids)})
+            checksum.append(sha256_of(temporary))
+
+        write_whole(path, save)
+        self._shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": checksum[0], "ids": ids})
+        self._written.add(path.name)
         self._pending, self._pending_bytes = {}, 0
         self._write_index(complete=False)
 
     def _write_index(self, *, complete: bool) -> None:
         self._complete = complete
         index = {
-            "format": _FORMAT,
-            "version": _VERSION,
+            "format": FORMAT,
+            "version": VERSION,
             "complete": complete,
             "count": sum(len(shard["ids"]) for shard in self._shards),
             "feature_size": self.feature_size,
@@ -268,6 +260,8 @@ class FeatureStore:
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
+        verify (`bool`, *optional*): Compare the checksums of all shards, or of none. By default of those that have
+            changed in size or time since they were last compared; see the top of this module.
 
     Attributes:
         ids (`list[int | str]`): All image ids, in the order of writing.
@@ -282,12 +276,14 @@ class FeatureStore:
         KeyError: On access, there are no features of this image.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], verify: bool | None = None) -> None:
         self.folder = Path(folder)
-        index = _read_index(self.folder)
+        index = read_index(self.folder)
         if not index["complete"]:
             raise FeatureError(f"{self.folder}: writing these features was interrupted; run it again to finish it")
-        _check_shards(self.folder, index)
+        check_shards(self.folder, index)
+        if verify is not False:
+            verify_shards(self.folder, index, everything=verify is True)
         self.ids: list[ImageId] = [image_id for shard in index["shards"] for image_id in shard["ids"]]
         self.feature_size: int | None = index["feature_size"]
         self.dtype = DTYPES[index["dtype"]]
@@ -300,6 +296,7 @@ class FeatureStore:
             for number, shard in enumerate(index["shards"])
             for position, image_id in enumerate(shard["ids"])
         }
+        self._ids_of = {number: shard["ids"] for number, shard in enumerate(index["shards"]) if "sha256" in shard}
         self._open: dict[int, Any] = {}
         self._open_in = os.getpid()
 
@@ -329,8 +326,16 @@ class FeatureStore:
         if self._open_in != os.getpid():
             self._open, self._open_in = {}, os.getpid()
         if number not in self._open:
-            self._open[number] = safe_open(path, framework="pt")
+            shard = safe_open(path, framework="pt")
+            if number in self._ids_of:
+                self._check_ids(number, path, shard.metadata())
+            self._open[number] = shard
         return self._open[number]
+
+    def _check_ids(self, number: int, path: Path, metadata: dict[str, str] | None) -> None:
+        """The shard says itself whose features it has: an index that says something else is wrong."""
+        if (metadata or {}).get("ids") != json.dumps(self._ids_of[number]):
+            raise FeatureError(f"{path}: damaged, it has the features of other images than {INDEX_NAME} says")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a mapped file cannot be pickled

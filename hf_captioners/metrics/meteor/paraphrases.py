@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import itertools
 import logging
-import tempfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import constants
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from ...data.files import write_whole
+from ...data.files import regular_file, write_whole
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the cache file; part of its name
+_FORMAT = 2  # of the cache file; part of its name
 
 
 class MeteorDataError(RuntimeError):
@@ -174,10 +173,10 @@ def load_paraphrases(source: Path, cache_dir: Path | None = None) -> ParaphraseT
     stamp = f"{source.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     cached = folder / f"{source.stem}-v{_FORMAT}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.safetensors"
     try:
-        return _from_arrays(load_file(cached))
+        return _read_cache(cached)
     except FileNotFoundError:
         pass
-    except (SafetensorError, KeyError, OSError) as error:
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
         logger.warning("%s: cannot be used, reading the paraphrase table once more: %s", cached, error)
     table = ParaphraseTable.from_pairs(_read_pairs(source))
     try:
@@ -203,13 +202,26 @@ def _read_pairs(source: Path) -> Iterator[tuple[str, str]]:
             raise MeteorDataError(f"{source}: not a paraphrase table, three lines per entry: {error}") from error
 
 
-def _from_arrays(arrays: dict[str, np.ndarray]) -> ParaphraseTable:
+def _read_cache(path: Path) -> ParaphraseTable:
+    with safe_open(regular_file(path, "cache of METEOR"), "np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        checksum = (file.metadata() or {}).get("sha256")
+    if checksum != _checksum(arrays):
+        raise ValueError("its content is not what was written (SHA-256)")
     words = arrays.pop("words").tobytes().decode("utf-8").split("\n")
     return ParaphraseTable(words, *(arrays[name] for name in ("phrase_words", "phrase_lengths", "sources", "targets")))
 
 
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
 def _keep(table: ParaphraseTable, path: Path) -> None:
-    """Write the cache file under a name of this process's own, then move it: others may be doing the same."""
+    """Write the cache file, with a checksum of its content; others may be doing the same."""
     arrays = {
         "words": np.frombuffer("\n".join(table.words).encode("utf-8"), np.uint8),
         "phrase_words": table.phrase_words,
@@ -218,7 +230,4 @@ def _keep(table: ParaphraseTable, path: Path) -> None:
         "targets": table.targets,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as own:
-        written = Path(own) / path.name
-        write_whole(written, lambda temporary: save_file(arrays, temporary))
-        written.replace(path)
+    write_whole(path, lambda temporary: save_file(arrays, temporary, {"sha256": _checksum(arrays)}))

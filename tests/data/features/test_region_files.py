@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import os
 import pickle
 import random
 import zipfile
@@ -82,7 +84,7 @@ class TestDamaged:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("7.npz", b"", "No data left"),
+            ("7.npz", b"", "no array of NumPy"),
             ("7.npy", b"words", "pickle"),
             ("7.npy", npy(ARRAY)[:-4], ""),
             ("7.npz", npz(feat=ARRAY)[:-4], "zip"),
@@ -151,3 +153,39 @@ class TestHdf5:
             self.write(path, **{"7": ARRAY, "07": ARRAY})
         with pytest.raises(FeatureError, match=r"regions\.hdf5: '7': is a group, expected a data set"):
             self.write(path, **{"7/feat": ARRAY}).read(7)
+
+
+class TestBombs:
+    def test_an_npz_that_unpacks_to_much_more(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("hf_captioners.data.limits.FREE_BYTES", 2**16)
+        np.savez_compressed(tmp_path / "42.npz", feat=np.zeros((1000, 1000), np.float32))
+        with pytest.raises(FeatureError, match=r"42\.npz: not readable: 'feat': declares 4000128 bytes and stores \d+"):
+            open_arrays(tmp_path, "feat", "_features").read(42)
+        monkeypatch.setenv("HF_CAPTIONERS_MAX_ARRAY_BYTES", "4000128")
+        assert open_arrays(tmp_path, "feat", "_features").read(42)[1].shape == (1000, 1000)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_a_header_that_declares_more_than_there_is(self, tmp_path, packed):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**5, 10**4)})
+        if packed:
+            with zipfile.ZipFile(tmp_path / "42.npz", "w") as archive:
+                archive.writestr("feat.npy", header.getvalue())
+        else:
+            (tmp_path / "42.npy").write_bytes(header.getvalue())
+        with pytest.raises(FeatureError, match="declares 4000000000 bytes of an array and has 128"):
+            open_arrays(tmp_path, "feat", "_features").read(42)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+    def test_a_fifo_is_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "42.npz")
+        with pytest.raises(FeatureError, match="not a regular file"):
+            open_arrays(tmp_path, "feat", "_features").read(42)
+
+
+def test_bottom_up_features_as_tsv(tmp_path):
+    row = [b"42", b"640", b"480", b"36", base64.b64encode(bytes(36 * 16)), base64.b64encode(bytes(36 * 2048 * 4))]
+    path = tmp_path / "trainval_resnet101_faster_rcnn_genome_36.tsv"
+    path.write_bytes(b"\t".join(row) + b"\n")
+    with pytest.raises(FeatureError, match=r"genome_36\.tsv: bottom-up features as a TSV, .*make_bu_data\.py"):
+        open_arrays(path, "feat", "_features")

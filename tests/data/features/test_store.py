@@ -1,8 +1,10 @@
 """The feature store: what goes in comes out, whatever interrupts it, and nothing else is taken for it."""
 
+import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -166,7 +168,9 @@ class TestResuming:
     def test_leftovers_of_a_kill_between_shard_and_index(self, tmp_path):
         write_store(tmp_path, [1])
         save_file({"0": torch.zeros(3, 4)}, tmp_path / "features-00001.safetensors")
-        (tmp_path / ".features-00001.safetensors.tmp").write_bytes(b"half")
+        left = tmp_path / f".features-00001.safetensors.{'0' * 32}.tmp"
+        left.mkdir()
+        (left / "features-00001.safetensors").write_bytes(b"half")
         write_store(tmp_path, [2])
         store = FeatureStore(tmp_path)
         assert torch.equal(store[2], features_of(2).half())
@@ -174,6 +178,7 @@ class TestResuming:
             "features-00000.safetensors",
             "features-00001.safetensors",
             "index.json",
+            "verified.json",
         ]
 
     def test_finished_store_can_be_extended(self, tmp_path):
@@ -246,7 +251,12 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"version": 2}, "field 'version' is 2, this release reads 1"),
+            ({"version": 3}, "field 'version' is 3, this release reads 1 and 2"),
+            ({"shards": [{"file": "features-00000.safetensors", "bytes": 1, "ids": [1, 1]}]}, "image 1 is in it twice"),
+            (
+                {"shards": [{"file": "features-00000.safetensors", "bytes": 1, "ids": []}] * 2},
+                r"shard 'features-00000\.safetensors' is in it twice",
+            ),
             ({"dtype": "int8"}, "field 'dtype' is 'int8'"),
             ({"shards": [{"file": "../x.safetensors", "bytes": 1, "ids": []}]}, "'../x.safetensors' is not the name"),
             ({"shards": [{"file": "features-00000.safetensors"}]}, "damaged, KeyError: 'ids'"),
@@ -275,8 +285,10 @@ class TestDamage:
     def test_shard_overwritten(self, tmp_path):
         shard = write_store(tmp_path) / "features-00000.safetensors"
         shard.write_bytes(b"x" * shard.stat().st_size)
+        with pytest.raises(FeatureError, match=r"features-00000\.safetensors: damaged, its content is not what was"):
+            FeatureStore(tmp_path)
         with pytest.raises(FeatureError, match=r"features-00000\.safetensors: damaged, cannot read the features of im"):
-            FeatureStore(tmp_path)[1]
+            FeatureStore(tmp_path, verify=False)[1]
 
     def test_shard_deleted_after_opening(self, tmp_path):
         store = FeatureStore(write_store(tmp_path))
@@ -291,7 +303,102 @@ class TestDamage:
             FeatureStore(tmp_path)[1]
 
 
+def flip_a_bit(path, keep_times=False):
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+class TestChecksums:
+    @pytest.mark.parametrize("keep_times", [False, True])
+    def test_a_flipped_bit(self, tmp_path, keep_times):
+        shard = write_store(tmp_path) / "features-00000.safetensors"
+        flip_a_bit(shard, keep_times)
+        with pytest.raises(
+            FeatureError, match=r"features-00000\.safetensors: damaged, its content is not what was wri"
+        ):
+            FeatureStore(tmp_path)
+
+    def test_a_shard_in_the_place_of_another(self, tmp_path):
+        write_store(tmp_path, range(4), shard_bytes=48)
+        shutil.copy(tmp_path / "features-00000.safetensors", tmp_path / "features-00001.safetensors")
+        with pytest.raises(FeatureError, match=r"features-00001\.safetensors: damaged"):
+            FeatureStore(tmp_path)
+
+    def test_ids_in_another_order(self, tmp_path):
+        """The shard is whole, and says itself what it holds."""
+        shards = json.loads((write_store(tmp_path) / "index.json").read_text())["shards"]
+        edit_index(tmp_path, shards=[{**shards[0], "ids": [3, 2, 1]}])
+        with pytest.raises(FeatureError, match=r"features-00000.* features of other images than index\.json says"):
+            FeatureStore(tmp_path)[1]
+
+    def test_they_are_compared_once_after_a_copy_and_on_demand(self, tmp_path, monkeypatch):
+        read = []
+
+        def sha256(path):
+            read.append(path.name)
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+
+        monkeypatch.setattr("hf_captioners.data.features.store_index.sha256_of", sha256)
+        folder = write_store(tmp_path / "store", range(4), shard_bytes=48)
+        FeatureStore(folder)
+        assert read == []  # they were written here
+        copied = shutil.copytree(folder, tmp_path / "copy")
+        FeatureStore(copied)
+        assert read == ["features-00000.safetensors", "features-00001.safetensors"]
+        FeatureStore(copied)
+        assert len(read) == 2
+        FeatureStore(copied, verify=True)
+        assert len(read) == 4
+
+    def test_going_on_vouches_for_its_own_shards_only(self, tmp_path):
+        write_store(tmp_path, [1])
+        flip_a_bit(tmp_path / "features-00000.safetensors")
+        write_store(tmp_path, [2])
+        with pytest.raises(FeatureError, match=r"features-00000\.safetensors: damaged"):
+            FeatureStore(tmp_path)
+
+    def test_stores_of_version_1(self, tmp_path):
+        """Written as the first release did: no checksums, no ids in the shards."""
+        rows = {"0": features_of(1).half(), "1": features_of(2).half()}
+        save_file(rows, tmp_path / "features-00000.safetensors")
+        size = (tmp_path / "features-00000.safetensors").stat().st_size
+        shards = [{"file": "features-00000.safetensors", "bytes": size, "ids": [1, 2]}]
+        index = {"format": "hf_captioners.image_features", "version": 1, "complete": True, "count": 2}
+        index |= {"feature_size": 4, "dtype": "float16", "metadata": {}, "errors": [], "shards": shards}
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        assert torch.equal(FeatureStore(tmp_path)[2], features_of(2).half())
+        store = FeatureStore(write_store(tmp_path, [3]))
+        assert [torch.equal(store[image_id], features_of(image_id).half()) for image_id in store.ids] == [True] * 3
+
+
 class TestProcesses:
+    def test_two_writers(self, tmp_path):
+        with FeatureWriter(tmp_path) as writer:
+            writer.add(1, features_of(1))
+            with pytest.raises(FeatureError, match=f"{tmp_path}: another process is writing"):
+                FeatureWriter(tmp_path).__enter__()
+            script = f"""
+                from hf_captioners.data.features.store import FeatureWriter
+                with FeatureWriter({str(tmp_path)!r}):
+                    pass
+            """
+            other = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+            assert other.returncode == 1 and "another process is writing features into it" in other.stderr
+        store = FeatureStore(write_store(tmp_path, [2]))  # the lock is free again
+        assert store.ids == [1, 2]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+    @pytest.mark.parametrize("name", ["index.json", "features-00000.safetensors"])
+    def test_a_fifo_is_not_waited_for(self, tmp_path, name):
+        (write_store(tmp_path) / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(FeatureError, match="is not a regular file"):
+            FeatureStore(tmp_path)
+
     def test_pickle_with_open_shards(self, tmp_path):
         store = FeatureStore(write_store(tmp_path))
         store[1]

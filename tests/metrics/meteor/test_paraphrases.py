@@ -93,6 +93,24 @@ def test_broken_cache_is_replaced(tmp_path, caplog):
     assert cached.read_bytes() == content
 
 
+def test_a_flipped_bit_in_the_cache(tmp_path, caplog):
+    source = write(tmp_path / "p.gz", PAIRS)
+    load_paraphrases(source, tmp_path)
+    (cached,) = tmp_path.glob("*.safetensors")
+    content = cached.read_bytes()
+    cached.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with caplog.at_level(logging.WARNING):
+        assert pairs_of(load_paraphrases(source, tmp_path)) == PAIRS
+    assert "its content is not what was written" in caplog.text
+    assert cached.read_bytes() == content
+
+
+def test_the_cache_is_as_readable_as_other_files(tmp_path):
+    load_paraphrases(write(tmp_path / "p.gz", PAIRS), tmp_path / "cache")
+    (cached,) = (tmp_path / "cache").iterdir()
+    assert cached.stat().st_mode == (tmp_path / "p.gz").stat().st_mode
+
+
 def test_works_where_nothing_can_be_kept(tmp_path, caplog):
     (tmp_path / "cache").write_text("a file, no folder")
     with caplog.at_level(logging.WARNING):
