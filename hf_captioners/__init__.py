@@ -43,6 +43,7 @@ _HOME = {
     "build_vocabulary": "modeling.tokenization_words",
     "build_word_tokenizer": "modeling.tokenization_words",
     "distill_captions": "data.captions.distill",
+    "extend_vocabulary": "modeling.captioner_vocabulary",
     "load_cocotalk": "data.captions.cocotalk",
     "load_karpathy": "data.captions.karpathy",
     "open_image": "modeling.captioner_image_io",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import reprlib
@@ -9,8 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..data.printable import printable
-from ..data.rows import FeatureDataset
+from ..data.rows import FeatureDataset, training_captions
+from ..modeling.captioner_vocabulary import has_words, unknown_words
+from ..modeling.tokenization_words import MANY_UNKNOWN
 
+logger = logging.getLogger(__name__)
+
+ENOUGH_CAPTIONS = 100_000  # to know the share of unknown words
 ROWS = "rows"  # of a training batch: the names of its rows, for messages
 
 
@@ -102,6 +108,35 @@ def check_captions(dataset: Any) -> None:
     for row in rows:
         if "captions" in row:
             captions_of(row)
+
+
+def check_vocabulary(tokenizer: Any, dataset: Any, most: float) -> None:
+    """Say how many words of training captions are unknown to a captioner, and refuse too many.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the captioner's. One of pieces of words knows all words.
+        dataset (`Dataset`, `FeatureDataset` or `list`): the rows. Of many captions some, in equal steps, are read.
+        most (`float`): share of unknown words, from 0 to 1, that is accepted.
+
+    Raises:
+        ValueError: there are more.
+    """
+    from datasets import Dataset
+
+    if not isinstance(dataset, (Dataset, FeatureDataset, list)) or not has_words(tokenizer):
+        return
+    captions = training_captions(dataset)
+    unknown = unknown_words(tokenizer, captions[:: 1 + len(captions) // ENOUGH_CAPTIONS])
+    if not unknown.words:
+        return
+    named = ", ".join(repr(word) for word, _ in unknown.words.most_common(5))
+    said = f"{unknown.share:.1%} of the words of the training captions are unknown to the captioner, such as {named}"
+    if unknown.share > most:
+        raise ValueError(
+            f"{said}; at most {most:.0%} may be (max_unknown_words). Give it the words with --extend_vocabulary (in "
+            "Python extend_vocabulary), build its vocabulary with a lower min_count, or raise --max_unknown_words."
+        )
+    logger.log(logging.WARNING if unknown.share > MANY_UNKNOWN else logging.INFO, "%s", printable(said))
 
 
 def chance(name: str) -> random.Random:

@@ -155,13 +155,21 @@ class CaptionerTrainer(Trainer):
             `TrainOutput`
 
         Raises:
-            ValueError: rows without captions, or captions without words.
+            ValueError: see `check_data`.
             FloatingPointError: a loss or gradient is no finite number; no parameter has been changed by it.
+        """
+        self.check_data()
+        return super().train(*args, **kwargs)
+
+    def check_data(self) -> None:
+        """Check the data before the first step.
+
+        Raises:
+            ValueError: rows without captions, or captions without words.
         """
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for dataset in (self.train_dataset, *datasets.values()):
             check_captions(dataset)
-        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`; batches say their rows, and starting workers draws no random numbers of dropout."""

@@ -18,6 +18,9 @@ class XEConfig(CaptionerTrainingArguments):
             Captions of a picture that the evaluation loss is computed on.
         label_smoothing_factor (`float`, *optional*, defaults to the model's `config.label_smoothing`):
             Probability mass of the other words, as the model's own loss defines it.
+        max_unknown_words (`float`, defaults to 0.25):
+            Share of the words of the training captions that may be unknown to a captioner with a vocabulary of words;
+            above it, training does not begin. See [`extend_vocabulary`].
     """
 
     captions_per_image: int = field(default=1, metadata={"help": "Captions of a picture in a batch."})
@@ -25,9 +28,15 @@ class XEConfig(CaptionerTrainingArguments):
     label_smoothing_factor: float | None = field(  # type: ignore[assignment]  # None: the model's own
         default=None, metadata={"help": "Mass of the other words; by default what the model's configuration says."}
     )
+    max_unknown_words: float = field(
+        default=0.25,
+        metadata={"help": "Share of the training captions' words, from 0 to 1, that the captioner may not know."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least_one("captions_per_image", "eval_captions_per_image")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor must be in [0, 1), not {self.label_smoothing_factor}.")
+        if not 0 <= self.max_unknown_words <= 1:
+            raise ValueError(f"max_unknown_words must be from 0 to 1, not {self.max_unknown_words}.")

@@ -10,6 +10,7 @@ import torch
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .collator import CaptionCollator
 from .policy import policy_of, without_adapters
+from .rows import check_vocabulary
 from .trainer import CaptionerTrainer
 from .xe_config import XEConfig
 
@@ -66,6 +67,15 @@ class XETrainer(CaptionerTrainer):
             )
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, data_collator, **kwargs)
         self.label_smoother = None  # the model's own loss smooths
+
+    def check_data(self) -> None:
+        """See [`CaptionerTrainer`]; and say how many words of the training captions the captioner does not know.
+
+        Raises:
+            ValueError: see [`CaptionerTrainer`]; more than `args.max_unknown_words`.
+        """
+        super().check_data()
+        check_vocabulary(self.processing_class.tokenizer, self.train_dataset, self.args.max_unknown_words)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss, with `label_smoothing_factor`."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import random
 
 import pytest
 from contracts.reward_policies import reward_trainer, tiny_policy, tiny_processor, tiny_rows
+from contracts.tiny_clip_gpt2 import bpe_tokenizer
 from datasets import Dataset
 
-from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer
+from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer, build_vocabulary, build_word_tokenizer
 from hf_captioners.training.collator import CaptionCollator, RewardCollator
-from hf_captioners.training.rows import chance, check_captions, row_name
+from hf_captioners.training.rows import chance, check_captions, check_vocabulary, row_name
 
 BROKEN = [
     (None, "must be a list of captions, not None"),
@@ -104,3 +106,45 @@ def test_before_the_first_step(rows, tmp_path, config, where):
         run.train()
     assert run.state.global_step == 0
     assert run.optimizer is None
+
+
+class TestVocabulary:
+    """The tokenizer knows `a` and `dog`."""
+
+    @pytest.fixture()
+    def tokenizer(self):
+        return build_word_tokenizer(build_vocabulary(["a dog"], 1))
+
+    @pytest.mark.parametrize(("known", "unknown", "level"), [(8, 0, None), (98, 2, "INFO"), (2, 1, "WARNING")])
+    def test_unknown_words_are_said(self, tokenizer, known, unknown, level, caplog):
+        caplog.set_level(logging.INFO)
+        captions = ["a dog"] * known + ["a cat"] * unknown
+        check_vocabulary(tokenizer, [{"captions": captions}], 0.25)
+        assert [record.levelname for record in caplog.records] == ([] if level is None else [level])
+        if level == "INFO":
+            assert "1.0% of the words of the training captions are unknown to the captioner, such as 'c" in caplog.text
+
+    @pytest.mark.parametrize("kind", [list, Dataset.from_list])
+    def test_too_many_are_refused(self, tokenizer, kind):
+        rows = kind([{"captions": ["a cat", "a cow"]}])
+        with pytest.raises(ValueError, match=r"50.0% .*at most 25% .*--extend_vocabulary .*--max_unknown_words"):
+            check_vocabulary(tokenizer, rows, 0.25)
+        check_vocabulary(tokenizer, rows, 0.5)
+
+    def test_pieces_of_words_make_any_word(self):
+        check_vocabulary(bpe_tokenizer(), [{"captions": ["zebra"]}], 0.0)
+
+    def test_training_does_not_begin(self, rows, tmp_path):
+        args = XEConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+        strange = [{**row, "captions": ["zebra crossing"]} for row in rows]
+        trainer = XETrainer(
+            tiny_policy("expansionnet_v2"), args, strange, processing_class=tiny_processor("expansionnet_v2")
+        )
+        with pytest.raises(ValueError, match=r"100.0% of the words of the training captions"):
+            trainer.train()
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1])
+    def test_a_share(self, share, tmp_path):
+        with pytest.raises(ValueError, match="max_unknown_words must be from 0 to 1"):
+            XEConfig(output_dir=str(tmp_path), max_unknown_words=share)
