@@ -32,10 +32,10 @@ TINY, SMALL = 1e-15, 1e-9
 
 @dataclass(frozen=True)
 class BleuCounts:
-    """What BLEU is computed from, for a number of captions or summed over them.
+    """The counts that BLEU is computed from, for a number of captions or summed over them.
 
     Attributes:
-        matches (`np.ndarray`): float64 of shape (captions, max_n), n-grams found in the references, clipped.
+        matches (`np.ndarray`): float64 of shape (captions, max_n), n-grams that the references have, clipped.
         totals (`np.ndarray`): float64 of shape (captions, max_n), n-grams.
         length (`np.ndarray`): float64 of shape (captions,), tokens.
         reference_length (`np.ndarray`): float64 of shape (captions,), effective length of the references.
@@ -122,7 +122,7 @@ def count_matches(
     max_n: int = 4,
     effective_length: EffectiveLength = "closest",
 ) -> BleuCounts:
-    """Count what several captions of each image share with the references of the image.
+    """Count the n-grams that the captions of each image share with its references.
 
     Args:
         predictions (`Sequence[Sequence[str]]`): tokenised captions of each image.
@@ -151,9 +151,11 @@ def count_matches(
     totals = np.maximum(length[:, None] - np.arange(max_n), 0.0)
     lengths = iter(words.length.tolist())
     reference_length: list[float] = []
-    for captions, several in pairs:
-        own, theirs = list(islice(lengths, len(captions))), list(islice(lengths, len(several)))
-        reference_length += [_effective_length(number, theirs, effective_length) for number in own]
+    for captions, image_references in pairs:
+        predicted_lengths = list(islice(lengths, len(captions)))
+        reference_lengths = list(islice(lengths, len(image_references)))
+        for predicted_length in predicted_lengths:
+            reference_length.append(_effective_length(predicted_length, reference_lengths, effective_length))
     return BleuCounts(matches, totals, length, np.array(reference_length, dtype=np.float64))
 
 
@@ -167,7 +169,7 @@ def _clipped(level: Level, predicted: np.ndarray) -> np.ndarray:
     return np.bincount(level.caption[of_prediction], weights=clipped, minlength=len(predicted))[predicted]
 
 
-def _effective_length(length: int, references: list[int], which: EffectiveLength) -> float:
-    if which == "closest":
+def _effective_length(length: int, references: list[int], effective_length: EffectiveLength) -> float:
+    if effective_length == "closest":
         return min(references, key=lambda reference: (abs(reference - length), reference))
-    return min(references) if which == "shortest" else sum(references) / len(references)
+    return min(references) if effective_length == "shortest" else sum(references) / len(references)

@@ -38,12 +38,12 @@ def gather_rows(image_ids: Sequence[Any] | None, *columns: Sequence[Any]) -> tup
     """
     if image_ids is None:
         raise MetricInputError("gathering captions of several processes needs image_ids, to find repeated images")
-    kept: dict[Any, tuple[Any, ...]] = {}
+    values_by_image: dict[Any, tuple[Any, ...]] = {}
     for rows in _all_shares(list(zip(image_ids, *columns, strict=True))):
         for name, *values in rows:
-            if kept.setdefault(name, tuple(values)) != tuple(values):
+            if values_by_image.setdefault(name, tuple(values)) != tuple(values):
                 raise MetricInputError(f"image {name}: two processes have different captions for it")
-    return [*kept], *([values[i] for values in kept.values()] for i in range(len(columns)))
+    return [*values_by_image], *([values[i] for values in values_by_image.values()] for i in range(len(columns)))
 
 
 def _all_shares(rows: list[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:

@@ -1,4 +1,4 @@
-"""How varied captions are. It needs no references, and shows a model that is rewarded into saying one thing.
+"""Diversity of captions. It needs no references, and shows a model that rewards have led to a single caption.
 
 - `distinct_n`: distinct n-grams of the corpus among all its n-grams (after Li et al., 2016, "A Diversity-Promoting
   Objective Function for Neural Conversation Models"; they divide by the number of words, also for n > 1). It falls
@@ -30,7 +30,7 @@ def diversity(
     tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
-    """Variety of captions.
+    """Score the diversity of captions.
 
     Args:
         predictions (`Sequence[str]`): a caption per image.
@@ -73,12 +73,12 @@ def diversity(
         distinct[f"distinct_{order}"] = len(level.word) / max(total.sum(), 1)
         repetition[f"repetition_{order}"] = repeated.sum() / max(total.sum(), 1)
         per_image[f"repetition_{order}"] = repeated / np.maximum(total, 1)
-    others = {
+    corpus_statistics = {
         "vocabulary_size": len(words.new),
         "mean_length": words.length.mean(),
         "unique_captions": len({" ".join(caption.split()) for caption in predictions}) / number,
     }
-    corpus = {name: float(value) for name, value in {**distinct, **repetition, **others}.items()}
+    corpus = {name: float(value) for name, value in {**distinct, **repetition, **corpus_statistics}.items()}
     return Scores(
         corpus,
         {**per_image, "length": words.length.astype(np.float64)},

@@ -30,7 +30,7 @@ Returns:
 
 
 class CaptionMetricsModule(evaluate.Metric):
-    """What `evaluate.load` makes; see [`CaptionMetrics`].
+    """The metric that `evaluate.load` makes; see [`CaptionMetrics`].
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Checks of what every metric takes: captions, references and the names of images."""
+"""Checks of the inputs of every metric: captions, references and the names of images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
     """
     for name, captions in (("predictions", predictions), ("references", references)):
         if isinstance(captions, (str, bytes)) or not isinstance(captions, Sequence):
-            raise MetricInputError(f"{name}: expected a list with one entry per image, not {shown(captions)}")
+            raise MetricInputError(f"{name}: expected a list with one entry per image, not {describe(captions)}")
     if len(predictions) != len(references):
         raise MetricInputError(
             f"{len(predictions)} predictions but {len(references)} lists of references; expected one of each per image"
@@ -48,16 +48,20 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
         raise MetricInputError("no images to score; expected at least one prediction")
     names = range(len(predictions)) if image_ids is None else image_ids
     check_image_ids(names, len(predictions))
-    for name, prediction, several in zip(names, predictions, references, strict=True):
+    for name, prediction, image_references in zip(names, predictions, references, strict=True):
         if not isinstance(prediction, str):
-            raise MetricInputError(f"image {name}: the prediction is {shown(prediction)}, expected a string")
-        if isinstance(several, (str, bytes)) or not isinstance(several, Sequence):
-            raise MetricInputError(f"image {name}: the references are {shown(several)}, expected a list of strings")
-        if not several:
+            raise MetricInputError(f"image {name}: the prediction is {describe(prediction)}, expected a string")
+        if isinstance(image_references, (str, bytes)) or not isinstance(image_references, Sequence):
+            raise MetricInputError(
+                f"image {name}: the references are {describe(image_references)}, expected a list of strings"
+            )
+        if not image_references:
             raise MetricInputError(f"image {name}: no references; every image needs at least one")
-        for position, reference in enumerate(several):
+        for position, reference in enumerate(image_references):
             if not isinstance(reference, str):
-                raise MetricInputError(f"image {name}: reference {position} is {shown(reference)}, expected a string")
+                raise MetricInputError(
+                    f"image {name}: reference {position} is {describe(reference)}, expected a string"
+                )
 
 
 def check_captions(captions: Sequence[Any]) -> None:
@@ -73,7 +77,7 @@ def check_captions(captions: Sequence[Any]) -> None:
         raise MetricInputError(f"captions: expected a list of strings, not one {type(captions).__name__}")
     for position, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise MetricInputError(f"caption {position}: expected a string, not {shown(caption)}")
+            raise MetricInputError(f"caption {position}: expected a string, not {describe(caption)}")
 
 
 def check_image_ids(image_ids: Sequence[Any], number: int) -> None:
@@ -90,14 +94,14 @@ def check_image_ids(image_ids: Sequence[Any], number: int) -> None:
         raise MetricInputError(f"{len(image_ids)} image_ids for {number} images; expected one per image")
     if isinstance(image_ids, range):
         return
-    seen = set()
+    earlier_names = set()
     for name in image_ids:
-        if name in seen:
+        if name in earlier_names:
             raise MetricInputError(f"image {name}: occurs twice; expected one prediction per image")
-        seen.add(name)
+        earlier_names.add(name)
 
 
-def shown(value: Any) -> str:
+def describe(value: Any) -> str:
     """A short text of a value and its type, for messages.
 
     Args:
@@ -109,11 +113,11 @@ def shown(value: Any) -> str:
     Example:
 
     ```python
-    >>> from hf_captioners.metrics.inputs import shown
-    >>> shown(None)
+    >>> from hf_captioners.metrics.inputs import describe
+    >>> describe(None)
     'None (NoneType)'
 
     ```
     """
-    text = _SHORT.repr(value)  # the whole of nested lists that share their parts may never end
+    text = _SHORT.repr(value)  # plain repr of nested lists that share their parts may take forever
     return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""The n-grams of many captions, counted at once with numpy: what BLEU, CIDEr and the diversity of captions share.
+"""The n-grams of many captions, counted at once with numpy, for BLEU, CIDEr and the diversity of captions.
 
 N-grams form a tree in one sorted array. A node is an n-gram; its parent is the same n-gram without its last word; above
 the 1-grams stand roots. A node's key is its parent's number and its last word in one integer, and numbers are positions
@@ -76,8 +76,8 @@ def read_words(captions: Sequence[str], known: Mapping[str, int]) -> Words:
     """
     new: dict[str, int] = {}
     pieces, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for first in range(0, len(captions), CAPTIONS_AT_ONCE):
-        split = [caption.split() for caption in captions[first : first + CAPTIONS_AT_ONCE]]
+    for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+        split = [caption.split() for caption in captions[start : start + CAPTIONS_AT_ONCE]]
         tokens = list(itertools.chain.from_iterable(split))
         numbers = {}
         for token in dict.fromkeys(tokens):
@@ -105,10 +105,10 @@ def count_ngrams(words: Words, group: np.ndarray, groups: int, n: int) -> Iterat
     ```python
     >>> import numpy as np
     >>> from hf_captioners.metrics.ngrams import count_ngrams, read_words
-    >>> one, two = count_ngrams(read_words(["a dog a dog", "a cat"], {}), np.array([0, 0]), 1, n=2)
-    >>> two.parent, two.word  # 0 = a, 1 = dog, 2 = cat
+    >>> unigrams, bigrams = count_ngrams(read_words(["a dog a dog", "a cat"], {}), np.array([0, 0]), 1, n=2)
+    >>> bigrams.parent, bigrams.word  # 0 = a, 1 = dog, 2 = cat
     (array([0, 0, 1]), array([1, 2, 0]))
-    >>> two.node, two.caption, two.count
+    >>> bigrams.node, bigrams.caption, bigrams.count
     (array([0, 1, 2]), array([0, 1, 0]), array([2, 1, 1]))
 
     ```
@@ -148,20 +148,20 @@ def find(keys: np.ndarray, parent: np.ndarray, word: np.ndarray) -> np.ndarray:
 
     Args:
         keys (`np.ndarray`): int64 of shape (nodes,), ascending, at least one. A root's key is no n-gram's.
-        parent (`np.ndarray`): int64 of shape (wanted,), -1 where the parent itself was not found.
-        word (`np.ndarray`): int64 of shape (wanted,).
+        parent (`np.ndarray`): int64 of shape (queries,), -1 where the parent itself is unknown.
+        word (`np.ndarray`): int64 of shape (queries,).
 
     Returns:
-        `np.ndarray`: int64 of shape (wanted,), the node, or -1 where there is none.
+        `np.ndarray`: int64 of shape (queries,), the node, or -1 where there is none.
     """
     node = np.full(len(parent), -1)
-    asked = np.flatnonzero(parent >= 0)
-    wanted = pack(parent[asked], word[asked])
-    by_key = np.argsort(wanted)  # neighbours in a large tree are found together: ten times as fast
-    asked, wanted = asked[by_key], wanted[by_key]
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    found = keys[at] == wanted
-    node[asked[found]] = at[found]
+    rows = np.flatnonzero(parent >= 0)
+    queries = pack(parent[rows], word[rows])
+    by_key = np.argsort(queries)  # a search for sorted keys reads neighbouring memory: ten times as fast
+    rows, queries = rows[by_key], queries[by_key]
+    at = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    is_node = keys[at] == queries
+    node[rows[is_node]] = at[is_node]
     return node
 
 
@@ -176,7 +176,7 @@ def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def changes(values: np.ndarray) -> np.ndarray:
-    """True where a value differs from the one before, and at the first."""
+    """Mark the values that differ from the value before them, and the first value, as True."""
     changed = np.ones(len(values), dtype=bool)
     changed[1:] = values[1:] != values[:-1]
     return changed

@@ -91,7 +91,7 @@ def _common_length(places: Mapping[str, int], length: int, tokens: Sequence[str]
     """Length of the longest common subsequence, a whole row of the usual table at a time.
 
     A bit of `row` is 0 where the table's row grows by one (Hyyrö, 2004, "Bit-parallel LCS-length computation
-    revisited"). Bits beyond `length` are carries; no word looks at them.
+    revisited"). Bits beyond `length` are carries, which are masked out.
     """
     row = full = (1 << length) - 1
     for token in tokens:

@@ -1,4 +1,4 @@
-"""What every metric returns."""
+"""The result of every metric."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scores:
-    """What a metric gives.
+    """The scores of a metric.
 
     Attributes:
         corpus (`dict[str, float]`): name -> score of the whole corpus. Not always the mean over the images.

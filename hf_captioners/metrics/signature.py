@@ -30,9 +30,9 @@ def hash_captions(captions: Sequence[Sequence[str]]) -> str:
     ```
     """
     digest = hashlib.sha256()
-    for several in captions:
-        digest.update(f"{len(several)}\n".encode())
-        for caption in several:
+    for image_captions in captions:
+        digest.update(f"{len(image_captions)}\n".encode())
+        for caption in image_captions:
             content = caption.encode("utf-8", "surrogatepass")
             digest.update(b"%d\n" % len(content))
             digest.update(content)

@@ -59,9 +59,9 @@ class CaptionMetrics:
             `"meteor"`, `"rouge_l"`, `"cider"`, `"cider_d"`, `"spice"`, `"clip_s"`, `"pac_s"`, `"diversity"`.
         document_frequencies ([`DocumentFrequencies`], *optional*): those of CIDEr and CIDEr-D; by default of the
             references that are scored, as the reference tools do.
-        in_sequence (`bool`, defaults to `False`): read an abbreviation at the end of a caption in the light of the next
-            caption, as the reference tools do. Of COCO's 202,654 captions of val2014 one has other tokens then, which
-            moves CIDEr-D by 2e-7; in exchange a caption's score depends on the order of the others.
+        in_sequence (`bool`, defaults to `False`): read an abbreviation at the end of a caption depending on the next
+            caption, as the reference tools do. Of COCO's 202,654 captions of val2014 this changes the tokens of one,
+            and CIDEr-D by 2e-7; in exchange a caption's score depends on the order of the captions.
         options (`Mapping[str, Mapping[str, Any]]`, *optional*): further arguments by metric, such as
             `{"clip_s": {"scorer": ClipScorer(...)}, "spice": {"timeout_s": 600}}`.
         tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts captions into words, see [`tokenize`]: that of
@@ -114,14 +114,18 @@ class CaptionMetrics:
         for name, values in self.options.items():
             if name not in self.metrics:
                 raise ValueError(f"options of {name!r}, which is none of the metrics {self.metrics}")
-            known = METRICS[name].options()
+            option_names = METRICS[name].options()
             for option in values:
-                if option not in known:
-                    raise ValueError(f"{name} has no option {option!r}; expected some of {', '.join(known) or 'none'}")
+                if option not in option_names:
+                    raise ValueError(
+                        f"{name} has no option {option!r}; expected some of {', '.join(option_names) or 'none'}"
+                    )
         for name in self.metrics:
             if METRICS[name].scorer is not None and "scorer" not in self.options.get(name, {}):
-                made = METRICS[name].load_scorer().__name__
-                raise ValueError(f"{name} needs a CLIP model; give options={{{name!r}: {{'scorer': {made}(...)}}}}")
+                scorer_class = METRICS[name].load_scorer().__name__
+                raise ValueError(
+                    f"{name} needs a CLIP model; give options={{{name!r}: {{'scorer': {scorer_class}(...)}}}}"
+                )
 
     def __call__(
         self,
@@ -151,31 +155,33 @@ class CaptionMetrics:
         if images is not None and len(images) != len(predictions):
             raise MetricInputError(f"{len(images)} images for {len(predictions)} predictions; expected one each")
         if distributed:
-            pictures = [None] * len(predictions) if images is None else images
-            lists = [list(several) for several in references]
-            image_ids, predictions, references, pictures = gather_rows(image_ids, list(predictions), lists, pictures)
-            images = None if images is None else pictures
+            all_images = [None] * len(predictions) if images is None else images
+            lists = [list(image_references) for image_references in references]
+            image_ids, predictions, references, all_images = gather_rows(
+                image_ids, list(predictions), lists, all_images
+            )
+            images = None if images is None else all_images
         names = list(range(len(predictions)) if image_ids is None else image_ids)
         words = prepare_pairs(predictions, references, False, names, self.in_sequence, self.tokenizer)
         shared = {"images": images, "document_frequencies": self.document_frequencies}
-        written = {"predictions": predictions, "references": references, **shared}
+        texts = {"predictions": predictions, "references": references, **shared}
         tokens = {"predictions": words[0], "references": words[1], **shared}
-        scores = {name: self._score(name, written, tokens, names) for name in self.metrics}
-        settings = {name: one.settings for name, one in scores.items()}
+        scores = {name: self._score(name, texts, tokens, names) for name in self.metrics}
+        settings = {name: metric_scores.settings for name, metric_scores in scores.items()}
         return Evaluation(
-            {name: value for one in scores.values() for name, value in one.corpus.items()},
-            {name: values for one in scores.values() for name, values in one.per_image.items()},
+            {name: value for metric_scores in scores.values() for name, value in metric_scores.corpus.items()},
+            {name: values for metric_scores in scores.values() for name, values in metric_scores.per_image.items()},
             names,
             self._signature(words[1], settings),
             settings=settings,
         )
 
-    def _score(self, name: str, written: Mapping[str, Any], tokens: Mapping[str, Any], image_ids: list[Any]) -> Scores:
+    def _score(self, name: str, texts: Mapping[str, Any], tokens: Mapping[str, Any], image_ids: list[Any]) -> Scores:
         metric, options = METRICS[name], self.options.get(name, {})
-        if "images" in metric.reads and written["images"] is None:
+        if "images" in metric.reads and texts["images"] is None:
             raise MetricInputError(f"{name} looks at the pictures; give images=")
         if metric.as_written:
-            inputs = {key: written[key] for key in metric.reads}
+            inputs = {key: texts[key] for key in metric.reads}
         else:
             inputs = {key: tokens[key] for key in metric.reads} | {"tokenized": True}
         scores: Scores = metric.load()(**inputs, image_ids=image_ids, **options)

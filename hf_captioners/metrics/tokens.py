@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeAlias
 
-from .inputs import MetricInputError, check_captions, check_pairs, shown
+from .inputs import MetricInputError, check_captions, check_pairs, describe
 from .ptb.characters import LETTERS, MARKS
 from .ptb.tokenizer import ptb_tokenize
 
@@ -79,11 +79,11 @@ def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "ptb", *, in_sequen
     if tokenizer == "unicode":
         return _unicode(captions)
     function = _function(tokenizer)
-    return [_words(function(_one_form(caption)), caption, tokenizer) for caption in captions]
+    return [_words(function(_composed_lower(caption)), caption, tokenizer) for caption in captions]
 
 
 def tokenizer_name(tokenizer: Tokenizer = "ptb", *, in_sequence: bool = False) -> str:
-    """What signatures call a tokenizer.
+    """The name of a tokenizer in evaluation signatures.
 
     Args:
         tokenizer (`str` or `Callable`), in_sequence (`bool`): see [`tokenize`].
@@ -146,9 +146,15 @@ def prepare_pairs(
     """
     check_pairs(predictions, references, image_ids)
     if tokenized:
-        return list(predictions), [list(several) for several in references]
-    flat = iter(tokenize([one for several in references for one in several], tokenizer, in_sequence=in_sequence))
-    tokens = [list(itertools.islice(flat, len(several))) for several in references]
+        return list(predictions), [list(image_references) for image_references in references]
+    flat = iter(
+        tokenize(
+            [reference for image_references in references for reference in image_references],
+            tokenizer,
+            in_sequence=in_sequence,
+        )
+    )
+    tokens = [list(itertools.islice(flat, len(image_references))) for image_references in references]
     return tokenize(predictions, tokenizer, in_sequence=in_sequence), tokens
 
 
@@ -167,7 +173,7 @@ def _ptb_or_unicode(captions: list[str], in_sequence: bool) -> list[str]:
         uncut = _UNCUT.search(lines[position])
         if uncut is not None:
             warnings.warn(
-                f"captions such as {shown(captions[position])} have no spaces between words, so that {uncut[0]!r} "
+                f"captions such as {describe(captions[position])} have no spaces between words, so that {uncut[0]!r} "
                 "counts as one word; give tokenizer='unicode' for single characters, or a function that finds words, "
                 "such as tokenizer='jieba:lcut'",
                 stacklevel=2,
@@ -183,7 +189,7 @@ def _unicode(captions: Sequence[str]) -> list[str]:
 
 
 def _loses_letters(caption: str) -> bool:
-    """Whether the reference drops letters of a caption, or marks and joiners behind letters."""
+    """Tell whether the reference drops letters of a caption, or marks and joiners behind letters."""
     after_letter = False
     for character in caption:
         kind = unicodedata.category(character)[0]
@@ -200,11 +206,11 @@ def _loses_letters(caption: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _is_known(letter: str) -> bool:
-    """Letters in another dress, such as mathematical ones, are left to the reference, which drops some of them."""
+    """Tell whether a letter is left to the reference, as are styled letters (mathematical bold), even lost ones."""
     return bool(_KNOWN_LETTER.match(letter)) or unicodedata.decomposition(letter).startswith("<")
 
 
-def _one_form(caption: str) -> str:
+def _composed_lower(caption: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", caption).lower())
 
 
@@ -217,7 +223,7 @@ def _function(tokenizer: Tokenizer) -> Callable[[str], Sequence[str]]:
 
 
 def _name_of(function: Callable[[str], Sequence[str]]) -> str:
-    """`module:function`, by which a function can be imported."""
+    """The name `module:function` by which a function can be imported."""
     if isinstance(function, (FunctionType, BuiltinFunctionType)):
         name = f"{function.__module__}:{function.__qualname__}"
         with contextlib.suppress(ValueError):
@@ -230,7 +236,7 @@ def _name_of(function: Callable[[str], Sequence[str]]) -> str:
 
 
 def _hash_source(name: str) -> str:
-    """Of a function of a script or notebook, where the name may have another function tomorrow."""
+    """A hash of the source of a function of a script or notebook, where the same name may later be another function."""
     try:
         return hashlib.sha256(inspect.getsource(_function(name)).encode()).hexdigest()[:12]
     except (OSError, TypeError) as error:
@@ -238,7 +244,9 @@ def _hash_source(name: str) -> str:
 
 
 def _words(words: Any, caption: str, tokenizer: Tokenizer) -> str:
-    if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(one, str) for one in words):
-        raise MetricInputError(f"tokenizer {tokenizer!r} makes {shown(words)} of {shown(caption)}, expected words")
+    if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise MetricInputError(
+            f"tokenizer {tokenizer!r} makes {describe(words)} of {describe(caption)}, expected words"
+        )
     pieces = (piece for word in words for piece in word.split())
     return " ".join(piece for piece in pieces if any(map(str.isalnum, piece)))

@@ -1,7 +1,7 @@
 """Rewards: callables that give a number per completion, with TRL's signature.
 
 `reward(completions=[...], captions=[...], **columns)` gives a list of numbers; the references of a completion's picture
-are the column `captions` of the rows. A reward of your own is a function of the columns that it looks at:
+are the column `captions` of the rows. A reward of your own is a function of the columns that it reads:
 
 ```python
 >>> def short(completions, **kwargs):

@@ -38,7 +38,7 @@ class BleuReward:
     >>> reward.__name__
     'bleu_1'
     >>> captions = ["a dog runs", "the dog is running"]
-    >>> [round(one, 6) for one in reward(["a dog runs", "a cat sits"], captions=[captions, captions])]
+    >>> [round(value, 6) for value in reward(["a dog runs", "a cat sits"], captions=[captions, captions])]
     [1.0, 0.333333]
 
     ```
@@ -69,7 +69,7 @@ class BleuReward:
             completions (`Sequence[str]`): generated captions.
             captions (`Sequence[Sequence[str]]`): for each completion the references of its image, at least one: the
                 column `captions` of the data set, repeated by TRL.
-            kwargs: what else TRL gives (prompts, token ids, other columns); not looked at.
+            kwargs: what else TRL gives (prompts, token ids, other columns); not used.
 
         Returns:
             `list[float]`: between 0 and 1, one per completion.
@@ -80,10 +80,10 @@ class BleuReward:
         """
         check_pairs(completions, captions)
         rows: dict[tuple[str, ...], list[int]] = {}  # references of an image -> its completions
-        for row, several in enumerate(captions):
-            rows.setdefault(tuple(several), []).append(row)
+        for row, references in enumerate(captions):
+            rows.setdefault(tuple(references), []).append(row)
         tokens, _ = prepare_pairs(completions, [[""]] * len(completions), self.tokenized, tokenizer=self.tokenizer)
-        predictions = [[tokens[row] for row in own] for own in rows.values()]
+        predictions = [[tokens[row] for row in image_rows] for image_rows in rows.values()]
         counts = count_matches(predictions, self._prepare(list(rows)), self.n)
         rewards = np.empty(len(completions))
         rewards[np.concatenate(list(rows.values()))] = bleu_from_counts(counts)[:, -1]  # back from image by image

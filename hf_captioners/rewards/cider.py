@@ -1,7 +1,7 @@
 """CIDEr-D of each completion as a reward for TRL's `GRPOTrainer` and relatives (Rennie et al., 2017).
 
-The document frequencies are those of the training split. What a word is differs among the originals, so it is said
-explicitly: ExpansionNet v2 scores words and SATIC token ids, and both count the end of the caption as a word, in the
+The document frequencies are those of the training split. The originals count different things as words, so this is an
+option: ExpansionNet v2 scores words and SATIC token ids, and both count the end of the caption as a word, in the
 references and in the completions that have one.
 """
 
@@ -63,7 +63,7 @@ class CiderDReward:
     >>> frequencies = DocumentFrequencies.from_references(references, tokenized=True, eos="</s>")
     >>> reward = CiderDReward(frequencies, tokenized=True, eos="</s>")
     >>> rewards = reward(["a dog runs", "a dog", "two dogs"], captions=[references[0], references[0], references[1]])
-    >>> [round(one, 4) for one in rewards]
+    >>> [round(value, 4) for value in rewards]
     [6.4023, 5.1523, 1.25]
 
     ```
@@ -90,7 +90,7 @@ class CiderDReward:
         _check_frequencies(document_frequencies, self.words)
         self.scorer = CiderD(document_frequencies, n=n, sigma=sigma)
         self.cache_images = cache_images
-        self.looks_at_ids = token_ids or (eos is not None and eos_token_id is not None)
+        self.needs_ids = token_ids or (eos is not None and eos_token_id is not None)
         self._prepared: dict[Hashable, PreparedReferences] = {}  # references of an image -> their vectors
 
     def __call__(
@@ -106,8 +106,8 @@ class CiderDReward:
             completions (`Sequence[str]`): generated captions; or conversations, of which the last message counts.
             captions (`Sequence[Sequence[str]]`): for each completion the references of its image, at least one: the
                 column `captions` of the data set, repeated by TRL. With `token_ids` they are lists of ids.
-            completion_ids (`Sequence[Sequence[int]]`, *optional*): the token ids, needed where they are looked at.
-            kwargs: what else TRL gives (prompts, other columns); not looked at.
+            completion_ids (`Sequence[Sequence[int]]`, *optional*): the token ids, needed where they are used.
+            kwargs: what else TRL gives (prompts, other columns); not used.
 
         Returns:
             `list[float]`: between 0 and 10, one per completion.
@@ -118,13 +118,13 @@ class CiderDReward:
         """
         if len(captions) != len(completions):
             raise MetricInputError(f"{len(captions)} captions for {len(completions)} completions; expected one each")
-        if self.looks_at_ids and (completion_ids is None or len(completion_ids) != len(completions)):
-            found = "no" if completion_ids is None else len(completion_ids)
-            raise MetricInputError(f"{found} completion_ids for {len(completions)} completions; expected one each")
+        if self.needs_ids and (completion_ids is None or len(completion_ids) != len(completions)):
+            count = "no" if completion_ids is None else len(completion_ids)
+            raise MetricInputError(f"{count} completion_ids for {len(completions)} completions; expected one each")
         if not completions:
             return []
         predictions = self._predictions(completions, completion_ids)
-        keys = [self._key(row, several) for row, several in enumerate(captions)]
+        keys = [self._key(row, references) for row, references in enumerate(captions)]
         first_row: dict[Hashable, int] = {}  # references of an image -> where they first occur
         for row, key in enumerate(keys):
             first_row.setdefault(key, row)
@@ -136,16 +136,16 @@ class CiderDReward:
         if self.words.token_ids:
             return self.words.of_ids([] if ids is None else ids)
         finished = None
-        if self.looks_at_ids and ids is not None:
-            finished = [self.words.eos_token_id in list(one) for one in ids]
-        return self.words.of_texts([_text(row, one) for row, one in enumerate(completions)], finished)
+        if self.needs_ids and ids is not None:
+            finished = [self.words.eos_token_id in list(token_ids) for token_ids in ids]
+        return self.words.of_texts([_text(row, completion) for row, completion in enumerate(completions)], finished)
 
     def _key(self, row: int, references: Any) -> Hashable:
-        """What is the same for the same references."""
+        """A key of references, equal for equal ones."""
         self.words.check_references(references, row)
         if not self.words.token_ids:
             return tuple(references)
-        arrays = [np.asarray(one) for one in references]
+        arrays = [np.asarray(reference) for reference in references]
         return tuple((array.dtype.str, array.tobytes()) for array in arrays)
 
     def _prepare(self, first_row: Mapping[Hashable, int], captions: Sequence[Sequence[Any]]) -> PreparedReferences:
@@ -154,7 +154,9 @@ class CiderDReward:
         if new:
             references = [captions[row] for _, row in new]
             flat = iter(self.words.of_references(references, [row for _, row in new]))
-            parts = self.scorer.prepare([list(islice(flat, len(several))) for several in references]).split()
+            parts = self.scorer.prepare(
+                [list(islice(flat, len(image_references))) for image_references in references]
+            ).split()
             self._prepared.update(zip((key for key, _ in new), parts, strict=True))
         prepared = join_references([self._prepared[key] for key in first_row])
         for oldest in list(islice(self._prepared, max(len(self._prepared) - self.cache_images, 0))):

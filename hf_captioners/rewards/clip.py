@@ -42,7 +42,7 @@ class ClipReward:
         use_references (`bool`, defaults to `False`): RefCLIP-S or RefPAC-S, with the column `captions`.
         use_ids (`bool`, defaults to `False`): score `completion_ids` instead of the texts. For captioners that share
             the vocabulary of CLIP: nothing is detokenised, and a caption that does not end is scored without EOS.
-        use_pixel_values (`bool`, defaults to `False`): look at the captioner's `pixel_values` instead of the pictures.
+        use_pixel_values (`bool`, defaults to `False`): score the captioner's `pixel_values` instead of the pictures.
             Right only where captioner and scorer prepare pictures alike, which cannot be checked beyond the size.
         features (`Mapping` or [`FeatureStore`], *optional*): instead of pictures, `image_id` -> what
             `scorer.image_features` gave for the picture, of shape (width,) or (1, width), best in float32. For rows
@@ -67,7 +67,7 @@ class ClipReward:
     >>> reward.__name__
     'clip_s'
     >>> rewards = reward(["a", "b"], completion_ids=[[3, 19], [5, 4, 19]], image=list(torch.zeros(2, 3, 32, 32)))
-    >>> [type(one).__name__ for one in rewards]
+    >>> [type(value).__name__ for value in rewards]
     ['float', 'float']
 
     ```
@@ -122,9 +122,9 @@ class ClipReward:
             captions (`Sequence[Sequence[str]]`, *optional*): for each completion the references of its picture.
             image_id (`Sequence`, *optional*): for each completion the name of its picture. Rows with the same name have
                 the same picture. For `features` it is needed.
-            pixel_values (`torch.Tensor` of shape (pictures, 3, height, width), or list, *optional*): what the captioner
-                sees, for `use_pixel_values`; a picture per completion, or one per as many completions, side by side.
-            kwargs: what else TRL gives; not looked at.
+            pixel_values (`torch.Tensor` of shape (pictures, 3, height, width), or list, *optional*): the inputs of
+                the captioner, for `use_pixel_values`; one per completion, or one per as many completions, side by side.
+            kwargs: what else TRL gives; not used.
 
         Returns:
             `list[float]`: one per completion.
@@ -142,33 +142,35 @@ class ClipReward:
             features = self._look_up(self.features, _names(image_id, number))
         elif self.use_pixel_values:
             prepared = self._check_pixel_values(pixel_values, number)
-            each = number // len(prepared)  # completions of each picture
-            pictures = _shared(prepared, names[::each])
-            features = self._encode(pictures, names[::each]).repeat_interleave(each, dim=0)
+            completions_per_image = number // len(prepared)  # completions of each picture
+            shared_images = _shared(prepared, names[::completions_per_image])
+            features = self._encode(shared_images, names[::completions_per_image]).repeat_interleave(
+                completions_per_image, dim=0
+            )
         else:
-            given = images if image is None else image
-            pictures = _column("image", given.closed if isinstance(given, OpenedPictures) else given, number)
-            is_encoded = isinstance(pictures, Tensor) and pictures.dim() == 2
-            features = pictures if is_encoded else self._encode(_shared(pictures, names), names)
+            column = images if image is None else image
+            image_inputs = _column("image", column.closed if isinstance(column, OpenedPictures) else column, number)
+            is_encoded = isinstance(image_inputs, Tensor) and image_inputs.dim() == 2
+            features = image_inputs if is_encoded else self._encode(_shared(image_inputs, names), names)
         score, with_references = self.scorer.score(features, texts, references, names)
         return (score if with_references is None else with_references).tolist()
 
-    def _encode(self, pictures: list[Any], names: Sequence[Any]) -> Tensor:
-        """The features of pictures, (pictures, width): those that are kept, and those of the others."""
-        objects = {id(one): one for one in pictures} if self.cache_images else {}
-        seen = {name: _fingerprint(one) for name, one in objects.items()}
-        if not self.cache_images or None in seen.values():
-            return self.scorer.image_features(pictures, names)
-        keys = [seen[id(one)] for one in pictures]
-        new: dict[Hashable, int] = {}  # a picture -> where it stands
+    def _encode(self, images: list[Any], names: Sequence[Any]) -> Tensor:
+        """The features of pictures, (pictures, width): kept ones, and those of new pictures."""
+        objects = {id(image): image for image in images} if self.cache_images else {}
+        fingerprints = {name: _fingerprint(image) for name, image in objects.items()}
+        if not self.cache_images or None in fingerprints.values():
+            return self.scorer.image_features(images, names)
+        keys = [fingerprints[id(image)] for image in images]
+        new: dict[Hashable, int] = {}  # fingerprint of a picture -> its row
         for row, key in enumerate(keys):
             if key not in self._encoded:
                 new.setdefault(key, row)
         if new:
             rows = list(new.values())
-            encoded = self.scorer.image_features([pictures[row] for row in rows], [names[row] for row in rows])
-            self._encoded.update(zip(new, (one.copy() for one in encoded.cpu().numpy()), strict=True))
-        features = torch.from_numpy(np.stack([self._encoded[key] for key in keys]))
+            encoded = self.scorer.image_features([images[row] for row in rows], [names[row] for row in rows])
+            self._encoded.update(zip(new, (vector.copy() for vector in encoded.cpu().numpy()), strict=True))
+        features = torch.from_numpy(np.stack([self._encoded[key] for key in keys]))  # (pictures, width)
         for oldest in list(islice(self._encoded, max(len(self._encoded) - self.cache_images, 0))):
             del self._encoded[oldest]
         return features
@@ -176,18 +178,18 @@ class ClipReward:
     def _look_up(self, features: Mapping[Any, Tensor] | FeatureStore, names: Sequence[Any]) -> Tensor:
         """The features that were made beforehand, (completions, width)."""
         width: Any = self.scorer.model.config.projection_dim
-        found: dict[Any, Tensor] = {}
+        vectors: dict[Any, Tensor] = {}
         for name in dict.fromkeys(names):
             try:
-                one = torch.as_tensor(features[name], dtype=torch.float32, device="cpu")
+                vector = torch.as_tensor(features[name], dtype=torch.float32, device="cpu")
             except KeyError as error:
                 raise MetricInputError(f"image {name}: the reward's features have none of it") from error
-            if tuple(one.shape) not in ((width,), (1, width)):
+            if tuple(vector.shape) not in ((width,), (1, width)):
                 raise MetricInputError(
-                    f"image {name}: features of shape {tuple(one.shape)}; the scorer's are of shape ({width},)"
+                    f"image {name}: features of shape {tuple(vector.shape)}; the scorer's are of shape ({width},)"
                 )
-            found[name] = one.reshape(width)
-        return torch.stack([found[name] for name in names])
+            vectors[name] = vector.reshape(width)
+        return torch.stack([vectors[name] for name in names])  # (completions, width)
 
     def _check_pixel_values(self, pixel_values: Tensor | Sequence[Tensor] | None, number: int) -> Tensor:
         if pixel_values is None:
@@ -210,21 +212,21 @@ class ClipReward:
         return pixel_values
 
 
-def _fingerprint(picture: Any) -> Hashable | None:
-    """What tells a picture from others: its path, or a digest of its content. `None` for what has neither."""
-    if isinstance(picture, Mapping):
-        picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
-    if isinstance(picture, (str, os.PathLike)):
-        return os.fspath(picture)
-    if isinstance(picture, (bytes, bytearray, memoryview)):
-        return _digest(picture)
-    if isinstance(picture, Tensor):
-        content = picture.detach().cpu().flatten().view(torch.uint8)
-        return str(picture.dtype), tuple(picture.shape), _digest(content.numpy())
-    if isinstance(picture, Image.Image):
+def _fingerprint(image: Any) -> Hashable | None:
+    """A key of a picture: its path, or a digest of its content. `None` for other objects."""
+    if isinstance(image, Mapping):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _digest(image)
+    if isinstance(image, Tensor):
+        content = image.detach().cpu().flatten().view(torch.uint8)
+        return str(image.dtype), tuple(image.shape), _digest(content.numpy())
+    if isinstance(image, Image.Image):
         try:
-            return picture.mode, picture.size, _digest(open_image(picture).tobytes())
-        except ImageError:  # the scorer says it with the name of the picture
+            return image.mode, image.size, _digest(open_image(image).tobytes())
+        except ImageError:  # the scorer raises it with the name of the picture
             return None
     return None
 
@@ -233,12 +235,12 @@ def _digest(content: Any) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _shared(pictures: Sequence[Any] | Tensor, names: Sequence[Any]) -> list[Any]:
-    """The pictures, those of the same name as one object, which is encoded once."""
+def _shared(images: Sequence[Any] | Tensor, names: Sequence[Any]) -> list[Any]:
+    """The pictures, where those of the same name are the same object, which is encoded once."""
     shared: dict[Any, Any] = {}
     return [
-        shared.setdefault(name, one[0] if isinstance(one, (list, tuple)) and len(one) == 1 else one)
-        for name, one in zip(names, pictures, strict=True)
+        shared.setdefault(name, image[0] if isinstance(image, (list, tuple)) and len(image) == 1 else image)
+        for name, image in zip(names, images, strict=True)
     ]
 
 
@@ -252,9 +254,9 @@ def _column(name: str, values: Any, number: int) -> Any:
 
 
 def _names(image_id: Any, number: int) -> list[Any]:
-    """The names of the pictures; tensors would be told apart by where they are in memory."""
+    """The names of the pictures as plain values, because equal tensors are different keys."""
     values = _column("image_id", image_id, number)
-    names = [one.item() if isinstance(one, Tensor) else one for one in values]
+    names = [value.item() if isinstance(value, Tensor) else value for value in values]
     if None in names:
         raise MetricInputError(f"completion {names.index(None)}: its image_id is None, expected the picture's name")
     return names

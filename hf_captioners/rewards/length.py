@@ -13,9 +13,9 @@ from ..metrics.tokens import Tokenizer
 
 
 class LengthReward:
-    """0 for a caption of `minimum` to `maximum` words, and 1 less for each word that it has too few or too many.
+    """Minus the number of words by which a caption is shorter than `minimum` or longer than `maximum`.
 
-    Both numbers equal: a length to aim at. Give it a small weight among `reward_weights`; with 0.1 ten words too many
+    Equal limits set a length to aim at. Give it a small weight among `reward_weights`; with 0.1 ten words too many
     cost 1. A word is a token of the metrics, so punctuation does not count.
 
     Args:
@@ -82,7 +82,7 @@ class LengthReward:
         Args:
             completions (`Sequence[str]`): generated captions.
             completion_ids (`Sequence[Sequence[int]]`, *optional*): their token ids; needed for `unfinished_penalty`.
-            kwargs: what else a trainer gives; not looked at.
+            kwargs: what else a trainer gives; not used.
 
         Returns:
             `list[float]`: at most 0, one per completion.
@@ -99,8 +99,8 @@ class LengthReward:
         return (0.0 - outside).tolist()  # not -x, which makes -0.0
 
     def _unfinished(self, completion_ids: Sequence[Sequence[int]] | None, number: int) -> np.ndarray:
-        """Whether each completion lacks its end, as 0 or 1."""
+        """1 for each completion that lacks its end, otherwise 0, (completions,)."""
         if completion_ids is None or len(completion_ids) != number:
-            found = "no" if completion_ids is None else len(completion_ids)
-            raise MetricInputError(f"{found} completion_ids for {number} completions; expected one each")
+            count = "no" if completion_ids is None else len(completion_ids)
+            raise MetricInputError(f"{count} completion_ids for {number} completions; expected one each")
         return np.array([self.eos_token_id not in list(ids) for ids in completion_ids], dtype=np.float64)

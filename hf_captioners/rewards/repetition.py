@@ -51,7 +51,7 @@ class RepetitionReward:
 
         Args:
             completions (`Sequence[str]`): generated captions.
-            kwargs: what else a trainer gives; not looked at.
+            kwargs: what else a trainer gives; not used.
 
         Returns:
             `list[float]`: one per completion, 0 without repetition, also where a caption is shorter than n words, and

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_captioners.metrics.inputs import MetricInputError, check_pairs, shown
+from hf_captioners.metrics.inputs import MetricInputError, check_pairs, describe
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_shown_is_short_whatever_it_is():
     nested = ["a"]
     for _ in range(50):  # 2^50 strings, were they all written
         nested = [nested, nested]
-    assert len(shown(nested)) <= 60
-    assert shown("x" * 100).endswith("(str)") and len(shown("x" * 100)) <= 50
+    assert len(describe(nested)) <= 60
+    assert describe("x" * 100).endswith("(str)") and len(describe("x" * 100)) <= 50

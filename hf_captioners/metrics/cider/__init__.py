@@ -1,1 +1,1 @@
-"""CIDEr and CIDEr-D, the document frequencies and what a word of a caption is."""
+"""CIDEr and CIDEr-D, their document frequencies and the definition of a word."""

@@ -1,4 +1,4 @@
-"""What the words of a caption are, for CIDEr-D rewards and document frequencies: text or ids, with its end or without.
+"""The words of a caption for CIDEr-D rewards and document frequencies: text or ids, with the end of caption or without.
 
 The originals differ here. ExpansionNet v2, SATIC and SCD-Net count the end of the caption as a word, in the references
 and in every completion that has one; SATIC and SCD-Net score token ids. The metrics on test splits do neither.
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import MetricInputError, shown
+from ..inputs import MetricInputError, describe
 from ..tokens import Tokenizer, tokenize
 
 
 @dataclass(frozen=True)
 class CaptionWords:
-    """What the words of a caption are.
+    """The definition of the words of a caption.
 
     Args:
         tokenized (`bool`, defaults to `False`): texts are tokens joined by spaces; otherwise they are tokenised.
@@ -111,7 +111,9 @@ class CaptionWords:
             if end in ids:
                 ids = ids[: ids.index(end) + counted]
             if ids and min(ids) < 0:
-                raise MetricInputError(f"token ids {shown(ids)}: a negative id before the end of the caption ({end})")
+                raise MetricInputError(
+                    f"token ids {describe(ids)}: a negative id before the end of the caption ({end})"
+                )
             words.append(" ".join(map(str, ids)))
         return words
 
@@ -128,38 +130,38 @@ class CaptionWords:
         Raises:
             MetricInputError: an image without references, or one with something else than captions. It is named.
         """
-        for name, several in zip(names, references, strict=True):
-            self.check_references(several, name)
+        for name, image_references in zip(names, references, strict=True):
+            self.check_references(image_references, name)
         if not self.token_ids:
-            return self.of_texts([one for several in references for one in several])
+            return self.of_texts([reference for image_references in references for reference in image_references])
         words = []
-        for name, several in zip(names, references, strict=True):
+        for name, image_references in zip(names, references, strict=True):
             try:
-                words += self.of_ids(several)
+                words += self.of_ids(image_references)
             except MetricInputError as error:
                 raise MetricInputError(f"image {name}: {error}") from error
         return words
 
-    def check_references(self, several: Any, name: Any) -> None:
-        """Refuse what is no list of references.
+    def check_references(self, references: Any, name: Any) -> None:
+        """Raise an error for anything but a list of references.
 
         Args:
-            several (`Any`): the references of an image.
+            references (`Any`): the references of an image.
             name (`Any`): of the image.
 
         Raises:
             MetricInputError: no references, or one with something else than captions.
         """
-        if isinstance(several, (str, bytes)) or not isinstance(several, Collection) or len(several) == 0:
-            raise MetricInputError(f"image {name}: the references are {shown(several)}, expected a list of some")
-        for one in several:
-            if isinstance(one, str) == self.token_ids or not isinstance(one, Collection):
+        if isinstance(references, (str, bytes)) or not isinstance(references, Collection) or len(references) == 0:
+            raise MetricInputError(f"image {name}: the references are {describe(references)}, expected a list of some")
+        for reference in references:
+            if isinstance(reference, str) == self.token_ids or not isinstance(reference, Collection):
                 expected = "a list of token ids" if self.token_ids else "a string"
-                raise MetricInputError(f"image {name}: a reference is {shown(one)}, expected {expected}")
+                raise MetricInputError(f"image {name}: a reference is {describe(reference)}, expected {expected}")
 
 
 def _id_list(caption: Any) -> list[int]:
     ids = np.asarray(caption)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-        raise MetricInputError(f"token ids {shown(caption)}: expected a list of integers")
+        raise MetricInputError(f"token ids {describe(caption)}: expected a list of integers")
     return ids.tolist()

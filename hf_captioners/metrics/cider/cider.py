@@ -62,7 +62,7 @@ class Cider:
             raise MetricInputError("the document frequencies are of one image, so all words weigh 0; expected more")
         self.document_frequencies = document_frequencies
         self.n = n
-        # Words of references that the document frequencies lack get numbers when they are met. They are few.
+        # Words that only references have get the next free numbers in `prepare`. They are few.
         self._numbers = dict(document_frequencies.numbers)
 
     def prepare(self, references: Sequence[Sequence[str]]) -> PreparedReferences:
@@ -75,9 +75,11 @@ class Cider:
         Returns:
             [`PreparedReferences`]: for this scorer only.
         """
-        words = read_words([one for several in references for one in several], self._numbers)
+        words = read_words(
+            [reference for image_references in references for reference in image_references], self._numbers
+        )
         self._numbers.update(words.new)
-        counts = np.array([len(several) for several in references], np.int64)
+        counts = np.array([len(image_references) for image_references in references], np.int64)
         return prepare_references(words, counts, self.document_frequencies, self.n, self._numbers)
 
     def score(
@@ -106,40 +108,40 @@ class Cider:
                 f"{len(predictions)} predictions, {len(image)} image positions; expected one each, 0 to {images - 1}"
             )
         scores = [
-            self._score(read_words(predictions[first:end], self._numbers), image[first:end], references)
-            for first in range(0, len(predictions), CAPTIONS_AT_ONCE)
-            for end in [first + CAPTIONS_AT_ONCE]
+            self._score(read_words(predictions[start:end], self._numbers), image[start:end], references)
+            for start in range(0, len(predictions), CAPTIONS_AT_ONCE)
+            for end in [start + CAPTIONS_AT_ONCE]
         ]
         return np.concatenate([np.empty(0), *scores])
 
     def _score(self, words: Words, image: np.ndarray, references: PreparedReferences) -> np.ndarray:
         captions = np.arange(len(image))
-        first = references.first_reference[image]
-        several = references.first_reference[image + 1] - first  # (captions,)
-        # A pair is a caption and a reference of its image; `pair` is where those of a caption begin.
-        caption_of_pair = np.repeat(captions, several)
-        reference_of_pair = spans(first, several)
-        pair = np.cumsum(several) - several
-        similarity = np.zeros(len(caption_of_pair))
-        frequency_node = np.zeros(len(image), np.int64)
-        reference_node = references.roots[image]
+        first_reference = references.first_reference[image]
+        reference_counts = references.first_reference[image + 1] - first_reference  # (captions,)
+        # A pair is a caption and a reference of its image; `first_pair` has the first pair of each caption.
+        caption_of_pair = np.repeat(captions, reference_counts)  # (pairs,)
+        reference_of_pair = spans(first_reference, reference_counts)  # (pairs,)
+        first_pair = np.cumsum(reference_counts) - reference_counts  # (captions,)
+        similarity = np.zeros(len(caption_of_pair))  # (pairs,)
+        frequency_node = np.zeros(len(image), np.int64)  # (captions,), then (n-grams of captions,)
+        reference_node = references.roots[image]  # (captions,), then (n-grams of captions,)
         for order, level in enumerate(count_ngrams(words, captions, len(captions), self.n)):
             frequency_node = self.document_frequencies.find(frequency_node[level.parent], level.word)
             reference_node = references.find(reference_node[level.parent], level.word)
             weight = level.count * self.document_frequencies.idf(frequency_node)  # (n-grams of captions,)
-            norm = np.sqrt(np.bincount(level.group, weight**2, minlength=len(captions)))
-            ngram, entry = references.entries(reference_node)
-            product = self._products(weight[ngram], references.weight[entry])
-            shared = pair[level.group[ngram]] + references.reference[entry]
-            norms = norm[caption_of_pair] * references.norm[reference_of_pair, order]
-            dot = np.bincount(shared, product, minlength=len(similarity))
+            norm = np.sqrt(np.bincount(level.group, weight**2, minlength=len(captions)))  # (captions,)
+            ngram, entry = references.entries(reference_node)  # (matches,) each
+            product = self._products(weight[ngram], references.weight[entry])  # (matches,)
+            pair = first_pair[level.group[ngram]] + references.reference[entry]  # (matches,)
+            norms = norm[caption_of_pair] * references.norm[reference_of_pair, order]  # (pairs,)
+            dot = np.bincount(pair, product, minlength=len(similarity))  # (pairs,)
             similarity += np.divide(dot, norms, out=np.zeros(len(dot)), where=norms > 0)
         bigrams = np.maximum(words.length - 1, 0)
         similarity *= self._penalty(bigrams[caption_of_pair] - references.bigrams[reference_of_pair])
-        return 10 * np.bincount(caption_of_pair, similarity, minlength=len(captions)) / (self.n * several)
+        return 10 * np.bincount(caption_of_pair, similarity, minlength=len(captions)) / (self.n * reference_counts)
 
     def _products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """What each n-gram that they share adds to the dot product, from both weights."""
+        """The summands of the dot product: one for each n-gram that caption and reference share, from both weights."""
         return prediction * reference
 
     def _penalty(self, difference: np.ndarray) -> np.ndarray:
@@ -218,7 +220,7 @@ def cider_d(
     tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
-    """CIDEr-D, what papers and the COCO server call CIDEr.
+    """CIDEr-D, which papers and the COCO server call CIDEr.
 
     Args:
         predictions (`Sequence[str]`): a caption per image.
@@ -260,10 +262,13 @@ def cider_d(
 
 
 def _frequencies(
-    references: list[list[str]], given: DocumentFrequencies | None, n: int, image_ids: Sequence[Any] | None
+    references: list[list[str]],
+    document_frequencies: DocumentFrequencies | None,
+    n: int,
+    image_ids: Sequence[Any] | None,
 ) -> DocumentFrequencies:
-    if given is not None:
-        return given
+    if document_frequencies is not None:
+        return document_frequencies
     if len(references) == 1:
         name = 0 if image_ids is None else image_ids[0]
         raise MetricInputError(
@@ -274,7 +279,7 @@ def _frequencies(
 
 
 def _source(document_frequencies: DocumentFrequencies | None) -> dict[str, str]:
-    """Where document frequencies come from, for the settings."""
+    """The origin of the document frequencies, for the settings."""
     if document_frequencies is None:
         return {"df": "references"}
     return {"df": "corpus", "df_hash": document_frequencies.content_hash[:12]}

@@ -34,11 +34,11 @@ MAX_N = 100  # words of an n-gram; what a file declares is bounded before it is 
 
 
 class DocumentFrequencyError(ValueError):
-    """Document frequencies that cannot be: a damaged file, impossible counts. The message names the file or n-gram."""
+    """Impossible document frequencies: a damaged file, wrong counts. The message names the file or n-gram."""
 
 
 class DocumentFrequencies:
-    """In how many images each n-gram occurs. Made by [`from_references`], [`from_counts`], [`load`] or [`cached`].
+    """Numbers of images in which n-grams occur. Made by [`from_references`], [`from_counts`], [`load`] or [`cached`].
 
     Args:
         words (`Sequence[str]`): the vocabulary, sorted by code point; a word's number is its position.
@@ -89,7 +89,7 @@ class DocumentFrequencies:
         n: int = 4,
         image_ids: Sequence[Any] | None = None,
     ) -> DocumentFrequencies:
-        """Count.
+        """Count the n-grams of references.
 
         Args:
             references (`Sequence[Sequence[str]]`): the references of each image; lists of ids with `token_ids`.
@@ -111,30 +111,30 @@ class DocumentFrequencies:
         names = range(len(references)) if image_ids is None else image_ids
         check_image_ids(names, len(references))
         captions = CaptionWords(tokenized, eos, token_ids, eos_token_id, tokenizer).of_references(references, names)
-        read = read_words(captions, {})
-        vocabulary = sorted(read.new)
+        unsorted_words = read_words(captions, {})
+        vocabulary = sorted(unsorted_words.new)
         sorted_number = np.empty(len(vocabulary), np.int64)
-        sorted_number[[read.new[word] for word in vocabulary]] = np.arange(len(vocabulary))
-        words = Words(sorted_number[read.word], read.length, {})
-        image = np.repeat(np.arange(len(references)), [len(several) for several in references])
+        sorted_number[[unsorted_words.new[word] for word in vocabulary]] = np.arange(len(vocabulary))
+        words = Words(sorted_number[unsorted_words.word], unsorted_words.length, {})
+        image = np.repeat(np.arange(len(references)), [len(image_references) for image_references in references])
         keys, counts = [np.array([-1])], [np.array([0])]
         node = np.zeros(len(references), np.int64)  # of each n-gram of an image: at first the root
         below = 1
         for level in count_ngrams(words, image, len(references), n):
-            of_order, node, images = np.unique(
+            keys_of_order, node, images_of_order = np.unique(
                 pack(node[level.parent], level.word), return_inverse=True, return_counts=True
             )
             node = node + below
-            below += len(of_order)
-            keys.append(of_order)
-            counts.append(images)
+            below += len(keys_of_order)
+            keys.append(keys_of_order)
+            counts.append(images_of_order)
         return cls(vocabulary, np.concatenate(keys), np.concatenate(counts), len(references), n)
 
     @classmethod
     def from_counts(
         cls, counts: Mapping[tuple[str, ...], float], number_of_images: int, n: int = 4
     ) -> DocumentFrequencies:
-        """Take counts that exist.
+        """Make document frequencies of existing counts.
 
         Args:
             counts (`Mapping[tuple[str, ...], float]`): n-gram -> number of images; whole numbers.
@@ -145,7 +145,7 @@ class DocumentFrequencies:
             `DocumentFrequencies`
 
         Raises:
-            DocumentFrequencyError: an n-gram of another kind or a count that cannot be.
+            DocumentFrequencyError: an n-gram of another kind or an impossible count.
 
         Example:
 
@@ -160,8 +160,8 @@ class DocumentFrequencies:
         by_length: list[tuple[list[tuple[str, ...]], list[int]]] = [([], []) for _ in range(n)]
         for ngram, count in counts.items():
             if not isinstance(ngram, tuple) or not 1 <= len(ngram) <= n or not all(isinstance(w, str) for w in ngram):
-                shown = reprlib.repr(ngram)
-                raise DocumentFrequencyError(f"{shown} is no n-gram; expected a tuple of 1 to {n} strings")
+                text = reprlib.repr(ngram)
+                raise DocumentFrequencyError(f"{text} is no n-gram; expected a tuple of 1 to {n} strings")
             if not 0 <= count <= number_of_images or count != int(count):
                 raise DocumentFrequencyError(
                     f"{reprlib.repr(ngram)} occurs in {count} images; expected a whole number, at most the "
@@ -176,8 +176,8 @@ class DocumentFrequencies:
             np.array([number[word] for ngram in ngrams for word in ngram], np.int64).reshape(-1, length)
             for length, (ngrams, _) in enumerate(by_length, start=1)
         ]
-        keys, found = _prefix_tree(words, [np.array(values, np.int64) for _, values in by_length])
-        return cls(vocabulary, keys, found, number_of_images, n)
+        keys, tree_counts = _prefix_tree(words, [np.array(values, np.int64) for _, values in by_length])
+        return cls(vocabulary, keys, tree_counts, number_of_images, n)
 
     @classmethod
     def load(cls, path: str | Path) -> DocumentFrequencies:
@@ -252,9 +252,9 @@ class DocumentFrequencies:
             return cls.load(path)
         counted = cls.from_references(references, **options)
         path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-        counted.save(own)
-        own.replace(path)
+        temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+        counted.save(temporary)
+        temporary.replace(path)
         return counted
 
     @functools.cached_property
@@ -272,12 +272,12 @@ class DocumentFrequencies:
 
     @functools.cached_property
     def numbers(self) -> dict[str, int]:
-        """Word -> number."""
+        """The number of each word."""
         return {word: number for number, word in enumerate(self.words)}
 
     @property
     def token_ids(self) -> bool:
-        """Whether all words are numbers, so that token ids were counted; not so without any words."""
+        """True where all words are numbers, because token ids were counted; False without any words."""
         return bool(self.words) and all(word.isdecimal() for word in self.words)
 
     def count(self, ngram: str) -> int:
@@ -299,7 +299,7 @@ class DocumentFrequencies:
         return find(self.keys, parent, word)
 
     def idf(self, node: np.ndarray) -> np.ndarray:
-        """log(number of images) - log(max(1, count)) of nodes, float64; of node -1, an unknown n-gram, the highest."""
+        """The idf log(number of images) - log(max(1, count)) of nodes, float64; highest for -1, an unknown n-gram."""
         counts = np.where(node < 0, 1, self.counts[node])
         return np.log(float(self.number_of_images)) - np.log(np.maximum(1.0, counts))
 
@@ -311,37 +311,40 @@ class DocumentFrequencies:
 
 
 def _words_json(words: Iterable[str]) -> bytes:
-    return json.dumps(list(words)).encode("ascii")  # also holds what UTF-8 cannot: half a surrogate pair
+    return json.dumps(list(words)).encode("ascii")  # escaped, because UTF-8 has no lone surrogates
 
 
 def _hash_references(references: Sequence[Sequence[Any]]) -> str:
     """A hash of references as they are: texts, or lists of ids in any container."""
     return hash_captions(
         [
-            [one if isinstance(one, str) else json.dumps(np.asarray(one).tolist()) for one in several]
-            for several in references
+            [
+                caption if isinstance(caption, str) else json.dumps(np.asarray(caption).tolist())
+                for caption in image_references
+            ]
+            for image_references in references
         ]
     )
 
 
 def _prefix_tree(words: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The tree over n-grams, given per length as (n-grams, length) numbers of words and (n-grams,) counts."""
-    keys, found = [np.array([-1])], [np.array([0])]
+    """The tree over n-grams, from numbers of words (n-grams, length) and counts (n-grams,) per length."""
+    keys, tree_counts = [np.array([-1])], [np.array([0])]
     node = [np.zeros(len(of_length), np.int64) for of_length in words]
     below = 1
     for order in range(len(words)):
-        longer = range(order, len(words))  # those that begin with an n-gram of this order, and these n-grams
-        key = [pack(node[length], words[length][:, order]) for length in longer]
-        of_order, number = np.unique(np.concatenate(key), return_inverse=True)
-        ends = np.cumsum([len(one) for one in key])
-        for length, one in zip(longer, np.split(number + below, ends[:-1]), strict=True):
-            node[length] = one
-        count = np.zeros(len(of_order), np.int64)
+        lengths = range(order, len(words))  # n-grams that are at least this long
+        key = [pack(node[length], words[length][:, order]) for length in lengths]
+        keys_of_order, number = np.unique(np.concatenate(key), return_inverse=True)
+        ends = np.cumsum([len(part) for part in key])
+        for length, nodes in zip(lengths, np.split(number + below, ends[:-1]), strict=True):
+            node[length] = nodes
+        count = np.zeros(len(keys_of_order), np.int64)
         count[node[order] - below] = counts[order]
-        below += len(of_order)
-        keys.append(of_order)
-        found.append(count)
-    return np.concatenate(keys), np.concatenate(found)
+        below += len(keys_of_order)
+        keys.append(keys_of_order)
+        tree_counts.append(count)
+    return np.concatenate(keys), np.concatenate(tree_counts)
 
 
 def _check_n(n: int) -> None:
@@ -365,7 +368,7 @@ def _check_tree(words: Sequence[str], keys: np.ndarray, counts: np.ndarray, numb
     if len(word) and word.max() >= len(words):
         raise DocumentFrequencyError(f"a key has the word {word.max()}, but there are {len(words)} words")
     end = 1
-    for _ in range(n):  # the children of the nodes up to here
+    for _ in range(n):  # the end of the children of all nodes before `end`
         end = int(np.searchsorted(keys, end << WORD_BITS))
     if end != len(keys):
         raise DocumentFrequencyError(f"{len(keys) - end} keys are under no n-gram of up to {n} words")

@@ -27,7 +27,7 @@ class PreparedReferences:
         norm (`np.ndarray`): float64 of shape (references, n), the length of each reference's vector per order.
         bigrams (`np.ndarray`): int64 of shape (references,).
         first_reference (`np.ndarray`): int64 of shape (images + 1,).
-        numbers (`Mapping[str, int]`): the scorer's numbers of words, by which it knows its own references.
+        numbers (`Mapping[str, int]`): the scorer's numbers of words; other scorers have others.
     """
 
     keys: np.ndarray
@@ -45,7 +45,7 @@ class PreparedReferences:
         return find(self.keys, parent, word)
 
     def entries(self, node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All entries of several nodes.
+        """The entries of all nodes.
 
         Args:
             node (`np.ndarray`): int64, -1 for none.
@@ -54,9 +54,9 @@ class PreparedReferences:
             `tuple[np.ndarray, np.ndarray]`: positions in `node`, and the entries, one pair for each entry.
         """
         position = np.flatnonzero(node >= 0)
-        first = self.first_entry[node[position]]
-        number = self.first_entry[node[position] + 1] - first
-        return np.repeat(position, number), spans(first, number)
+        start = self.first_entry[node[position]]
+        number = self.first_entry[node[position] + 1] - start
+        return np.repeat(position, number), spans(start, number)
 
     def split(self) -> list[PreparedReferences]:
         """Each image alone, copied."""
@@ -93,7 +93,7 @@ def join_references(parts: Sequence[PreparedReferences]) -> PreparedReferences:
     references = _starts([len(part.bigrams) for part in parts])
     return PreparedReferences(
         keys=np.concatenate([part.keys for part in parts]) + np.repeat(nodes[:-1] << WORD_BITS, sizes),
-        roots=np.concatenate([part.roots + first for part, first in zip(parts, nodes, strict=False)]),
+        roots=np.concatenate([part.roots + start for part, start in zip(parts, nodes, strict=False)]),
         first_entry=_join_starts([part.first_entry for part in parts], entries),
         reference=np.concatenate([part.reference for part in parts]),
         weight=np.concatenate([part.weight for part in parts]),
@@ -167,7 +167,7 @@ def _image_by_image(levels: Sequence[Level], images: int) -> tuple[np.ndarray, n
 def _entry_places(
     levels: Sequence[Level], numbers: Sequence[np.ndarray], nodes: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Where the entries of each node begin, and for each level where its entries go."""
+    """The first entry of each node, and the positions of the entries of each level."""
     sizes = np.zeros(nodes, np.int64)
     per_node = [np.bincount(level.node, minlength=len(level.word)) for level in levels]
     for number, size in zip(numbers, per_node, strict=True):
@@ -177,11 +177,11 @@ def _entry_places(
 
 
 def _starts(sizes: np.ndarray | Sequence[int]) -> np.ndarray:
-    """0, and the sum of the sizes up to each."""
+    """The start of each part and the end of the last one, from sizes of parts."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
 def _join_starts(parts: Sequence[np.ndarray], shifts: np.ndarray) -> np.ndarray:
-    """One list of starts from several; `shifts` has where each begins, and the end."""
+    """Join lists of starts into one; `shifts` has the start of each list, and the end."""
     inner = np.concatenate([part[:-1] for part in parts])
     return np.append(inner + np.repeat(shifts[:-1], [len(part) - 1 for part in parts]), shifts[-1])

@@ -1,4 +1,4 @@
-"""CLIP-S and RefCLIP-S: how well a caption fits its picture, and its references, in the eyes of CLIP.
+"""CLIP-S and RefCLIP-S: how well a caption fits its picture, and its references, by the features of CLIP.
 
 Hessel et al., 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", equations 1 and 2. With unit
 vectors v (picture), c (caption) and t_j (references):
@@ -92,27 +92,28 @@ def scores_from_features(
     ```python
     >>> import torch
     >>> from hf_captioners.metrics.clip.clip_score import scores_from_features
-    >>> picture, captions = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
-    >>> score, with_references = scores_from_features(picture, captions, [torch.tensor([[0.0, 1.0], [1.0, 0.0]])])
-    >>> [round(one, 4) for one in score.tolist()], [round(one, 4) for one in with_references.tolist()]
+    >>> image, captions = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
+    >>> score, with_references = scores_from_features(image, captions, [torch.tensor([[0.0, 1.0], [1.0, 0.0]])])
+    >>> [round(value, 4) for value in score.tolist()], [round(value, 4) for value in with_references.tolist()]
     ([1.5, 0.0], [1.2, 0.0])
 
     ```
     """
     if not len(image_features) or len(text_features) % len(image_features):
         raise ValueError(f"{len(text_features)} captions for {len(image_features)} images; expected as many for each")
-    images = _unit(image_features)[:, None]  # [images, 1, width]
-    texts = _unit(text_features).unflatten(0, (len(images), -1))  # [images, captions of each, width]
-    cosine = (texts * images).sum(-1)
+    images = _unit(image_features)[:, None]  # (images, 1, width)
+    texts = _unit(text_features).unflatten(0, (len(images), -1))  # (images, captions of each, width)
+    cosine = (texts * images).sum(-1)  # (images, captions of each)
     score = w * (cosine.clamp(min=0) if clip_negative else cosine)
     if reference_features is None:
         return score.flatten(), None
-    pairs = zip(texts, reference_features, strict=True)
-    best = torch.stack([(own @ _unit(references).T).amax(1) for own, references in pairs])
-    best = best if clip_negative else best.clamp(min=0)
-    product = score * best
-    mean = torch.where(product == 0, product, 2 * product / (score + best))
-    return score.flatten(), mean.flatten()
+    pairs = zip(texts, map(_unit, reference_features), strict=True)  # (captions of each, width), (references, width)
+    best = [(image_texts @ image_references.T).amax(1) for image_texts, image_references in pairs]
+    best_cosine = torch.stack(best)  # (images, captions of each)
+    best_cosine = best_cosine if clip_negative else best_cosine.clamp(min=0)
+    product = score * best_cosine
+    mean = torch.where(product == 0, product, 2 * product / (score + best_cosine))
+    return score.flatten(), mean.flatten()  # (captions,)
 
 
 class ClipScorer(ClipFeatures):
@@ -164,12 +165,12 @@ class ClipScorer(ClipFeatures):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As [`ClipFeatures.settings`], with the factor and the variant."""
-        own = {"w": float(self.w), "prefix": self.prefix, "clip_negative": self.clip_negative}
-        return super().settings | own
+        """The settings of [`ClipFeatures.settings`], with the factor and the variant."""
+        variant = {"w": float(self.w), "prefix": self.prefix, "clip_negative": self.clip_negative}
+        return super().settings | variant
 
     def text_features(self, captions: Captions) -> Tensor:
-        """As [`ClipFeatures.text_features`]; texts get the prefix."""
+        """The features of [`ClipFeatures.text_features`], where texts get the prefix."""
         if len(captions) and isinstance(captions[0], str):
             captions = [self.prefix + plain_characters(str(caption)) for caption in captions]
         return super().text_features(captions)
@@ -181,7 +182,7 @@ class ClipScorer(ClipFeatures):
         references: Sequence[Captions] | None = None,
         names: Sequence[Any] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Score one caption or several of each picture. Each picture, and each reference, is encoded once.
+        """Score one or more captions of each picture. Each picture, and each reference, is encoded once.
 
         Args:
             images: pictures, `pixel_values` or features, see [`ClipFeatures.image_features`].
@@ -203,9 +204,9 @@ class ClipScorer(ClipFeatures):
                 f"{len(references)} lists of references for {len(image_features)} images; expected one each"
             )
         text_features = self.text_features(captions)
-        several = None if references is None else self._reference_features(references)
+        reference_features = None if references is None else self._reference_features(references)
         scores = scores_from_features(
-            image_features, text_features, several, w=self.w, clip_negative=self.clip_negative
+            image_features, text_features, reference_features, w=self.w, clip_negative=self.clip_negative
         )
         for values in scores:
             if values is not None:
@@ -223,7 +224,7 @@ class ClipScorer(ClipFeatures):
         if isinstance(predictions, Sequence) and not isinstance(predictions, (str, bytes)):
             check_pairs(predictions, [[""]] * len(predictions) if references is None else references, image_ids)
         else:
-            check_pairs(predictions, [])  # says what is wrong
+            check_pairs(predictions, [])  # raises the error
         if len(images) != len(predictions):
             raise MetricInputError(f"{len(images)} images for {len(predictions)} predictions; expected one each")
         values = self.score(images, predictions, references, image_ids)
@@ -243,11 +244,11 @@ class ClipScorer(ClipFeatures):
             )
 
     def _reference_features(self, references: Sequence[Captions]) -> list[Tensor]:
-        counts = [len(several) for several in references]
+        counts = [len(image_references) for image_references in references]
         if 0 in counts:
             raise MetricInputError(f"image {counts.index(0)}: no references; every image needs at least one")
-        rows = (one for several in references for one in several)
-        flat: list[Any] = [one.tolist() if isinstance(one, Tensor) else one for one in rows]
+        rows = (reference for image_references in references for reference in image_references)
+        flat: list[Any] = [reference.tolist() if isinstance(reference, Tensor) else reference for reference in rows]
         return list(self.text_features(flat).split(counts))
 
 

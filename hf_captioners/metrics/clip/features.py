@@ -58,7 +58,7 @@ def fill_ids(
     Args:
         rows (`Sequence[Sequence[int]]` or `torch.Tensor` of shape (captions, tokens)): the ids. A row that does not
             begin with BOS gets one.
-        fill_token_id (`int`): what each PAD becomes, also one between two words, and what fills a row.
+        fill_token_id (`int`): replaces each PAD, also between two words, and fills up a row.
         bos_token_id, eos_token_id (`int`): of the CLIP model.
         pad_token_id (`int`, *optional*): PAD of the captioner; `None` if no row has any.
         length (`int`, defaults to 77): tokens per row; a longer caption is cut and ends with EOS.
@@ -90,7 +90,7 @@ def fill_ids(
 
 
 class ClipFeatures:
-    """A CLIP model with what prepares its inputs.
+    """A CLIP model with its tokenizer and image processor.
 
     Args:
         model (`str`, `Path`, `CLIPModel` or `VisionTextDualEncoderModel`): the model, or its folder or Hub name. An
@@ -99,7 +99,7 @@ class ClipFeatures:
         image_processor (`BaseImageProcessor`, *optional*): for pictures; by default from the model's folder. Like the
             tokenizer it may be missing where nothing needs it: features, `pixel_values` and token ids are scored.
         pad_token_id (`int`, *optional*): PAD in the token ids of the captioner, for captions as ids.
-        fill_token_id (`int`, *optional*): what takes the place of PAD there, see [`fill_ids`]; by default EOS.
+        fill_token_id (`int`, *optional*): the id that takes the place of PAD there, see [`fill_ids`]; by default EOS.
         batch_size (`int`, defaults to 64): pictures or captions at a time.
         device (`str` or `torch.device`, *optional*): by default the CPU, or where the model object is.
         dtype (`torch.dtype`, *optional*): of the computation, by default float32, or that of the model object.
@@ -128,9 +128,9 @@ class ClipFeatures:
         if isinstance(model, (str, Path)):
             folder, trust = model, trust_remote_code
             model = load_pretrained(AutoModel, folder, trust, dtype=dtype or torch.float32)
-            if tokenizer is None and _has_one_of(folder, TOKENIZER_FILES):
+            if tokenizer is None and _has_any_file(folder, TOKENIZER_FILES):
                 tokenizer = load_pretrained(AutoTokenizer, folder, trust)
-            if image_processor is None and _has_one_of(folder, IMAGE_PROCESSOR_FILES):
+            if image_processor is None and _has_any_file(folder, IMAGE_PROCESSOR_FILES):
                 image_processor = load_pretrained(AutoImageProcessor, folder, trust, backend="pil")
         if not isinstance(model, (CLIPModel, VisionTextDualEncoderModel)):
             raise TypeError(f"a {type(model).__name__} is no CLIPModel or VisionTextDualEncoderModel")
@@ -151,7 +151,7 @@ class ClipFeatures:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What features depend on: model, a hash of its weights, dtype, hashes of image processor and tokenizer."""
+        """The settings that features depend on: model, dtype, hashes of weights, image processor and tokenizer."""
         return {
             "model": self.model.config.name_or_path,
             "weights": self._weights,
@@ -167,7 +167,7 @@ class ClipFeatures:
         Args:
             images: pictures (paths, URLs, bytes, PIL pictures: what `open_image` takes, or tensors of shape (3, height,
                 width)), of which one that occurs several times is encoded once; or `pixel_values` of shape (images, 3,
-                height, width); or features of shape (images, width), which pass.
+                height, width); or features of shape (images, width), which are returned as they are.
             names (`Sequence`, *optional*): of the pictures, for messages; by default positions.
 
         Returns:
@@ -181,15 +181,15 @@ class ClipFeatures:
             return self._prepared_images(images)
         if not len(images):
             raise MetricInputError("no images to score; expected at least one")
-        first: dict[Any, int] = {}  # a picture -> where it occurs first
-        keys = [os.fspath(one) if isinstance(one, (str, os.PathLike)) else id(one) for one in images]
+        first_position: dict[Any, int] = {}  # a picture -> where it occurs first
+        keys = [os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image) for image in images]
         for position, key in enumerate(keys):
-            first.setdefault(key, position)
+            first_position.setdefault(key, position)
         labels = range(len(keys)) if names is None else names
-        bar = tqdm(first.values(), desc="pictures", unit="image", disable=None if self.show_progress else True)
+        bar = tqdm(first_position.values(), desc="pictures", unit="image", disable=None if self.show_progress else True)
         prepare = (self._open(images[position], labels[position]) for position in bar)
         features = self._in_batches(prepare, lambda batch: self._encode_pixels(torch.stack(batch)))
-        place = {key: row for row, key in enumerate(first)}
+        place = {key: row for row, key in enumerate(first_position)}
         return features[[place[key] for key in keys]]
 
     @torch.no_grad()
@@ -216,7 +216,7 @@ class ClipFeatures:
         return self._in_batches(self.fill_ids(captions), lambda batch: self._encode_ids(torch.stack(batch)))
 
     def fill_ids(self, captions: Captions) -> Tensor:
-        """The ids of captions as they are fed, see [`fill_ids`].
+        """The ids of captions as inputs of the text tower, see [`fill_ids`].
 
         Args:
             captions (`Sequence[Sequence[int]]` or `torch.Tensor` of shape (captions, tokens)): token ids.
@@ -270,10 +270,10 @@ class ClipFeatures:
                 "image_processor=, or prepared pixel_values"
             )
         try:
-            picture = open_picture(image, self.image_processor)
+            opened_image = open_picture(image, self.image_processor)
         except ImageError as error:
             raise ImageError(f"image {name}: {error}") from error
-        return self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return self.image_processor(images=opened_image, return_tensors="pt")["pixel_values"][0]
 
     def _encode_pixels(self, pixel_values: Tensor) -> Tensor:
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
@@ -288,17 +288,17 @@ class ClipFeatures:
         return self.model.get_text_features(**inputs.to(self.model.device)).pooler_output
 
     def _encode_ids(self, ids: Tensor) -> Tensor:
-        # The tower is causal and pools the first EOS: of what fills the longest caption, one token at most can count.
-        differ = (ids != ids[:, -1:]).any(0).nonzero()
-        used = int(differ.max()) + 2 if len(differ) else 1
-        return self.model.get_text_features(input_ids=ids[:, :used].to(self.model.device)).pooler_output
+        # The tower is causal and pools at the first EOS: of the filling behind the longest caption, one token counts.
+        differ = (ids != ids[:, -1:]).any(0).nonzero()  # (columns with anything but the filling, 1)
+        length = int(differ.max()) + 2 if len(differ) else 1
+        return self.model.get_text_features(input_ids=ids[:, :length].to(self.model.device)).pooler_output
 
     def _in_batches(self, inputs: Iterable[Any], encode: Callable[[list[Any]], Tensor]) -> Tensor:
-        """Features of all inputs in float32; inputs are taken as they are needed."""
+        """Features of all inputs, (inputs, width) in float32; inputs are read batch by batch."""
         features: list[Tensor] = []
         batch: list[Any] = []
-        for one in inputs:
-            batch.append(one)
+        for item in inputs:
+            batch.append(item)
             if len(batch) == self.batch_size:
                 features.append(encode(batch).float())
                 batch = []
@@ -307,8 +307,8 @@ class ClipFeatures:
         return torch.cat(features)
 
 
-def _has_one_of(folder: str | Path, names: Sequence[str]) -> bool:
-    """Whether files can be expected there: any Hub name, or a folder with one of them."""
+def _has_any_file(folder: str | Path, names: Sequence[str]) -> bool:
+    """Tell whether files can be expected there: any Hub name, or a folder with one of them."""
     return not Path(folder).is_dir() or any((Path(folder) / name).exists() for name in names)
 
 

@@ -42,7 +42,7 @@ def pac_score(
     """PAC-S and, with references, RefPAC-S.
 
     Args:
-        images, predictions, references, image_ids: see [`~hf_captioners.metrics.clip_score.clip_score`].
+        images, predictions, references, image_ids: see [`~hf_captioners.metrics.clip.clip_score.clip_score`].
         scorer ([`PacScorer`]): the converted weights and the variant.
 
     Returns:
@@ -50,7 +50,7 @@ def pac_score(
 
     Raises:
         TypeError: the scorer is not one of PAC-S; its w would be another.
-        MetricInputError, ImageError: see [`~hf_captioners.metrics.clip_score.clip_score`].
+        MetricInputError, ImageError: see [`~hf_captioners.metrics.clip.clip_score.clip_score`].
     """
     if not isinstance(scorer, PacScorer):
         raise TypeError(f"a {type(scorer).__name__} does not compute PAC-S; give a PacScorer")

@@ -1,4 +1,4 @@
-"""Recall of image-text retrieval: does a caption find its picture, and a picture its caption, among all others?
+"""Recall of image-text retrieval: of captions for pictures, and of pictures for captions.
 
 Hodosh et al., 2013, "Framing Image Description as a Ranking Task", section 5: recall at k and the median rank, with
 candidates ordered by the cosine of their features. Image to text: a picture is found if any of its captions is among
@@ -49,7 +49,7 @@ def retrieval_recall(
         text_features (`torch.Tensor` of shape (texts, width)): of their captions.
         image_of_text (`Sequence[int]` or `torch.Tensor` of shape (texts,), *optional*): for each caption the row of its
             picture. By default every picture has as many captions, side by side.
-        ks (`Sequence[int]`, defaults to (1, 5, 10)): how many candidates are looked at. With no more candidates than k,
+        ks (`Sequence[int]`, defaults to (1, 5, 10)): how many candidates count. With no more candidates than k,
             recall is 1.
         image_ids (`Sequence`, *optional*): names of the pictures for messages.
 
@@ -69,9 +69,9 @@ def retrieval_recall(
     ```python
     >>> import torch
     >>> from hf_captioners.metrics.clip.retrieval import retrieval_recall
-    >>> pictures = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> captions = torch.tensor([[2.0, 1.0], [3.0, 1.0]])  # both lie nearer to the first picture
-    >>> scores = retrieval_recall(pictures, captions, ks=[1])
+    >>> image_features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> text_features = torch.tensor([[2.0, 1.0], [3.0, 1.0]])  # both lie nearer to the first picture
+    >>> scores = retrieval_recall(image_features, text_features, ks=[1])
     >>> scores.corpus["text_to_image_recall_at_1"], scores.corpus["text_to_image_median_rank"]
     (0.5, 1.5)
     >>> scores.per_image["text_to_image_rank"]
@@ -138,29 +138,36 @@ def clip_recall(
     ```
     """
     _check_ks(ks)
-    several = _lists(captions)
-    check_pairs([""] * len(several), several, image_ids)
-    if len(images) != len(several):
-        raise MetricInputError(f"{len(images)} images for {len(several)} entries of captions; expected one each")
-    owner = [row for row, one in enumerate(several) for _ in one]
+    captions_per_image = _lists(captions)
+    check_pairs([""] * len(captions_per_image), captions_per_image, image_ids)
+    if len(images) != len(captions_per_image):
+        raise MetricInputError(
+            f"{len(images)} images for {len(captions_per_image)} entries of captions; expected one each"
+        )
+    owner = [row for row, image_captions in enumerate(captions_per_image) for _ in image_captions]
     image_features = scorer.image_features(images, image_ids)
-    text_features = scorer.text_features([caption for one in several for caption in one])
+    text_features = scorer.text_features(
+        [caption for image_captions in captions_per_image for caption in image_captions]
+    )
     scores = retrieval_recall(image_features, text_features, owner, ks, image_ids=image_ids)
     return replace(scores, settings=scores.settings | scorer.settings)
 
 
 def _ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
     """The rank of each picture among the captions and of each caption among the pictures, from 1."""
-    own = (images[owner] * texts).sum(-1)  # [texts]
-    best = torch.full((len(images),), -2.0, dtype=own.dtype).scatter_reduce(0, owner, own, "amax")  # [images]
+    positive = (images[owner] * texts).sum(-1)  # (texts,): similarity to the own picture
+    best = torch.full((len(images),), -2.0, dtype=positive.dtype)
+    best = best.scatter_reduce(0, owner, positive, "amax")  # (images,)
     image_ranks, text_ranks = [], torch.ones(len(texts), dtype=torch.int64)
     rows = max(1, CELLS // len(texts))
     for start in range(0, len(images), rows):
         chunk = slice(start, start + rows)
-        similarity = images[chunk] @ texts.T  # [rows, texts]
-        similarity[owner == torch.arange(len(images))[chunk, None]] = -torch.inf  # only others stand before
-        image_ranks.append(1 + (similarity >= best[chunk, None] - SAME).sum(1))
-        text_ranks += (similarity >= own - SAME).sum(0)
+        similarity = images[chunk] @ texts.T  # (rows, texts)
+        similarity[
+            owner == torch.arange(len(images))[chunk, None]
+        ] = -torch.inf  # (rows, texts): own captions do not compete
+        image_ranks.append(1 + (similarity >= best[chunk, None] - SAME).sum(1))  # (rows,)
+        text_ranks += (similarity >= positive - SAME).sum(0)  # (texts,)
     return torch.cat(image_ranks), text_ranks
 
 
@@ -176,7 +183,7 @@ def _unit(features: Tensor, labels: Sequence[str]) -> Tensor:
 
 
 def _owners(image_of_text: Sequence[int] | Tensor | None, images: int, texts: int) -> Tensor:
-    """For each caption the row of its picture."""
+    """The row of the picture of each caption."""
     if image_of_text is None:
         if texts % images:
             raise MetricInputError(f"{texts} texts for {images} images: give image_of_text, or as many texts for each")
@@ -209,7 +216,7 @@ def _check_ks(ks: Sequence[int]) -> None:
 
 
 def _lists(captions: Any) -> list[Any]:
-    """The captions of each picture as a list; what is none is left to the check."""
+    """The captions of each picture as a list; anything but strings is left to the check."""
     if isinstance(captions, (str, bytes)) or not isinstance(captions, Sequence):
         raise MetricInputError(f"captions: expected a list with one entry per image, not a {type(captions).__name__}")
-    return [[one] if isinstance(one, str) else one for one in captions]
+    return [[entry] if isinstance(entry, str) else entry for entry in captions]

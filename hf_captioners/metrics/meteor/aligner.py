@@ -1,6 +1,6 @@
-"""Which words of a caption METEOR 1.5 matches with which words of a reference.
+"""Alignment of the words of a caption with those of a reference, by METEOR 1.5.
 
-Denkowski and Lavie (2014, "Meteor Universal", section 2) describe it: all matches of four kinds are found, and a beam
+Denkowski and Lavie (2014, "Meteor Universal", section 2) describe it: of all matches of four kinds, a beam
 search picks those that (1) cover every word at most once, (2) cover the most words, (3) form the fewest chunks, (4) lie
 closest. The published program was observed to do the following, which the paper leaves open, and which is done here too
 because the score depends on it:
@@ -8,7 +8,7 @@ because the score depends on it:
 1. In (2), a word of an exact match counts 1, a match of another kind half its words on each side, rounded down. So an
    exact match is preferred to a paraphrase, and between words matched by stem or synonym, one by one, none is preferred
    to any. Certain matches, whose words occur in no other match, are always taken.
-2. A match found twice, such as a paraphrase that the table has in both directions, is not certain.
+2. A match that occurs twice, such as a paraphrase that the table has in both directions, is not certain.
 3. The search goes through the reference. (4) is no distance of the matches taken: a path that leaves a match aside, for
    one further down the list or for none, pays the distance between that match's two places.
 4. The beam is sorted after every word; paths that are equal keep their order, matches before "no match here".
@@ -33,8 +33,8 @@ class Match(NamedTuple):
     """Words of the reference matched with words of the hypothesis.
 
     Attributes:
-        reference_start, reference_length (`int`): which words of the reference.
-        hypothesis_start, hypothesis_length (`int`): which words of the hypothesis.
+        reference_start, reference_length (`int`): first word in the reference, and number of words.
+        hypothesis_start, hypothesis_length (`int`): first word in the hypothesis, and number of words.
         kind (`int`): `EXACT` 0, `STEM` 1, `SYNONYM` 2 or `PARAPHRASE` 3.
     """
 
@@ -51,10 +51,10 @@ class Sentence:
 
     Attributes:
         words (`Sequence[str]`): its words.
-        places (`dict[str, list[int]]`): word -> where it is.
+        places (`dict[str, list[int]]`): word -> its positions.
         phrases (`list[tuple[int, int, dict[str, int]]]`): start, number of words and paraphrases of the phrases that
             have any.
-        phrase_places (`dict[str, list[int]]`): phrase that is a paraphrase of some other -> where it starts.
+        phrase_places (`dict[str, list[int]]`): phrase that is a paraphrase of another -> its starts.
     """
 
     words: Sequence[str]
@@ -64,7 +64,7 @@ class Sentence:
 
 
 class MeteorAligner:
-    """Aligns captions of a known set: what their words have to do with each other is worked out once.
+    """An aligner for captions of a known set: stems, synonyms and paraphrases of their words are looked up once.
 
     Args:
         data ([`MeteorData`]): the tables.
@@ -81,8 +81,8 @@ class MeteorAligner:
     >>> synonyms = SynonymSets({"sofa": "7", "couch": "7"}, {})
     >>> data = MeteorData(MeteorNormalizer(), frozenset({"on", "the"}), lambda word: word[:4], synonyms, paraphrases)
     >>> aligner = MeteorAligner(data, ["a lot of cats on the sofa", "many cats on couch"])
-    >>> ours, theirs = aligner.sentence("many cats on couch"), aligner.sentence("a lot of cats on the sofa")
-    >>> for match in aligner.align(ours, theirs):
+    >>> hypothesis, reference = aligner.sentence("many cats on couch"), aligner.sentence("a lot of cats on the sofa")
+    >>> for match in aligner.align(hypothesis, reference):
     ...     print(*match)
     0 3 0 1 3
     3 1 1 1 0
@@ -95,8 +95,8 @@ class MeteorAligner:
     def __init__(self, data: MeteorData, texts: Iterable[str]) -> None:
         self._lines = {text: data.normalizer(text) for text in texts}
         paraphrases = data.paraphrases.among(self._lines.values())
-        self._targets = {target for several in paraphrases.values() for target in several}
-        # phrases, and their first words, for which there is nothing
+        self._targets = {target for phrases in paraphrases.values() for target in phrases}
+        # phrase -> its paraphrases; the beginnings of phrases have none
         self._phrases = _beginnings({*paraphrases, *self._targets}) | paraphrases
         words = {word for line in self._lines.values() for word in line}
         self._stems = _related({word: [data.stem(word)] for word in words})
@@ -106,7 +106,7 @@ class MeteorAligner:
         """A caption prepared for alignment.
 
         Args:
-            text (`str`): one of the texts given at the start.
+            text (`str`): one of the aligner's texts.
 
         Returns:
             [`Sentence`]
@@ -128,60 +128,62 @@ class MeteorAligner:
                     phrase_places[phrase].append(start)
         return Sentence(words, places, phrases, phrase_places)
 
-    def align(self, ours: Sentence, theirs: Sentence) -> list[Match]:
+    def align(self, hypothesis: Sentence, reference: Sentence) -> list[Match]:
         """Align two captions.
 
         Args:
-            ours ([`Sentence`]): the hypothesis.
-            theirs ([`Sentence`]): the reference.
+            hypothesis ([`Sentence`]): the caption.
+            reference ([`Sentence`]): a reference of it.
 
         Returns:
             `list[Match]`: the matches, in the order of the reference.
         """
-        return _resolve(self._matches(ours, theirs), len(theirs.words))
+        return _resolve(self._matches(hypothesis, reference), len(reference.words))
 
-    def _matches(self, ours: Sentence, theirs: Sentence) -> list[Match]:
+    def _matches(self, hypothesis: Sentence, reference: Sentence) -> list[Match]:
         """All matches, in the order in which the search considers those of one place in the reference."""
-        found = []
-        for there, word in enumerate(theirs.words):
-            found += [Match(there, 1, here, 1, EXACT) for here in ours.places.get(word, ())]
+        matches = []
+        for reference_start, word in enumerate(reference.words):
+            matches += [Match(reference_start, 1, start, 1, EXACT) for start in hypothesis.places.get(word, ())]
         for kind, related in ((STEM, self._stems), (SYNONYM, self._synonyms)):
-            for there, word in enumerate(theirs.words):
-                if word in related and (common := related[word] & ours.places.keys()):
-                    places = sorted(here for other in common for here in ours.places[other])
-                    found += [Match(there, 1, here, 1, kind) for here in places]
-        for there, length, other, starts in _paraphrased(theirs, ours):
-            found += [Match(there, length, here, other, PARAPHRASE) for here in starts]
-        for here, length, other, starts in _paraphrased(ours, theirs):
-            found += [Match(there, other, here, length, PARAPHRASE) for there in starts]
-        return found
+            for reference_start, word in enumerate(reference.words):
+                if word in related and (common := related[word] & hypothesis.places.keys()):
+                    places = sorted(start for form in common for start in hypothesis.places[form])
+                    matches += [Match(reference_start, 1, start, 1, kind) for start in places]
+        for reference_start, length, hypothesis_length, starts in _paraphrased(reference, hypothesis):
+            matches += [Match(reference_start, length, start, hypothesis_length, PARAPHRASE) for start in starts]
+        for start, length, reference_length, starts in _paraphrased(hypothesis, reference):
+            matches += [
+                Match(reference_start, reference_length, start, length, PARAPHRASE) for reference_start in starts
+            ]
+        return matches
 
 
 def _related(groups: dict[str, Iterable[str]]) -> dict[str, set[str]]:
-    """Word -> the other words that share a group with it; words without such are left out."""
+    """The other words that share a group with each word; words without any are left out."""
     members: dict[str, set[str]] = defaultdict(set)
     for word, names in groups.items():
         for name in names:
             members[name].add(word)
     related = {word: set().union(*(members[name] for name in names)) - {word} for word, names in groups.items()}
-    return {word: others for word, others in related.items() if others}
+    return {word: partners for word, partners in related.items() if partners}
 
 
 def _beginnings(phrases: Iterable[str]) -> dict[str, dict[str, int]]:
     """The first words of each phrase, one, two, and so on to all, with no paraphrases yet."""
-    found: dict[str, dict[str, int]] = {}
+    beginnings: dict[str, dict[str, int]] = {}
     for phrase in phrases:
         words = phrase.split(" ")
-        found.update((" ".join(words[:end]), {}) for end in range(1, len(words) + 1))
-    return found
+        beginnings.update((" ".join(words[:end]), {}) for end in range(1, len(words) + 1))
+    return beginnings
 
 
-def _paraphrased(first: Sentence, second: Sentence) -> Iterable[tuple[int, int, int, list[int]]]:
-    """Start and length in the first sentence, length and starts in the second, of phrases with a paraphrase there."""
-    for start, length, paraphrases in first.phrases:
-        if common := paraphrases.keys() & second.phrase_places.keys():
-            for other in sorted(common, key=paraphrases.__getitem__):
-                yield start, length, other.count(" ") + 1, second.phrase_places[other]
+def _paraphrased(sentence: Sentence, other_sentence: Sentence) -> Iterable[tuple[int, int, int, list[int]]]:
+    """Start and length of each phrase with a paraphrase in the other sentence, and its length and starts there."""
+    for start, length, paraphrases in sentence.phrases:
+        if common := paraphrases.keys() & other_sentence.phrase_places.keys():
+            for paraphrase in sorted(common, key=paraphrases.__getitem__):
+                yield start, length, paraphrase.count(" ") + 1, other_sentence.phrase_places[paraphrase]
 
 
 # A path of the search: rank (lower is better), end of the open chunk in the hypothesis or -1, words of the hypothesis
@@ -223,29 +225,31 @@ def _resolve(matches: list[Match], length: int) -> list[Match]:
 
 
 def _sort_out(matches: list[Match]) -> tuple[dict[int, Match], dict[int, list[tuple[Match, int, int]]]]:
-    """By their start in the reference: the certain matches, and the others with their value and words (bits)."""
-    there: dict[int, int] = defaultdict(int)  # place -> matches that cover it
-    here: dict[int, int] = defaultdict(int)
-    for start, size, our_start, our_size, _ in matches:
+    """Certain matches, and the other ones with their value and words (bits), both by their start in the reference."""
+    reference_cover: dict[int, int] = defaultdict(int)  # place -> matches that cover it
+    hypothesis_cover: dict[int, int] = defaultdict(int)
+    for start, size, hypothesis_start, hypothesis_size, _ in matches:
         for place in range(start, start + size):
-            there[place] += 1
-        for place in range(our_start, our_start + our_size):
-            here[place] += 1
+            reference_cover[place] += 1
+        for place in range(hypothesis_start, hypothesis_start + hypothesis_size):
+            hypothesis_cover[place] += 1
     certain = {}
     rivals: dict[int, list[tuple[Match, int, int]]] = defaultdict(list)
     for match in matches:
-        start, size, our_start, our_size, kind = match
-        alone = all(there[place] == 1 for place in range(start, start + size))
-        if alone and all(here[place] == 1 for place in range(our_start, our_start + our_size)):
+        start, size, hypothesis_start, hypothesis_size, kind = match
+        alone = all(reference_cover[place] == 1 for place in range(start, start + size))
+        if alone and all(
+            hypothesis_cover[place] == 1 for place in range(hypothesis_start, hypothesis_start + hypothesis_size)
+        ):
             certain[start] = match
         else:
-            value = 2 if kind == EXACT else size // 2 + our_size // 2
-            rivals[start].append((match, value * _WORD, ((1 << our_size) - 1) << our_start))
+            value = 2 if kind == EXACT else size // 2 + hypothesis_size // 2
+            rivals[start].append((match, value * _WORD, ((1 << hypothesis_size) - 1) << hypothesis_start))
     return certain, rivals
 
 
 def _grow(path: _Path, place: int, rivals: Iterable[tuple[Match, int, int]], grown: list[_Path]) -> None:
-    """Add the path with each of the matches that it can take here, and without any."""
+    """Extend the path by each of the matches that it can take at this place, and by none."""
     rank, end, taken, _, chain = path
     for match, value, words in rivals:
         if not taken & words:

@@ -57,7 +57,7 @@ class SynonymSets:
     irregular: Mapping[str, Sequence[str]]
 
     def of(self, word: str) -> frozenset[str]:
-        """The sets that a word is in, itself or by its base forms.
+        """The sets of a word or of its base forms.
 
         Args:
             word (`str`): in lower case.
@@ -84,7 +84,7 @@ class SynonymSets:
 
 @dataclass(frozen=True)
 class MeteorData:
-    """What METEOR knows about English.
+    """The tables of METEOR for English.
 
     Attributes:
         normalizer ([`MeteorNormalizer`]): cuts captions into words.
@@ -135,8 +135,8 @@ class MeteorData:
         texts = _read_jar(home / _JAR)
         forms = _pairs_of_lines(texts["synonym/english.exceptions"])
         irregular: dict[str, list[str]] = {}
-        for base, several in forms:
-            for form in several.split():
+        for base, inflections in forms:
+            for form in inflections.split():
                 irregular.setdefault(form, []).append(base)
         return cls(
             _normalizer(texts["nonbreaking/english.prefixes"]),
@@ -159,9 +159,9 @@ def find_meteor_folder(folder: str | Path | None = None) -> Path:
     Raises:
         MeteorDataError: they are not there.
     """
-    given = folder or os.environ.get(FOLDER_VARIABLE)
-    if given:
-        home, advice = Path(given), f"give a folder that has both {_JAR} and {_PARAPHRASES}"
+    chosen_folder = folder or os.environ.get(FOLDER_VARIABLE)
+    if chosen_folder:
+        home, advice = Path(chosen_folder), f"give a folder that has both {_JAR} and {_PARAPHRASES}"
     else:
         spec = importlib.util.find_spec("pycocoevalcap")  # found, not imported
         if spec is None or not spec.submodule_search_locations:
@@ -189,7 +189,7 @@ def _pairs_of_lines(text: str) -> list[tuple[str, str]]:
 
 
 def _normalizer(prefixes: str) -> MeteorNormalizer:
-    """From the list of abbreviations: a word per line, `#NUMERIC_ONLY#` behind some, comments."""
+    """Make the normalizer from the list of abbreviations: a word per line, `#NUMERIC_ONLY#` behind some, comments."""
     lines = [line.split() for line in prefixes.splitlines() if line.strip() and not line.startswith("#")]
     return MeteorNormalizer(
         (line[0] for line in lines if len(line) == 1), (line[0] for line in lines if "#NUMERIC_ONLY#" in line)

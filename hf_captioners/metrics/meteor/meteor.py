@@ -38,7 +38,7 @@ def meteor(
     image_ids: Sequence[Any] | None = None,
     data: MeteorData | None = None,
 ) -> Scores:
-    """METEOR 1.5.
+    """Score captions with METEOR 1.5.
 
     Args:
         predictions (`Sequence[str]`): a caption per image.
@@ -89,7 +89,7 @@ def meteor_statistics(
     image_ids: Sequence[Any] | None = None,
     data: MeteorData | None = None,
 ) -> np.ndarray:
-    """What METEOR is computed from, for each image and its best reference.
+    """The statistics that METEOR is computed from, for each image and its best reference.
 
     Args:
         predictions, references, tokenized, tokenizer, image_ids, data: see [`meteor`].
@@ -104,13 +104,15 @@ def meteor_statistics(
     """
     hypotheses, lists = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     hypotheses = [_clean(text) for text in hypotheses]
-    lists = [[_clean(text) for text in several] for several in lists]
+    lists = [[_clean(text) for text in image_references] for image_references in lists]
     data = MeteorData.load() if data is None else data
-    aligner = MeteorAligner(data, {*hypotheses, *(text for several in lists for text in several)})
+    aligner = MeteorAligner(data, {*hypotheses, *(text for image_references in lists for text in image_references)})
     rows = np.empty((len(hypotheses), NUM_STATISTICS))
-    for row, hypothesis, several in zip(rows, hypotheses, lists, strict=True):
-        ours = aligner.sentence(hypothesis)
-        candidates = [_count(aligner, data.function_words, ours, aligner.sentence(text)) for text in several]
+    for row, hypothesis, image_references in zip(rows, hypotheses, lists, strict=True):
+        sentence = aligner.sentence(hypothesis)
+        candidates = [
+            _count(aligner, data.function_words, sentence, aligner.sentence(text)) for text in image_references
+        ]
         row[:] = max(candidates, key=meteor_score)
     return rows
 
@@ -134,16 +136,16 @@ def meteor_score(statistics: Sequence[float]) -> float:
 
     ```
     """
-    words, their_words, function, their_function = statistics[:4]
-    matched = their_matched = 0.0
+    words, reference_words, function, reference_function = statistics[:4]
+    matched = reference_matched = 0.0
     for kind, weight in enumerate(WEIGHTS):
-        content, their_content, functional, their_functional = statistics[4 + 4 * kind : 8 + 4 * kind]
+        content, reference_content, functional, reference_functional = statistics[4 + 4 * kind : 8 + 4 * kind]
         matched += weight * _weigh(content, functional)
-        their_matched += weight * _weigh(their_content, their_functional)
-    if matched == 0 or their_matched == 0:
+        reference_matched += weight * _weigh(reference_content, reference_functional)
+    if matched == 0 or reference_matched == 0:
         return 0.0
     precision = matched / _weigh(words - function, function)
-    recall = their_matched / _weigh(their_words - their_function, their_function)
+    recall = reference_matched / _weigh(reference_words - reference_function, reference_function)
     mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
     fragmentation = _chunks_that_count(statistics) / ((statistics[_CHUNKS + 1] + statistics[_CHUNKS + 2]) / 2)
     return mean * (1 - GAMMA * fragmentation**BETA)
@@ -154,14 +156,14 @@ def _weigh(content: float, function: float) -> float:
 
 
 def _chunks_that_count(statistics: Sequence[float]) -> float:
-    """None where every word of both is matched in one chunk: there is no fragmentation then."""
-    chunks, matched, their_matched = statistics[_CHUNKS:]
-    whole = chunks == 1 and matched == statistics[0] and their_matched == statistics[1]
+    """The number of chunks; 0 where every word of both is matched in one chunk, which is no fragmentation."""
+    chunks, matched, reference_matched = statistics[_CHUNKS:]
+    whole = chunks == 1 and matched == statistics[0] and reference_matched == statistics[1]
     return 0.0 if whole else chunks
 
 
 def _clean(text: str) -> str:
-    """Without the separator of the Java program, which the COCO evaluation drops."""
+    """Drop the separator of the Java program, as the COCO evaluation does."""
     return text.replace("|||", "")
 
 
@@ -169,13 +171,13 @@ def _count(
     aligner: MeteorAligner, function_words: frozenset[str], hypothesis: Sentence, reference: Sentence
 ) -> list[float]:
     """The statistics of a caption and one reference."""
-    ours, theirs = hypothesis.words, reference.words
+    hypothesis_words, reference_words = hypothesis.words, reference.words
     matches = aligner.align(hypothesis, reference)
     counts = [0.0] * NUM_STATISTICS
-    counts[:2] = len(ours), len(theirs)
-    counts[2:4] = (sum(word in function_words for word in words) for words in (ours, theirs))
-    for start, length, our_start, our_length, kind in matches:
-        sides = ((ours, our_start, our_length), (theirs, start, length))
+    counts[:2] = len(hypothesis_words), len(reference_words)
+    counts[2:4] = (sum(word in function_words for word in words) for words in (hypothesis_words, reference_words))
+    for start, length, hypothesis_start, hypothesis_length, kind in matches:
+        sides = ((hypothesis_words, hypothesis_start, hypothesis_length), (reference_words, start, length))
         for side, (words, first, size) in enumerate(sides):
             functional = sum(word in function_words for word in words[first : first + size])
             counts[4 + 4 * kind + side] += size - functional
@@ -187,8 +189,8 @@ def _count(
 
 def _count_chunks(matches: list[Match]) -> int:
     """Runs of matches that are neighbours in both sentences."""
-    chunks, end, our_end = 0, -1, -1
-    for start, length, our_start, our_length, _ in matches:
-        chunks += (start, our_start) != (end, our_end)
-        end, our_end = start + length, our_start + our_length
+    chunks, end, hypothesis_end = 0, -1, -1
+    for start, length, hypothesis_start, hypothesis_length, _ in matches:
+        chunks += (start, hypothesis_start) != (end, hypothesis_end)
+        end, hypothesis_end = start + length, hypothesis_start + hypothesis_length
     return chunks

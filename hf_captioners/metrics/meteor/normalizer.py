@@ -1,6 +1,6 @@
-"""How METEOR 1.5 cuts an English caption into words (its option `-norm`).
+"""The words of an English caption as METEOR 1.5 cuts them (its option `-norm`).
 
-The scorer tokenises what it is given once more, PTB tokens included: "well-known" becomes two words, "'s" becomes "'"
+The scorer tokenises its input once more, PTB tokens included: "well-known" becomes two words, "'s" becomes "'"
 and "s". The rules are like those of the tokenizer of the Moses toolkit (Koehn et al., 2007); they were established by
 comparing words with those of the published program, on COCO captions and on random strings. A rule consumes the
 characters on both sides of its mark, so that of two marks around one character only the first is treated ("a-b-c"
@@ -43,7 +43,7 @@ _HAS_LETTER = re.compile(f"[{_LETTER}]")
 
 
 class MeteorNormalizer:
-    """Cuts captions into the words that METEOR compares.
+    """The tokenizer that cuts captions into the words METEOR compares.
 
     Args:
         abbreviations (`Iterable[str]`): words that keep a final point, such as `"Mr"`; the case counts.

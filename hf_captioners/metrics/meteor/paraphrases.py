@@ -31,7 +31,7 @@ _FORMAT = 2  # of the cache file; part of its name
 
 
 class MeteorDataError(RuntimeError):
-    """METEOR's tables are missing or are not what they should be. The message says what to install."""
+    """Missing or wrong tables of METEOR. The message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ParaphraseTable:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> ParaphraseTable:
-        """A table of some pairs.
+        """Make a table of pairs.
 
         Args:
             pairs (`Iterable[tuple[str, str]]`): phrase and paraphrase, words joined by single spaces.
@@ -69,9 +69,9 @@ class ParaphraseTable:
         words: dict[str, int] = {}
         phrase_words, lengths = array("i"), array("i")
         for phrase in phrases:
-            several = phrase.split(" ")
-            lengths.append(len(several))
-            phrase_words.extend([words.setdefault(word, len(words)) for word in several])
+            parts = phrase.split(" ")
+            lengths.append(len(parts))
+            phrase_words.extend([words.setdefault(word, len(words)) for word in parts])
         small = np.uint16 if len(words) <= 2**16 else np.int32
         return cls(
             list(words),
@@ -82,7 +82,7 @@ class ParaphraseTable:
         )
 
     def among(self, sentences: Iterable[Sequence[str]]) -> dict[str, dict[str, int]]:
-        """The entries that can matter for the given sentences, and few others.
+        """The entries that can match in the sentences, and few more.
 
         Args:
             sentences (`Iterable[Sequence[str]]`): their words.
@@ -103,38 +103,38 @@ class ParaphraseTable:
         """
         if not len(self.sources):
             return {}
-        used, neighbours = self._occurring(sentences)
-        keep = self._possible_phrases(used, neighbours)
+        occurs, neighbours = self._occurring(sentences)
+        keep = self._possible_phrases(occurs, neighbours)
         entries = np.flatnonzero(keep[self.sources] & keep[self.targets])
-        needed = np.unique(np.concatenate([self.sources[entries], self.targets[entries]]))
-        texts = dict(zip(needed.tolist(), self._texts(needed), strict=True))
-        found: dict[str, dict[str, int]] = {}
+        phrases = np.unique(np.concatenate([self.sources[entries], self.targets[entries]]))
+        texts = dict(zip(phrases.tolist(), self._texts(phrases), strict=True))
+        paraphrases: dict[str, dict[str, int]] = {}
         columns = (column.tolist() for column in (self.sources[entries], self.targets[entries], entries))
         for source, target, entry in zip(*columns, strict=True):
-            found.setdefault(texts[source], {}).setdefault(texts[target], entry)
-        return found
+            paraphrases.setdefault(texts[source], {}).setdefault(texts[target], entry)
+        return paraphrases
 
     def _occurring(self, sentences: Iterable[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """Which words occur, bool of shape (words,), and which pairs of neighbours, sorted keys."""
+        """The words that occur, bool of shape (words,), and the pairs of neighbours as sorted keys."""
         numbers = {word: number for number, word in enumerate(self.words)}
-        used = np.zeros(len(self.words), bool)
+        occurs = np.zeros(len(self.words), bool)
         neighbours: set[tuple[int, int]] = set()
         for sentence in sentences:
             line = [numbers.get(word, -1) for word in sentence]
-            used[[number for number in line if number >= 0]] = True
+            occurs[[number for number in line if number >= 0]] = True
             neighbours.update(itertools.pairwise(line))
-        keys = [first * len(self.words) + second for first, second in neighbours if first >= 0 and second >= 0]
-        return used, np.array(sorted(keys), np.int64)
+        keys = [left * len(self.words) + right for left, right in neighbours if left >= 0 and right >= 0]
+        return occurs, np.array(sorted(keys), np.int64)
 
-    def _possible_phrases(self, used: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-        """Which phrases have only words and neighbours that occur, bool of shape (phrases,)."""
+    def _possible_phrases(self, occurs: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+        """The phrases whose words and pairs of neighbours all occur, bool of shape (phrases,)."""
         ends = np.cumsum(self.phrase_lengths, dtype=np.int64)
-        keep = np.logical_and.reduceat(used[self.phrase_words], ends - self.phrase_lengths)
+        keep = np.logical_and.reduceat(occurs[self.phrase_words], ends - self.phrase_lengths)
         inside = np.repeat(keep, self.phrase_lengths)  # positions of words that have a neighbour in such a phrase
         inside[ends - 1] = False
-        first = np.flatnonzero(inside)
-        keys = self.phrase_words[first].astype(np.int64) * len(self.words) + self.phrase_words[first + 1]
-        missing = first[~_is_in(keys, neighbours)]
+        left = np.flatnonzero(inside)
+        keys = self.phrase_words[left].astype(np.int64) * len(self.words) + self.phrase_words[left + 1]
+        missing = left[~_is_in(keys, neighbours)]
         keep[np.searchsorted(ends, missing, side="right")] = False
         return keep
 
@@ -152,7 +152,7 @@ def _is_in(keys: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 
 def load_paraphrases(source: Path, cache_dir: Path | None = None) -> ParaphraseTable:
-    """Read a paraphrase table, from its cache file if there is one, which is left there otherwise.
+    """Read a paraphrase table, from its cache file if there is one; otherwise leave a cache file.
 
     Args:
         source (`Path`): the table as METEOR has it, `paraphrase-en.gz`.
@@ -193,7 +193,7 @@ def _read_pairs(source: Path) -> Iterator[tuple[str, str]]:
             with source.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8", newline="\n") as lines:
                 stripped = (line.rstrip("\n") for line in lines)
                 for number, (probability, phrase, paraphrase) in enumerate(zip(*[stripped] * 3, strict=True)):
-                    float(probability)  # nothing but a number where one is due: the lines are in step
+                    float(probability)  # raises where the lines of entries are out of step
                     yield phrase, paraphrase
                     if number % 2**16 == 0:
                         progress.update(raw.tell() - progress.n)
@@ -221,7 +221,7 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _keep(table: ParaphraseTable, path: Path) -> None:
-    """Write the cache file, with a checksum of its content; others may be doing the same."""
+    """Write the cache file, with a checksum of its content; other processes may do the same."""
     arrays = {
         "words": np.frombuffer("\n".join(table.words).encode("utf-8"), np.uint8),
         "phrase_words": table.phrase_words,

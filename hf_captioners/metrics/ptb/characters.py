@@ -1,4 +1,4 @@
-"""Which characters the reference tokenizer takes for letters, marks, digits and symbols.
+"""The characters that the reference tokenizer takes for letters, marks, digits and symbols.
 
 Found by giving every character below U+10000 to the reference (stanford-corenlp 3.4.1) in several surroundings. They
 are those of Unicode 6, whatever Python runs: a letter that Unicode got later is no letter here, and characters above

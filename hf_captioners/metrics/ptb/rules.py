@@ -21,7 +21,7 @@ Write = Callable[[str], str]
 
 
 class Rule(NamedTuple):
-    """One rule.
+    """A rule of the tokenizer.
 
     Attributes:
         needs (`str`): a character without which a text has no such token; empty if there is none.
@@ -291,7 +291,7 @@ def token_rules() -> tuple[Rule, ...]:
 
 @functools.cache
 def abbreviations() -> re.Pattern[str]:
-    """What a whole lower-case word must match if a stop after it may belong to it.
+    """A pattern that a whole lower-case word matches if a stop after it may belong to it.
 
     Returns:
         `re.Pattern[str]`: for `fullmatch`.

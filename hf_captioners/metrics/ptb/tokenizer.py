@@ -9,8 +9,8 @@ Where this deliberately differs:
 1. A caption is one caption. The reference writes all captions into one file, a line each, and replaces "\\n" only:
    "\\r", "\\v", "\\f", U+2028 and U+2029 begin another line there, and a tag such as `<a b="` may swallow following
    lines; all later captions are then shifted. Here they are spaces, and no token is longer than its caption.
-2. An abbreviation at the end of a caption ("t.v.", "plan B.") is read by the reference in the light of the next line.
-   Alone, a caption is read as if the next one began with "A ", as most captions do. `in_sequence=True` looks at the
+2. An abbreviation at the end of a caption ("t.v.", "plan B.") is read by the reference depending on the next line.
+   Alone, a caption is read as if the next one began with "A ", as most captions do. `in_sequence=True` reads the
    next caption, as the reference does.
 
 Known differences that remain: a capital sigma beside Chinese or Japanese characters or a digit may become the other
@@ -51,7 +51,7 @@ def ptb_tokenize(captions: Sequence[str], *, in_sequence: bool = False) -> list[
 
     Args:
         captions (`Sequence[str]`): the captions; line breaks inside of one are spaces.
-        in_sequence (`bool`, defaults to `False`): read an abbreviation at the end of a caption in the light of the next
+        in_sequence (`bool`, defaults to `False`): read an abbreviation at the end of a caption depending on the next
             caption, as one run of the reference over these captions does. By default no caption influences another.
 
     Returns:
@@ -84,8 +84,8 @@ def ptb_tokens(caption: str, next_caption: str | None = _USUAL_NEXT) -> list[str
 
     Args:
         caption (`str`): the caption.
-        next_caption (`str`, *optional*, defaults to `"A "`): what the next line says, by which an abbreviation at the
-            end is read; `None` where the text ends.
+        next_caption (`str`, *optional*, defaults to `"A "`): the next line, on which the reading of an abbreviation
+            at the end depends; `None` where the text ends.
 
     Returns:
         `list[str]`: the tokens in lower case. A telephone number, a number with a fraction or a tag is one token;
@@ -114,11 +114,11 @@ def _plain_caption(caption: str) -> str | None:
         return None
     words = caption.lower().replace(",", " ").split()
     if words and words[-1][-1] == ".":
-        last = words.pop()[:-1]
-        if _is_abbreviation(last):
+        last_word = words.pop()[:-1]
+        if _is_abbreviation(last_word):
             return None
-        if last:
-            words.append(last)
+        if last_word:
+            words.append(last_word)
     if _SPLIT.keys().isdisjoint(words):
         return " ".join(words)
     return " ".join(_SPLIT.get(word, word) for word in words)
@@ -136,7 +136,7 @@ def _any_caption(caption: str, following: str) -> str:
 
 
 def _following(captions: Sequence[str], position: int) -> str:
-    """What the reference reads after a caption: the next lines up to one that says something."""
+    """The text that the reference reads after a caption: the next lines up to one that is not blank."""
     text = ""
     for after in range(position + 1, len(captions)):
         text += "\n" + captions[after].translate(_LINE_BREAKS)
@@ -172,7 +172,7 @@ def _halves(character: re.Match[str]) -> str:
 
 
 def _longest(rules: list[Rule], text: str, position: int, end: int) -> tuple[int, Write | None]:
-    """Where the token at `position` ends, and how it is written; a character that begins no token is dropped."""
+    """The end of the token at `position`, and how it is written; a character that begins no token is dropped."""
     longest, stop, chosen = position, position + 1, None
     for _, pattern, write in rules:
         match = pattern.match(text, position)
@@ -182,7 +182,7 @@ def _longest(rules: list[Rule], text: str, position: int, end: int) -> tuple[int
 
 
 def _lower(token: str) -> str:
-    """In lower case, where capital sigma ends a word if no letter with case follows in the token."""
+    """The token in lower case; capital sigma becomes the final one if no letter with case follows in the token."""
     lowered = token.lower()
     if "\u03a3" not in token or len(lowered) != len(token):
         return lowered

@@ -21,11 +21,11 @@ BUSY_SECONDS = 60.0
 
 
 class SpiceError(RuntimeError):
-    """SPICE did not give a score. The message says why and what to do."""
+    """A failure of SPICE to give a score. The message says why and what to do."""
 
 
 class SpiceCache:
-    """A table of scores.
+    """A table of SPICE scores on disk.
 
     Args:
         folder (`Path`): where the file is or will be. On a local disk: network file systems may not lock files.
@@ -58,27 +58,27 @@ class SpiceCache:
             database.execute("CREATE TABLE IF NOT EXISTS spice (key TEXT PRIMARY KEY, scores TEXT NOT NULL)")
 
     def find(self, pairs: Sequence[Pair]) -> dict[Pair, Any]:
-        """The scores that are there.
+        """Look up scores.
 
         Args:
             pairs (`Sequence[Pair]`): captions with their references.
 
         Returns:
-            `dict[Pair, Any]`: those of the pairs that are there, as they were added.
+            `dict[Pair, Any]`: the scores of those pairs that the cache has, as they were added.
 
         Raises:
             SpiceError: the file is damaged.
         """
-        found = {}
+        scores = {}
         with self._open() as database:
             for pair in pairs:
                 row = database.execute("SELECT scores FROM spice WHERE key = ?", (self._key(pair),)).fetchone()
                 if row is not None:
-                    found[pair] = self._read(row[0])
-        return found
+                    scores[pair] = self._read(row[0])
+        return scores
 
     def add(self, scores: Mapping[Pair, Any]) -> None:
-        """Keep scores, all of them or none; what another process added in the meantime is replaced by the same.
+        """Keep scores, all of them or none; equal ones that another process added in the meantime are replaced.
 
         Args:
             scores (`Mapping[Pair, Any]`): what JSON can hold, by caption and references.
@@ -102,7 +102,7 @@ class SpiceCache:
 
     @contextlib.contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """A connection. What is written in the block is written as a whole, or not at all after an error."""
+        """A connection whose writes within the block are kept as a whole, or not at all after an error."""
         try:
             with contextlib.closing(sqlite3.connect(self.path, BUSY_SECONDS, isolation_level=None)) as database:
                 if write:

@@ -1,4 +1,4 @@
-"""Running the SPICE program: what must be there, a process with a time limit, and its output checked.
+"""The SPICE program: a check of its parts, a process with a time limit, and a check of its output.
 
 SPICE-1.0 (Anderson et al., 2016) is a Java program. Its jar comes with pycocoevalcap; the two jars of Stanford CoreNLP
 3.6.0 that it needs do not, and nothing is downloaded here. It runs on Java 8 to 14: it writes its results with the
@@ -75,7 +75,7 @@ class SpiceProgram:
             raise ValueError(f"threads is {self.threads}, expected at least 1")
 
     def jar_path(self) -> Path:
-        """Where the jar is.
+        """The path of the jar.
 
         Returns:
             `Path`
@@ -105,7 +105,7 @@ class SpiceProgram:
             raise SpiceError(f"the jar {self.jar_path()} cannot be read: {error}") from error
 
     def problems(self) -> list[str]:
-        """Why SPICE cannot run here.
+        """The reasons why SPICE cannot run here.
 
         Returns:
             `list[str]`: one line each; empty if nothing is missing.
@@ -113,7 +113,7 @@ class SpiceProgram:
         return [problem for problem in (self._java_problem(), self._files_problem()) if problem]
 
     def check(self) -> None:
-        """Refuse to run where SPICE cannot.
+        """Raise an error where SPICE cannot run.
 
         Raises:
             SpiceError: Java or files are missing or not right. All of it is named.
@@ -217,16 +217,16 @@ def parse_results(content: str, number: int) -> list[CategoryScores]:
         raise SpiceError(f"SPICE's result is not JSON ({error}): {content[:200]!r}") from error
     if not isinstance(rows, list):
         raise SpiceError(f"SPICE's result is a {type(rows).__name__}, expected a list: {content[:200]!r}")
-    found: dict[int, CategoryScores] = {}
+    scores_by_image: dict[int, CategoryScores] = {}
     for row in rows:
         image = row.get("image_id") if isinstance(row, dict) else None
-        if type(image) is not int or not 0 <= image < number or image in found:
+        if type(image) is not int or not 0 <= image < number or image in scores_by_image:
             raise SpiceError(f"SPICE's result has a row that is of no image, or of one twice: {str(row)[:200]}")
-        found[image] = read_scores(row.get("scores"), f"SPICE's result of image {image}")
-    missing = [image for image in range(number) if image not in found]
+        scores_by_image[image] = read_scores(row.get("scores"), f"SPICE's result of image {image}")
+    missing = [image for image in range(number) if image not in scores_by_image]
     if missing:
         raise SpiceError(f"SPICE's result has no scores of image {missing[0]} ({len(missing)} of {number} missing)")
-    return [found[image] for image in range(number)]
+    return [scores_by_image[image] for image in range(number)]
 
 
 def read_scores(scores: Any, where: str) -> CategoryScores:
@@ -244,22 +244,22 @@ def read_scores(scores: Any, where: str) -> CategoryScores:
     """
     if not isinstance(scores, Mapping) or not isinstance(scores.get("All"), Mapping):
         raise SpiceError(f"{where} has no scores of 'All': {str(scores)[:200]}")
-    read: CategoryScores = {}
+    numbers: CategoryScores = {}
     for category, values in scores.items():
         if not isinstance(values, Mapping):
             raise SpiceError(f"{where} has no numbers for {category!r}: {str(values)[:200]}")
-        read[category] = {}
+        numbers[category] = {}
         for name in ("f", "pr", "re", "tp", "fp", "fn"):
             value = values.get(name, "missing")
             undefined = value is None or (isinstance(value, float) and math.isnan(value))
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if undefined and category != "All" and name in ("f", "pr", "re"):
-                read[category][name] = math.nan
+                numbers[category][name] = math.nan
             elif not undefined and is_number and (0 <= value <= 1 if name in ("f", "pr", "re") else value >= 0):
-                read[category][name] = float(value)
+                numbers[category][name] = float(value)
             else:
                 raise SpiceError(f"{where} has {name} = {value!r} for {category!r}, expected a number")
-    return read
+    return numbers
 
 
 def _class_path(jar: Path) -> list[str]:
@@ -270,13 +270,13 @@ def _class_path(jar: Path) -> list[str]:
     except (OSError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
         raise SpiceError(f"{jar} is not a jar: {error}") from error
     unfolded = re.sub(r"\r?\n ", "", manifest)  # long lines are continued after a space
-    found = re.search(r"^Class-Path:(.*)$", unfolded, re.MULTILINE)
-    return found[1].split() if found else []
+    class_path = re.search(r"^Class-Path:(.*)$", unfolded, re.MULTILINE)
+    return class_path[1].split() if class_path else []
 
 
 def _run(command: list[str], folder: Path, timeout_s: float, images: int) -> str:
-    """Run a program in a process group of its own, and end the whole group if it takes too long. What it printed."""
-    log = folder / "printed.txt"  # a file: of a pipe, a process that outlives the group could keep us waiting
+    """Run a program in its own process group, end the group if it takes too long, and return what it printed."""
+    log = folder / "printed.txt"  # a file: a pipe would stay open as long as any process of the group
     with log.open("wb") as printed:
         try:
             process = subprocess.Popen(

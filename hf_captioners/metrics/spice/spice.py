@@ -1,7 +1,7 @@
-"""SPICE: what a caption says as objects, attributes and relations, compared with what the references say.
+"""SPICE: objects, attributes and relations of a caption, compared with those of its references.
 
 Anderson et al., 2016, "SPICE: Semantic Propositional Image Caption Evaluation". The number is that of the authors'
-program, which needs Java and Stanford CoreNLP and is optional: `java.py` says what must be where. Where it cannot
+program, which needs Java and Stanford CoreNLP and is optional: `java.py` lists what it needs. Where it cannot
 run, there is an error and no number.
 """
 
@@ -37,7 +37,7 @@ def spice(
     tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
 ) -> Scores:
-    """SPICE.
+    """Score captions with SPICE.
 
     Args:
         predictions (`Sequence[str]`): a caption per image.
@@ -113,13 +113,16 @@ def spice_categories(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     predictions, references = prepare_pairs(predictions, references, tokenized=True)
     program = SpiceProgram() if program is None else program
-    pairs: list[Pair] = [(one, tuple(several)) for one, several in zip(predictions, references, strict=True)]
+    pairs: list[Pair] = [
+        (prediction, tuple(image_references))
+        for prediction, image_references in zip(predictions, references, strict=True)
+    ]
     cache = None if cache_dir is None else SpiceCache(cache_dir, program.digest())
-    known: dict[Pair, CategoryScores] = {}
+    scores_of: dict[Pair, CategoryScores] = {}
     if cache is not None:
-        found = cache.find(list(dict.fromkeys(pairs)))
-        known = {pair: read_scores(scores, str(cache.path)) for pair, scores in found.items()}
-    new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+        cached = cache.find(list(dict.fromkeys(pairs)))
+        scores_of = {pair: read_scores(scores, str(cache.path)) for pair, scores in cached.items()}
+    new = [pair for pair in dict.fromkeys(pairs) if pair not in scores_of]
     if new:
         program.check()
     for start in range(0, len(new), batch_size):
@@ -127,8 +130,8 @@ def spice_categories(
         scored = dict(zip(batch, program.score(batch), strict=True))
         if cache is not None:
             cache.add(scored)
-        known |= scored
-    return [known[pair] for pair in pairs]
+        scores_of |= scored
+    return [scores_of[pair] for pair in pairs]
 
 
 def category_means(categories: Sequence[CategoryScores]) -> dict[str, float]:
@@ -153,7 +156,9 @@ def category_means(categories: Sequence[CategoryScores]) -> dict[str, float]:
     for scores in categories:
         for category, numbers in scores.items():
             values.setdefault(category, []).append(numbers["f"])
-    defined = {category: [one for one in several if not math.isnan(one)] for category, several in values.items()}
+    defined = {
+        category: [number for number in numbers if not math.isnan(number)] for category, numbers in values.items()
+    }
     return {
-        category: math.fsum(several) / len(several) if several else math.nan for category, several in defined.items()
+        category: math.fsum(numbers) / len(numbers) if numbers else math.nan for category, numbers in defined.items()
     }
