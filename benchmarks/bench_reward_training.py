@@ -138,7 +138,7 @@ class TrainerStep:
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> float:
-        """Learn from some rows; returns the loss."""
+        """Learn from some rows; return the loss."""
         trainer = self.trainer
         batches = iter([trainer.data_collator(rows)])
         (inputs,), items = trainer.get_batch_samples(batches, 1, trainer.args.device)

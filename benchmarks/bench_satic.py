@@ -97,7 +97,7 @@ def prefix_again(model: SaticForImageCaptioning, encoded: Any, words: int) -> No
 
 
 class Ends:
-    """Makes caption `i` end with its word `ends[i]`, counted from 1; put behind the generator of words."""
+    """Make caption `i` end with its word `ends[i]`, counted from 1; put behind the generator of words."""
 
     def __init__(self, ends: list[int], size: int) -> None:
         self.ends, self.size = ends, size

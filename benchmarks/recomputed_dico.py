@@ -43,7 +43,7 @@ class RecomputedStep:
         self.optimizer = torch.optim.AdamW(learning, lr=args.learning_rate, fused=True)  # as Trainer's
 
     def __call__(self, pixel_values: torch.Tensor) -> float:
-        """Learn from some pictures; returns the loss."""
+        """Learn from some pictures; return the loss."""
         pixel_values, part = pixel_values.to(self.policy.device), self.part
         self.policy.eval()  # the trainers leave it in training mode
         with part("vision tower"), torch.no_grad():

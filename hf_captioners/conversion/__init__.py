@@ -39,8 +39,7 @@ def convert(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ConversionReport | FrequencyReport:
-    """
-    Converts an original checkpoint into a folder that `from_pretrained` reads.
+    """Convert an original checkpoint into a folder that `from_pretrained` reads.
 
     Args:
         model_type (`str`):

@@ -77,8 +77,7 @@ def convert(
     convention: str | None = None,
     overwrite: bool = False,
 ) -> ConversionReport:
-    """
-    Converts a checkpoint into a folder for `from_pretrained`: detector and image processor.
+    """Convert a checkpoint into a folder for `from_pretrained`: detector and image processor.
 
     Args:
         checkpoint (`str` or `Path`):
@@ -131,8 +130,7 @@ def convert(
 
 
 def find_layout(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """
-    Tells a checkpoint's layout from the names and shapes of its tensors.
+    """Tell a checkpoint's layout from the names and shapes of its tensors.
 
     Args:
         path (`Path`): the checkpoint, for messages.
@@ -165,8 +163,7 @@ def build_config(
     objects: str | Path | None = None,
     attributes: str | Path | None = None,
 ) -> BottomUpConfig:
-    """
-    Makes the configuration from the shapes of the tensors and the original's settings.
+    """Make the configuration from the shapes of the tensors and the original's settings.
 
     Args:
         source ([`Source`]): the tensors.
@@ -230,8 +227,7 @@ def _caffe_anchor(anchor: list[float], path: str) -> list[float]:
 
 
 def read_sizes(source: Source, layout: str) -> dict[str, Any]:
-    """
-    Reads the sizes that tensors show, under the names of the configuration.
+    """Read the sizes that tensors show, under the names of the configuration.
 
     Args:
         source ([`Source`]): the tensors.
@@ -271,8 +267,7 @@ def read_sizes(source: Source, layout: str) -> dict[str, Any]:
 
 
 def rename(name: str, layout: str) -> str:
-    """
-    Gives an original tensor's name in the model.
+    """Give an original tensor's name in the model.
 
     Args:
         name (`str`): the original's name.
@@ -288,8 +283,7 @@ def rename(name: str, layout: str) -> str:
 
 
 def fill_model(source: Source, layout: str, config: BottomUpConfig) -> BottomUpForRegionFeatures:
-    """
-    Makes the model and gives it the original's weights.
+    """Make the model and give it the original's weights.
 
     Names and shapes of all tensors are compared with a model without storage before the first weight is read.
 

@@ -18,8 +18,7 @@ _MISSING = object()
 
 @dataclass
 class Settings:
-    """
-    What an original configuration says, in our names.
+    """What an original configuration says, in our names.
 
     Attributes:
         fields (`dict[str, Any]`): of the model's configuration.
@@ -128,8 +127,7 @@ _REQUIRED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def read_settings(original_config: str | Path | Mapping[str, Any] | None, layout: str) -> Settings:
-    """
-    Reads an original configuration.
+    """Read an original configuration.
 
     Args:
         original_config (`str`, `Path` or `Mapping`, *optional*): the YAML file, or its content.
@@ -203,8 +201,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def read_names(path: str | Path, key: str, count: int) -> list[str]:
-    """
-    Reads the names of classes or attributes, without background.
+    """Read the names of classes or attributes, without background.
 
     Args:
         path (`str` or `Path`): a text with a name per line, of which what stands before the first comma counts; or

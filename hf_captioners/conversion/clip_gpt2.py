@@ -50,8 +50,7 @@ def convert(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ConversionReport:
-    """
-    Converts a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
+    """Convert a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
 
     Args:
         checkpoint (`str` or `Path`):
@@ -111,8 +110,7 @@ def convert(
 
 
 def read_source(checkpoint: str | Path) -> Source:
-    """
-    Opens the checkpoint and says what of it is not used.
+    """Open the checkpoint and say what of it is not used.
 
     Args:
         checkpoint (`str` or `Path`): as in [`convert`].
@@ -127,8 +125,7 @@ def read_source(checkpoint: str | Path) -> Source:
 def read_sizes(
     source: Source, num_heads: int | None = None, normalize_prefix: bool | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """
-    Reads the sizes off the tensors.
+    """Read the sizes off the tensors.
 
     Args:
         source ([`Source`]): the tensors.
@@ -205,8 +202,7 @@ def _tokens(source: Source, name: str, width: int) -> int:
 
 
 def fill_model(source: Source, config: ClipGpt2Config, vision: PreTrainedModel | None) -> ClipGpt2ForImageCaptioning:
-    """
-    Makes the model and gives it the original's weights, and the image tower its own.
+    """Make the model and give it the original's weights, and the image tower its own.
 
     Names and shapes of all tensors are compared with a model without storage before the first weight is read.
 

@@ -107,8 +107,7 @@ def convert(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ConversionReport:
-    """
-    Converts a captioner into a folder for `from_pretrained`: model, generation defaults and processor.
+    """Convert a captioner into a folder for `from_pretrained`: model, generation defaults and processor.
 
     Args:
         checkpoint (`str` or `Path`):
@@ -166,8 +165,7 @@ def convert(
 
 
 def build_config(content: Any, where: str = CONFIG) -> DicoCaptionerConfig:
-    """
-    Makes the configuration from the original's.
+    """Make the configuration from the original's.
 
     Args:
         content (`Any`): what its `config.json` holds.
@@ -224,8 +222,7 @@ def _field(place: str, name: str) -> str:
 
 
 def read_source(weights: Path) -> Source:
-    """
-    Opens the weights and says what of them is not used.
+    """Open the weights and say what of them is not used.
 
     Args:
         weights (`Path`): a state dict as `.bin`, `.pth` or `.safetensors`, or in a checkpoint under a usual key.
@@ -238,8 +235,7 @@ def read_source(weights: Path) -> Source:
 
 
 def original_name(name: str) -> str:
-    """
-    Translates the name of a parameter into the original's, by `PREFIXES`.
+    """Translate the name of a parameter into the original's, by `PREFIXES`.
 
     Args:
         name (`str`): as in our `state_dict`.
@@ -261,8 +257,7 @@ def original_name(name: str) -> str:
 
 
 def fill_model(source: Source, config: DicoCaptionerConfig) -> DicoForImageCaptioning:
-    """
-    Makes the model and gives it the original's weights.
+    """Make the model and give it the original's weights.
 
     Names and shapes of all tensors are compared with a model without storage before the first weight is read.
 

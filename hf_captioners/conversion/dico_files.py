@@ -55,8 +55,7 @@ _Members = dict[str, Callable[[], IO[bytes] | None]]  # name in the archive -> h
 def opened_files(
     checkpoint: str | Path, original_config: str | Path | Mapping[str, Any] | None = None
 ) -> Iterator[tuple[Path, Any]]:
-    """
-    Finds the weights, and reads the configuration.
+    """Find the weights, and read the configuration.
 
     Args:
         checkpoint (`str` or `Path`): a folder, or one that holds that folder; an archive of one (`.zip`, `.tar`,

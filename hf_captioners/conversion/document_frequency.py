@@ -25,8 +25,7 @@ SUFFIX = ".safetensors"  # by which `hf-captioners evaluate` knows a saved file
 
 @dataclass(frozen=True)
 class FrequencyReport:
-    """
-    What a conversion of document frequencies did.
+    """What a conversion of document frequencies did.
 
     Attributes:
         out_path (`Path`): the file that was written, for [`DocumentFrequencies.load`].
@@ -43,8 +42,7 @@ class FrequencyReport:
 
 
 def convert(checkpoint: str | Path, out_path: str | Path, *, overwrite: bool = False) -> FrequencyReport:
-    """
-    Converts pickled document frequencies to a safetensors file. Documented at [`hf_captioners.conversion.convert`].
+    """Convert pickled document frequencies to a safetensors file. Documented at [`hf_captioners.conversion.convert`].
 
     Args:
         checkpoint (`str` or `Path`): the pickle.

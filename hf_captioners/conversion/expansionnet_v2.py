@@ -69,8 +69,7 @@ def convert(
     features_only: bool = False,
     overwrite: bool = False,
 ) -> ConversionReport:
-    """
-    Converts a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
+    """Convert a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
 
     Args:
         checkpoint (`str` or `Path`):
@@ -126,8 +125,7 @@ def convert(
 
 
 def read_source(checkpoint: str | Path, backbone: str | Path | None = None, features_only: bool = False) -> Source:
-    """
-    Opens the checkpoint, and the backbone's file if there is one, and says what of them is not used.
+    """Open the checkpoint, and the backbone's file if there is one, and say what of them is not used.
 
     Args:
         checkpoint, backbone, features_only: as in [`convert`].
@@ -171,8 +169,7 @@ def _read_backbone(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def original_name(name: str) -> str:
-    """
-    Translates the name of a parameter of our model into the original's, by `KEY_TABLE`.
+    """Translate the name of a parameter of our model into the original's, by `KEY_TABLE`.
 
     Args:
         name (`str`): as in the model's `state_dict`.
@@ -198,8 +195,7 @@ def original_name(name: str) -> str:
 
 
 def fill_model(source: Source, config: ExpansionNetV2Config) -> ExpansionNetV2ForImageCaptioning:
-    """
-    Makes the model and gives it the original's weights.
+    """Make the model and give it the original's weights.
 
     Names and shapes of all tensors are compared with a model without storage before the first weight is read.
 

@@ -51,8 +51,7 @@ _DROPOUTS = {
 
 
 def read_original_config(original_config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """
-    Reads the original constructor's arguments and checks their names.
+    """Read the original constructor's arguments and check their names.
 
     Args:
         original_config (`str`, `Path`, `Mapping` or `None`): JSON file or dict, in the original's names.
@@ -86,8 +85,7 @@ def read_original_config(original_config: str | Path | Mapping[str, Any] | None)
 def build_config(
     source: Source, given: Mapping[str, Any], words: WordVocabulary
 ) -> tuple[ExpansionNetV2Config, dict[str, Any]]:
-    """
-    Makes the configuration from the shapes of the tensors and the original's arguments.
+    """Make the configuration from the shapes of the tensors and the original's arguments.
 
     Args:
         source ([`Source`]): the tensors; without a used backbone the model is a features-only one.
@@ -174,8 +172,7 @@ def _vision_config(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_body_sizes(source: Source) -> Sizes:
-    """
-    Reads the sizes of encoder and decoder.
+    """Read the sizes of encoder and decoder.
 
     Args:
         source ([`Source`]): the tensors.
@@ -204,8 +201,7 @@ def read_body_sizes(source: Source) -> Sizes:
 
 
 def read_swin_sizes(source: Source) -> Sizes:
-    """
-    Reads the sizes of the backbone; the image size only when a shift mask shows it.
+    """Read the sizes of the backbone; the image size only when a shift mask shows it.
 
     Args:
         source ([`Source`]): the tensors, in the end-to-end checkpoint's names.

@@ -76,8 +76,7 @@ def convert(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ConversionReport:
-    """
-    Converts an evaluator into a folder for `CLIPModel.from_pretrained`, with its image processor.
+    """Convert an evaluator into a folder for `CLIPModel.from_pretrained`, with its image processor.
 
     Args:
         checkpoint (`str` or `Path`):
@@ -125,8 +124,7 @@ def convert(
 
 
 def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """
-    Reads what the tensors do not show.
+    """Read what the tensors do not show.
 
     Args:
         original_config: as in [`convert`].
@@ -157,8 +155,7 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dic
 
 
 def read_source(checkpoint: str | Path) -> Source:
-    """
-    Opens the evaluator's file.
+    """Open the evaluator's file.
 
     Args:
         checkpoint (`str` or `Path`): as in [`convert`].
@@ -183,8 +180,7 @@ def read_source(checkpoint: str | Path) -> Source:
 
 
 def build_config(source: Source, given: Mapping[str, Any]) -> tuple[CLIPConfig, dict[str, Any]]:
-    """
-    Makes the configuration from the shapes of the tensors.
+    """Make the configuration from the shapes of the tensors.
 
     Args:
         source ([`Source`]): the tensors.
@@ -256,8 +252,7 @@ def _text_config(source: Source, heads: int) -> dict[str, Any]:
 
 
 def original_name(name: str) -> str:
-    """
-    Translates the name of a parameter of `CLIPModel` into the original's, by `KEY_TABLE`.
+    """Translate the name of a parameter of `CLIPModel` into the original's, by `KEY_TABLE`.
 
     Args:
         name (`str`): as in the model's `state_dict`.
@@ -282,8 +277,7 @@ def original_name(name: str) -> str:
 
 
 def fill_model(source: Source, config: CLIPConfig) -> CLIPModel:
-    """
-    Makes the model and gives it the original's weights.
+    """Make the model and give it the original's weights.
 
     Names and shapes of all tensors are compared with a model without storage before the first weight is read.
 

@@ -34,8 +34,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 
 
 def show(value: Any) -> str:
-    """
-    Writes a value of a stranger into a message: short, however large and nested it is.
+    """Write a value of a stranger into a message: short, however large and nested it is.
 
     Args:
         value (`Any`): the value.
@@ -56,8 +55,7 @@ def show(value: Any) -> str:
 
 
 def scan_pickle(stream: BinaryIO, size: int, persistent_ids: bool = False) -> None:
-    """
-    Reads the opcodes of one pickle without executing them, and refuses what no file of plain values needs.
+    """Read the opcodes of one pickle without executing them, and refuse what no file of plain values needs.
 
     Args:
         stream (`BinaryIO`): at the beginning of the pickle; afterwards behind its end.
@@ -118,7 +116,7 @@ class _Weights:
             )
 
     def take(self, count: int, to_mark: bool) -> int:
-        """Removes what lies above the last mark, if so, and then `count` values; returns their weight."""
+        """Remove what lies above the last mark, if so, and then `count` values; return their weight."""
         stack, weight = self.stack, 0
         if to_mark:
             while one := stack.pop():
@@ -155,8 +153,7 @@ _FOLLOW = {
 
 
 def check_nesting(value: Any, size: int) -> None:
-    """
-    Counts the values in a loaded pickle with all references followed, in time proportional to what is really there.
+    """Count the values in a loaded pickle with all references followed, in time proportional to what is really there.
 
     Args:
         value (`Any`): what was loaded.

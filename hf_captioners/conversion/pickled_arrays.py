@@ -23,7 +23,7 @@ _NUMBERS = {"f2", "f4", "f8", "i4", "i8"}
 
 
 class _NumberType:
-    """Stands for a NumPy dtype."""
+    """Stand-in for a NumPy dtype."""
 
     __slots__ = ("code", "order")
 
@@ -35,7 +35,7 @@ class _NumberType:
 
 
 class _NumberTypes:
-    """Stands for `numpy.dtype`."""
+    """Stand-in for `numpy.dtype`."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class _NumberTypes:
 
 
 class _Array:
-    """Stands for a NumPy array: its shape, the type of its numbers, whether columns come first, and its bytes."""
+    """Stand-in for a NumPy array: its shape, the type of its numbers, whether columns come first, and its bytes."""
 
     __slots__ = ("columns_first", "content", "kind", "shape")
 
@@ -66,7 +66,7 @@ class _Array:
 
 
 class _Reconstruct:
-    """Stands for `numpy.core.multiarray._reconstruct`."""
+    """Stand-in for `numpy.core.multiarray._reconstruct`."""
 
     __slots__ = ()
 
@@ -75,13 +75,13 @@ class _Reconstruct:
 
 
 class _Named:
-    """Stands for `numpy.ndarray`, which is named but never called."""
+    """Stand-in for `numpy.ndarray`, which is named but never called."""
 
     __slots__ = ()
 
 
 class _Encode:
-    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
+    """Stand-in for `_codecs.encode`, with which protocol 2 writes bytes."""
 
     __slots__ = ()
 
@@ -102,8 +102,7 @@ ARRAYS: Mapping[str, Any] = MappingProxyType(
 
 
 def load_pickled_arrays(path: str | Path, keys: Sequence[str] = ("model",)) -> dict[str, Tensor]:
-    """
-    Loads a pickled dict of arrays without running code from it.
+    """Load a pickled dict of arrays without running code from it.
 
     Args:
         path (`str` or `Path`): the pickle.

@@ -38,8 +38,7 @@ class CheckpointError(ValueError):
 def load_checkpoint(
     path: str | Path, max_pickle_bytes: int = MAX_PICKLE_BYTES, max_shared_bytes: int = MAX_SHARED_BYTES
 ) -> dict[str, Tensor]:
-    """
-    Loads the model part of a checkpoint, on the CPU, without running code from it.
+    """Load the model part of a checkpoint, on the CPU, without running code from it.
 
     Args:
         path (`str` or `Path`):
@@ -93,8 +92,7 @@ def load_plain_pickle(
     stand_ins: Mapping[str, Any] = NO_STAND_INS,
     encoding: str = "utf-8",
 ) -> Any:
-    """
-    Reads a pickle of plain values: dict, list, tuple, set, str, bytes, int, float, bool and None, nothing else.
+    """Read a pickle of plain values: dict, list, tuple, set, str, bytes, int, float, bool and None, nothing else.
 
     Args:
         path (`str` or `Path`): the pickle.
@@ -140,8 +138,7 @@ def load_plain_pickle(
 
 
 def load_json(path: str | Path, max_bytes: int = MAX_PLAIN_BYTES) -> Any:
-    """
-    Reads a JSON file (UTF-8).
+    """Read a JSON file (UTF-8).
 
     Args:
         path (`str` or `Path`): the file.
@@ -274,7 +271,7 @@ def _check_state(path: Path, state: Mapping[Any, Any], where: str) -> None:
 
 
 def _check_shared(path: Path, tensors: Iterable[SavedTensor], limit: int) -> None:
-    """Compares what the tensors have in all with what is stored, each storage once."""
+    """Compare what the tensors have in all with what is stored, each storage once."""
     claimed, stored = 0, {}
     for saved in tensors:
         claimed += saved.nbytes

@@ -43,8 +43,7 @@ def convert(
     num_heads: int | None = None,
     overwrite: bool = False,
 ) -> ConversionReport:
-    """
-    Converts a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
+    """Convert a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
 
     The model trains on with `training_mask="original"`, as it was trained.
 
@@ -102,8 +101,7 @@ def convert(
 
 
 def read_source(checkpoint: str | Path) -> Source:
-    """
-    Opens the checkpoint and says what of it is not used.
+    """Open the checkpoint and say what of it is not used.
 
     Args:
         checkpoint: as in [`convert`].
@@ -126,8 +124,7 @@ def read_source(checkpoint: str | Path) -> Source:
 
 
 def build_config(source: Source, infos: Infos, num_heads: int) -> SaticConfig:
-    """
-    Makes the configuration from the shapes of the tensors and the options.
+    """Make the configuration from the shapes of the tensors and the options.
 
     Args:
         source ([`Source`]): the tensors.
@@ -193,8 +190,7 @@ def _read_sizes(source: Source) -> dict[str, Any]:
 
 
 def fill_model(source: Source, config: SaticConfig) -> SaticForImageCaptioning:
-    """
-    Makes the model and gives it the original's weights.
+    """Make the model and give it the original's weights.
 
     Names and shapes of all tensors are compared with a model without storage before the first weight is read.
 

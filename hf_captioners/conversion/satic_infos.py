@@ -29,8 +29,7 @@ AUTOREGRESSIVE = "transformer"  # the caption model of a teacher; SATIC is "sat"
 
 @dataclass(frozen=True)
 class Infos:
-    """
-    The content of an infos file.
+    """The content of an infos file.
 
     Attributes:
         path (`Path`): the file, for messages.
@@ -50,8 +49,7 @@ class Infos:
         return len(self.words) - 1 if self.words[-1] == UNKNOWN else None
 
     def number(self, name: str, default: int | None = None) -> int:
-        """
-        An option that is a whole number.
+        """An option that is a whole number.
 
         Args:
             name (`str`): the option.
@@ -70,8 +68,7 @@ class Infos:
 
 
 def read_infos(path: str | Path) -> Infos:
-    """
-    Reads an infos file without running anything that is inside.
+    """Read an infos file without running anything that is inside.
 
     Args:
         path (`str` or `Path`): `infos_<id>.pkl` or `infos_<id>-best.pkl`.
@@ -117,8 +114,7 @@ def _words(vocab: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
 
 
 def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTokenizerFast:
-    """
-    Makes the tokenizer of an infos file's words.
+    """Make the tokenizer of an infos file's words.
 
     The original learns from Karpathy's tokens, which are the runs of letters and digits of a caption in lower case; so
     are the tokens here. If some words of the vocabulary are not of that kind, captions are split at white space only.

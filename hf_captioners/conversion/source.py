@@ -16,8 +16,7 @@ Targets = Mapping[str, Mapping[str, torch.Size]]
 
 @dataclass
 class Source:
-    """
-    The tensors of a conversion. They may be memory-mapped: only [`state_dict`] reads them.
+    """The tensors of a conversion. They may be memory-mapped: only [`state_dict`] reads them.
 
     Attributes:
         path (`Path`): the checkpoint, for messages.
@@ -63,8 +62,7 @@ class Source:
         return list(self.tensors[name].shape)
 
     def count(self, prefix: str) -> int:
-        """
-        Number of layers: how many of `prefix` + 0, 1, 2... have tensors, without a gap.
+        """Number of layers: how many of `prefix` + 0, 1, 2... have tensors, without a gap.
 
         Raises:
             ConversionError: more than `MAX_LAYERS`; a model of so many would take minutes to make.
@@ -76,8 +74,7 @@ class Source:
         return found
 
     def check_places(self, places: Iterable[tuple[str, int]], what: str) -> None:
-        """
-        Checks that sizes can be read.
+        """Check that sizes can be read.
 
         Args:
             places (`Iterable[tuple[str, int]]`): names of tensors and the axis that will be read.
@@ -97,8 +94,7 @@ class Source:
         raise_problems(f"{self.path}: not {what}", list(dict.fromkeys(problems)))
 
     def check(self, targets: Targets) -> None:
-        """
-        Compares names, shapes and dtypes with a model's, without reading a tensor.
+        """Compare names, shapes and dtypes with a model's, without reading a tensor.
 
         Args:
             targets: original name -> {our name: shape}.
@@ -110,8 +106,7 @@ class Source:
         raise_problems(str(self.path), [*self._wrong(targets), *self._extra(targets)])
 
     def state_dict(self, targets: Targets) -> dict[str, Tensor]:
-        """
-        Makes the model's state dict.
+        """Make the model's state dict.
 
         Args:
             targets: original name -> {our name: shape}, checked by [`check`].

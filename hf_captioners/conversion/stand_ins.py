@@ -36,11 +36,11 @@ class SealedType(type):
 
 
 class OptionBag(metaclass=SealedType):
-    """Stands for `argparse.Namespace`: attributes and nothing else; `vars(bag)` are the options."""
+    """Stand-in for `argparse.Namespace`: attributes and nothing else; `vars(bag)` are the options."""
 
 
 class Unread(metaclass=SealedType):
-    """Stands for an object of any class: it takes what the pickle does with it, and keeps nothing.
+    """Stand-in for an object of any class: it takes what the pickle does with it, and keeps nothing.
 
     Attributes:
         class_name (`str`): the full name of what it stands for.
@@ -65,7 +65,7 @@ class Unread(metaclass=SealedType):
         pass
 
     def append(self, value: Any) -> None:
-        """Ignores a value, as for a subclass of `list`."""
+        """Ignore a value, as for a subclass of `list`."""
 
     extend = add = append
 
@@ -74,8 +74,7 @@ class Unread(metaclass=SealedType):
 
 
 def unread_class(module: str, name: str) -> type[Unread]:
-    """
-    Makes the stand-in for a class or function that is not read.
+    """Make the stand-in for a class or function that is not read.
 
     Args:
         module (`str`), name (`str`): what the pickle asks for.
@@ -106,13 +105,13 @@ def unread_class(module: str, name: str) -> type[Unread]:
 
 
 class Named:
-    """Stands for a class that is named but never called."""
+    """Stand-in for a class that is named but never called."""
 
     __slots__ = ()
 
 
 class _EmptyDict:
-    """Stands for `collections.defaultdict`: called with whatever factory, it gives a plain dict to be filled."""
+    """Stand-in for `collections.defaultdict`: called with whatever factory, it gives a plain dict to be filled."""
 
     __slots__ = ()
 
@@ -142,7 +141,7 @@ class _NumberType:
 
 
 class _MakeNumberType:
-    """Stands for `numpy.dtype`."""
+    """Stand-in for `numpy.dtype`."""
 
     __slots__ = ()
 
@@ -157,7 +156,7 @@ _FORMATS = {
 
 
 class _MakeNumber:
-    """Stands for NumPy's scalars: the `int`, `float`, `bool` or `str`; `None` for any other type."""
+    """Stand-in for NumPy's scalars: the `int`, `float`, `bool` or `str`; `None` for any other type."""
 
     __slots__ = ()
 
@@ -173,7 +172,7 @@ class _MakeNumber:
 
 
 class _EncodeLatin1:
-    """Stands for `_codecs.encode`, with which protocol 2 writes bytes."""
+    """Stand-in for `_codecs.encode`, with which protocol 2 writes bytes."""
 
     __slots__ = ()
 
@@ -184,7 +183,7 @@ class _EncodeLatin1:
 
 
 class _Reconstruct:
-    """Stands for `copyreg._reconstructor`, with which protocols 0 and 1 make an `argparse.Namespace`."""
+    """Stand-in for `copyreg._reconstructor`, with which protocols 0 and 1 make an `argparse.Namespace`."""
 
     __slots__ = ()
 
@@ -197,7 +196,7 @@ class _Reconstruct:
 
 
 class _JoinPath:
-    """Stands for the paths of `pathlib`: the text."""
+    """Stand-in for the paths of `pathlib`: the text."""
 
     __slots__ = ()
 

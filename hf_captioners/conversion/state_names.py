@@ -26,8 +26,7 @@ AVERAGED = "n_averaged"  # the counter of torch.optim.swa_utils.AveragedModel, b
 
 
 def find_state(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> tuple[Mapping[Any, Any], list[str]]:
-    """
-    Finds the state dict in a checkpoint.
+    """Find the state dict in a checkpoint.
 
     Args:
         content (`Mapping`): the checkpoint.
@@ -67,8 +66,7 @@ def _has_tensors(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool], d
 
 
 def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
-    """
-    Removes the prefixes of wrappers from the names of a state dict.
+    """Remove the prefixes of wrappers from the names of a state dict.
 
     Args:
         names (`Iterable[str]`): all names.

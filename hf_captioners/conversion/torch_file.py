@@ -61,7 +61,7 @@ _STORAGES: Mapping[str, torch.dtype] = {
 
 
 class StorageType:
-    """Stands for a class of storages; only its dtype is read."""
+    """Stand-in for a class of storages; only its dtype is read."""
 
     __slots__ = ("dtype",)
 
@@ -134,7 +134,7 @@ class SavedTensor:
 
 
 class _Rebuild:
-    """Stands for a function of `torch._utils` that makes an ordinary tensor."""
+    """Stand-in for a function of `torch._utils` that makes an ordinary tensor."""
 
     __slots__ = ()
 
@@ -148,7 +148,7 @@ class _Rebuild:
 
 
 class _Odd:
-    """Stands for a function of `torch._utils` that makes a tensor of another kind."""
+    """Stand-in for a function of `torch._utils` that makes a tensor of another kind."""
 
     __slots__ = ("kind",)
 
@@ -160,7 +160,7 @@ class _Odd:
 
 
 class _Parameter:
-    """Stands for the functions that make a parameter of a tensor."""
+    """Stand-in for the functions that make a parameter of a tensor."""
 
     __slots__ = ()
 
@@ -169,7 +169,7 @@ class _Parameter:
 
 
 class _FromType:
-    """Stands for `torch._tensor._rebuild_from_type_v2`, of a tensor with attributes or of a subclass."""
+    """Stand-in for `torch._tensor._rebuild_from_type_v2`, of a tensor with attributes or of a subclass."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ class _FromType:
 
 
 class _Size:
-    """Stands for `torch.Size`."""
+    """Stand-in for `torch.Size`."""
 
     __slots__ = ()
 
@@ -189,7 +189,7 @@ class _Size:
 
 
 class SavedDict(dict[Any, Any], metaclass=SealedType):
-    """Stands for the dictionaries of `collections`; attributes, as `_metadata` of a state dict, are left out."""
+    """Stand-in for the dictionaries of `collections`; attributes, as `_metadata` of a state dict, are left out."""
 
     __slots__ = ()
 
@@ -198,7 +198,7 @@ class SavedDict(dict[Any, Any], metaclass=SealedType):
 
 
 class _DefaultDict:
-    """Stands for `collections.defaultdict`."""
+    """Stand-in for `collections.defaultdict`."""
 
     __slots__ = ()
 
@@ -234,7 +234,7 @@ _UNNAMED = ("builtins.", "__builtin__.", "_codecs.", "copyreg.", "copy_reg.", "t
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes plain values, descriptions of tensors, and `Unread` of everything else."""
+    """Make plain values, descriptions of tensors, and `Unread` of everything else."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin-1")
@@ -269,8 +269,7 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass
 class TorchFile:
-    """
-    A file of `torch.save`, of which the pickle was read.
+    """A file of `torch.save`, of which the pickle was read.
 
     Attributes:
         path (`Path`): the file.
@@ -286,8 +285,7 @@ class TorchFile:
     _mapped: Any = field(default=None, repr=False)
 
     def tensor(self, saved: SavedTensor) -> Tensor:
-        """
-        Makes a tensor, a view of the file.
+        """Make a tensor, a view of the file.
 
         Args:
             saved ([`SavedTensor`]): from `content`; its [`~SavedTensor.problem`] is empty.
@@ -317,8 +315,7 @@ class TorchFile:
 
 
 def open_torch_file(path: Path, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
-    """
-    Reads the pickle of a file of `torch.save`, and where its storages are.
+    """Read the pickle of a file of `torch.save`, and where its storages are.
 
     Args:
         path (`Path`): a regular file.

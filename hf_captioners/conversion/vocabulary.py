@@ -19,8 +19,7 @@ Vocabulary = str | Path | Sequence[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class WordVocabulary:
-    """
-    Words in the order of their ids, and which of them are special.
+    """Words in the order of their ids, and which of them are special.
 
     Attributes:
         words (`list[str]`): index = id.
@@ -39,8 +38,7 @@ class WordVocabulary:
 def read_vocabulary(
     source: Vocabulary, special: Mapping[str, int] | None = None, default_special: Mapping[str, int] | None = None
 ) -> WordVocabulary:
-    """
-    Reads a vocabulary and finds its special tokens.
+    """Read a vocabulary and find its special tokens.
 
     Args:
         source (`str`, `Path`, `Sequence[str]` or `Mapping`):

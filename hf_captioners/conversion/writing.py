@@ -40,8 +40,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """
-    What a conversion did.
+    """What a conversion did.
 
     Attributes:
         out_dir (`Path`): the folder that was written.
@@ -63,8 +62,7 @@ class ConversionReport:
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:
-    """
-    Raises one error for all problems found, if there are any.
+    """Raise one error for all problems found, if there are any.
 
     Args:
         title (`str`): what was being checked, with the file's name.
@@ -93,8 +91,7 @@ def raise_problems(title: str, problems: Sequence[str]) -> None:
 
 
 def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path:
-    """
-    Checks that a folder may be written (again), and brings back what a conversion that was killed had set aside.
+    """Check that a folder may be written (again), and bring back what a conversion that was killed had set aside.
 
     Args:
         out_dir (`str` or `Path`): the folder; it need not exist.
@@ -134,8 +131,7 @@ def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path
 
 @contextmanager
 def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) -> Iterator[Path]:
-    """
-    Gives an empty temporary folder beside `out_dir` that takes its name when the block ends well.
+    """Give an empty temporary folder beside `out_dir` that takes its name when the block ends well.
 
     Args:
         out_dir, model_type, overwrite: as in [`check_out_dir`].
@@ -170,7 +166,7 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Renames `temporary` to `target`; a folder in its place is set aside first and comes back if that fails."""
+    """Rename `temporary` to `target`; a folder in its place is set aside first and comes back if that fails."""
     if not target.exists():
         temporary.rename(target)
         return
@@ -186,7 +182,7 @@ def _swap(temporary: Path, target: Path) -> None:
 
 
 def _bring_back(target: Path) -> None:
-    """Undoes what a process that was killed in [`_swap`] has left."""
+    """Undo what a process that was killed in [`_swap`] has left."""
     if any(is_in_use(path) for path in working_folders(target.parent, f".{target.name}.", ".new")):
         return
     for previous in working_folders(target.parent, f"{target.name}.old-"):

@@ -354,7 +354,7 @@ def _draw_band(axes: Axes, chart: _Chart, run: RunLog, key: str, color: str, win
 
 
 def _draw_line(axes: Axes, points: Points, color: str, dashes: Any, window: int, evaluated: bool) -> float:
-    """One quantity of one run; returns where its line ends."""
+    """One quantity of one run; return where its line ends."""
     steps, values = points
     finite, mean = np.isfinite(values), _mean(values, window)
     if window > 1:

@@ -279,7 +279,7 @@ def _single(scores: Scores, index: int) -> dict[str, float]:
 
 
 def _thumbnail(picture: str | Path | None, folder: Path, index: int) -> tuple[str | None, str]:
-    """Write a small copy of a picture; returns its path in the folder, or why there is none."""
+    """Write a small copy of a picture; return its path in the folder, or why there is none."""
     if picture is None:
         return None, "no picture given"
     try:
