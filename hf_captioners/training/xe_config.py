@@ -20,7 +20,12 @@ class XEConfig(CaptionerTrainingArguments):
             Probability mass of the other words, as the model's own loss defines it.
         max_unknown_words (`float`, defaults to 0.25):
             Share of the words of the training captions that may be unknown to a captioner with a vocabulary of words;
-            above it, training does not begin. See [`extend_vocabulary`].
+            above it, training does not begin.
+        extend_vocabulary (`bool`, defaults to `False`):
+            Give the captioner the words of the training captions that it does not know, see [`extend_vocabulary`]. Its
+            old words stay as they are; model and processor are changed in place, and saved with the new words.
+        extend_min_count (`int`, defaults to 5):
+            Of these, words seen less often stay unknown.
     """
 
     captions_per_image: int = field(default=1, metadata={"help": "Captions of a picture in a batch."})
@@ -32,10 +37,14 @@ class XEConfig(CaptionerTrainingArguments):
         default=0.25,
         metadata={"help": "Share of the training captions' words, from 0 to 1, that the captioner may not know."},
     )
+    extend_vocabulary: bool = field(
+        default=False, metadata={"help": "Give the captioner the training captions' words that it does not know."}
+    )
+    extend_min_count: int = field(default=5, metadata={"help": "Of these, words seen less often stay unknown."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("captions_per_image", "eval_captions_per_image")
+        self.check_at_least_one("captions_per_image", "eval_captions_per_image", "extend_min_count")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor must be in [0, 1), not {self.label_smoothing_factor}.")
         if not 0 <= self.max_unknown_words <= 1:

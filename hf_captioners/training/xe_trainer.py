@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..data.printable import printable
+from ..data.rows import training_captions
 from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_vocabulary import extend_vocabulary
 from .collator import CaptionCollator
 from .policy import policy_of, without_adapters
 from .rows import check_vocabulary
 from .trainer import CaptionerTrainer
 from .xe_config import XEConfig
+
+logger = logging.getLogger(__name__)
 
 
 class XETrainer(CaptionerTrainer):
@@ -30,7 +36,8 @@ class XETrainer(CaptionerTrainer):
         kwargs: further arguments of [`CaptionerTrainer`] and of `Trainer`, as `peft_config`.
 
     Raises:
-        ValueError: see [`CaptionerTrainer`].
+        ValueError: see [`CaptionerTrainer`]; `args.extend_vocabulary` for a model with adapters or
+            without a vocabulary of words.
 
     Example:
 
@@ -56,6 +63,8 @@ class XETrainer(CaptionerTrainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("XETrainer: give the captioner's processor as processing_class.")
+        if args.extend_vocabulary:
+            _extend_vocabulary(model, args, train_dataset, processing_class, kwargs.get("peft_config"))
         if data_collator is None:
             data_collator = CaptionCollator(
                 processing_class,
@@ -99,3 +108,16 @@ class XETrainer(CaptionerTrainer):
             loss = self.compute_loss(model, {**own, **divisor}).detach()
         self._metrics["eval"].add_mean("loss", loss, words * counts)
         return loss, None, None
+
+
+def _extend_vocabulary(model: Any, args: XEConfig, rows: Any, processor: Any, peft_config: Any) -> None:
+    """Give a captioner the words of its training captions."""
+    if peft_config is not None or not isinstance(model, CaptionerPreTrainedModel):
+        raise ValueError(
+            f"extend_vocabulary is for a captioner of this package without adapters, not for a {type(model).__name__}"
+            f"{' with new adapters' if peft_config is not None else ''}: adapters do not hold new words. Extend the "
+            "captioner first (hf_captioners.extend_vocabulary), save it, and train adapters of that."
+        )
+    words = extend_vocabulary(model, processor, training_captions(rows), args.extend_min_count)
+    named = ", ".join(repr(word) for word in words[:5])
+    logger.info("extend_vocabulary: %d new words%s", len(words), printable(f", such as {named}" if words else ""))

@@ -6,9 +6,12 @@ import logging
 import random
 
 import pytest
+import torch
 from contracts.reward_policies import reward_trainer, tiny_policy, tiny_processor, tiny_rows
 from contracts.tiny_clip_gpt2 import bpe_tokenizer
 from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
 
 from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer, build_vocabulary, build_word_tokenizer
 from hf_captioners.training.collator import CaptionCollator, RewardCollator
@@ -143,6 +146,29 @@ class TestVocabulary:
         with pytest.raises(ValueError, match=r"100.0% of the words of the training captions"):
             trainer.train()
         assert list(tmp_path.iterdir()) == []
+
+    def test_training_with_new_words(self, rows, tmp_path):
+        options = {"report_to": "none", "use_cpu": True, "max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+        args = XEConfig(output_dir=str(tmp_path), extend_vocabulary=True, extend_min_count=len(rows), **options)
+        model, processor = tiny_policy("expansionnet_v2"), tiny_processor("expansionnet_v2")
+        size = len(model.get_input_embeddings().weight)
+        old = model.get_input_embeddings().weight[0].clone()
+        strange = [{**row, "captions": [f"zebra crossing {row['image_id']}"]} for row in rows]  # numbers are seen once
+        args.max_unknown_words = 0.4
+        trainer = XETrainer(model, args, strange, processing_class=processor)
+        trainer.train()
+        trainer.save_model()
+        loaded = type(model).from_pretrained(tmp_path)
+        assert len(loaded.get_input_embeddings().weight) == size + 2 == loaded.config.vocab_size
+        assert torch.equal(loaded.get_input_embeddings().weight[0], old)  # of a word that no caption had
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        assert tokenizer.convert_ids_to_tokens([size, size + 1]) == ["crossing", "zebra"]
+
+    def test_adapters_hold_no_new_words(self, rows, tmp_path):
+        args = XEConfig(output_dir=str(tmp_path), extend_vocabulary=True, report_to="none", use_cpu=True)
+        model, processor = tiny_policy("expansionnet_v2"), tiny_processor("expansionnet_v2")
+        with pytest.raises(ValueError, match=r"with new adapters: .* Extend the captioner first"):
+            XETrainer(model, args, rows, processing_class=processor, peft_config=LoraConfig())
 
     @pytest.mark.parametrize("share", [-0.1, 1.1])
     def test_a_share(self, share, tmp_path):
