@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,10 @@ from ...data.captions.distill import distill_captions
 from ...data.captions.folder import load_folder
 from ...data.captions.karpathy import load_karpathy
 from ...data.features.store import FeatureStore
+from ...data.picture_check import check_pictures
 from ...data.rows import attach_features, check_captions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -26,6 +30,7 @@ class DataArguments:
         train_split (`str`, defaults to `"train+restval"`), eval_split (`str`, defaults to `"val"`): of `annotations`.
         distilled (`str`, *optional*): a teacher's captions, in the place of the references of the training rows.
         missing_distilled (`str`, defaults to `"error"`): `"keep"` the references of pictures that the teacher left out.
+        check_pictures (`bool`, defaults to `True`): look at the headers of all pictures first.
     """
 
     annotations: str | None = field(default=None, metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
@@ -58,6 +63,12 @@ class DataArguments:
     missing_distilled: str = field(
         default="error", metadata={"help": "'keep' the references of pictures without captions of the teacher."}
     )
+    check_pictures: bool = field(
+        default=True,
+        metadata={
+            "help": "Look at the headers of all pictures before the first step; broken and missing ones are named."
+        },
+    )
 
 
 def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
@@ -82,6 +93,7 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
         train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
     if arguments.distilled is not None:
         train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
+    _check_rows(arguments, train, evaluation)
     if arguments.features is None:
         return train, evaluation
     store = FeatureStore(arguments.features)
@@ -89,6 +101,25 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
         None if rows is None else attach_features(rows, store, keep_images=True) for rows in (train, evaluation)
     ]
     return with_features[0], with_features[1]
+
+
+def _check_rows(arguments: DataArguments, train: Any, evaluation: Any) -> None:
+    """Find before the first step what would be found after the last one."""
+    if evaluation is not None and len(evaluation) == 1:
+        logger.warning(
+            "there is 1 picture to evaluate on: CIDEr and CIDEr-D of a single picture are 0, whatever its caption; "
+            "evaluate on more, or by the loss"
+        )
+    if not arguments.check_pictures or arguments.features is not None:
+        return
+    for name, rows in (("training", train), ("validation", evaluation)):
+        if rows is not None and "image" in rows.column_names:
+            try:
+                check_pictures(rows, f"pictures of {name}")
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; mend them, or go on without this check by --check_pictures false"
+                ) from error
 
 
 def _load_split(arguments: DataArguments, split: str) -> Any:

@@ -6,9 +6,9 @@ The layout is that of `imagefolder` of `datasets`: pictures, and beside them a `
 
 or a `metadata.csv`. What is decided here:
 
-1. A split is a folder, a link to one, or an archive (`train.zip`) of that name or of one of its usual others (`val`).
-   A folder without splits whose metadata file lies in it is `train` alone; its metadata file may also name pictures of
-   splits (`train/cat.jpg`). Pictures may be in archives beside the metadata file.
+1. A split is a folder, or a link to one, of that name or of one of its usual others (`val`). A folder without splits
+   whose metadata file lies in it is `train` alone; its metadata file may also name pictures of splits
+   (`train/cat.jpg`). Archives are not read, and named where pictures are missing.
 2. `captions` is a list; `caption` and `text` are a caption or a list of them. Lines of one picture with a caption each
    are put together; two lists of one picture are an error. `image` and `filename` are read like `file_name`.
 3. The `image_id` of a row is that of the metadata file, or else the picture's path in the folder, `train/cat.jpg`: the
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -123,6 +124,9 @@ def _places(root: Path) -> list[_Place]:
         if split in folders:
             raise CaptionFileError(f"{root}: {folders[split].name}/ and {path.name}/ are both {split}, expected one")
         folders[split] = path
+    archives = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(ARCHIVES))
+    if not folders and archives:
+        raise CaptionFileError(f"{root}: no train/ in it, but {_some(archives)}; unpack it, archives are not read")
     if not folders:
         raise CaptionFileError(
             f"{root}: no train/ with pictures and a {METADATA[0]} in it, and no {METADATA[0]} of its own; it has "
@@ -215,7 +219,9 @@ def _read_place(place: _Place, missing: str) -> list[Row]:
     if absent:
         problem = f"{place.metadata}: {len(absent)} of {len(rows)} pictures are missing: {_some(absent)}"
         if missing == "error" or len(absent) == len(rows):
-            raise FileNotFoundError(f"{problem}. A picture is looked for beside {place.metadata.name}")
+            archives = sorted(name for name in pictures.files if name.lower().endswith(ARCHIVES))
+            hint = f"; unpack {_some(archives)}, archives are not read" if archives else ""
+            raise FileNotFoundError(f"{problem}. A picture is looked for beside {place.metadata.name}{hint}")
         logger.warning("%s; they are left out", problem)
     pictures.tell_left_out()
     return [row for row in rows if row["image"] is not None]

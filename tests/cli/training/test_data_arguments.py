@@ -99,6 +99,19 @@ def test_a_folder_with_features_by_the_ids_of_its_pictures(tmp_path):
     assert train[0]["captions"] == ["a black square"]
 
 
+def test_broken_pictures_are_named_before_the_first_step(annotations, tmp_path, caplog):
+    for i in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    options = {"annotations": annotations, "image_root": str(tmp_path)}
+    train, _ = load_rows(DataArguments(**options))
+    assert len(train) == 2 and "1 picture to evaluate on" in caplog.text
+    (tmp_path / "2.png").write_text("no picture")
+    message = r"validation: 1 of 1 pictures cannot be opened: .*2\.png \(not a readable .* --check_pictures false"
+    with pytest.raises(ValueError, match=message):
+        load_rows(DataArguments(**options))
+    assert len(load_rows(DataArguments(**options, check_pictures=False))[0]) == 2
+
+
 @pytest.mark.parametrize("caption", ["", " . "])
 def test_captions_without_a_word(annotations, features, caption):
     content = json.loads(Path(annotations).read_text())

@@ -21,6 +21,7 @@ def picture(path, colour="red"):
 def make(root, lines, split="train", pictures=("a.png", "b.png"), metadata="metadata.jsonl"):
     """A split with pictures and a metadata file of these lines."""
     folder = root / split
+    folder.mkdir(parents=True, exist_ok=True)
     for name in pictures:
         picture(folder / name)
     text = lines if isinstance(lines, str) else "".join(json.dumps(line) + "\n" for line in lines)
@@ -139,6 +140,18 @@ class TestLeftOut:
         with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures are missing: train/b\.png"):
             read_folder(root)
         assert len(read_folder(root, missing="drop")["train"]) == 1
+
+    def test_archives_are_named(self, tmp_path):
+        root = make(tmp_path / "one", TWO, pictures=[])
+        (root / "train" / "pictures.zip").touch()
+        with pytest.raises(
+            FileNotFoundError, match=r"2 of 2 pictures are missing: .* unpack pictures\.zip, archives are"
+        ):
+            read_folder(root)
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two" / "train.tar.gz").touch()
+        with pytest.raises(CaptionFileError, match=r"no train/ in it, but train\.tar\.gz; unpack it"):
+            read_folder(tmp_path / "two")
 
     def test_a_loop_of_links(self, tmp_path):
         root = make(tmp_path, TWO)

@@ -106,6 +106,7 @@ class TestRefusedAtWriting:
             (torch.ones(1, 3, 4), r"of shape \[1, 3, 4\]"),
             (torch.ones(0, 4), "with at least one token"),
             (torch.ones(3, 4, dtype=torch.int64), "torch.int64 of shape"),
+            (torch.ones(3, 4, dtype=torch.complex64), "torch.complex64 of shape"),
         ],
     )
     def test_features(self, tmp_path, features, message):

@@ -1,0 +1,103 @@
+"""A quick pass over the headers of a data set's pictures, before a training begins that would meet them much later."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
+
+from PIL import Image
+
+from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
+from ..modeling.captioner_image_limits import MAX_BYTES, MAX_PIXELS, limit_of
+from .files import regular_file
+from .printable import printable
+from .rows import undecoded
+
+logger = logging.getLogger(__name__)
+
+_THREADS, _SHOWN = 8, 5
+# what PIL's parsers let out of a broken header
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
+
+
+class BrokenPicturesError(ValueError):
+    """Pictures of a data set that cannot be opened; the message counts them and names the first."""
+
+
+def check_pictures(rows: Any, source: str) -> None:
+    """Look at the header of each picture: whether it is there, a picture, and within the limits.
+
+    Pixels are not decoded, so a picture that is cut off behind its header is not noticed. Pictures behind URLs are
+    passed over.
+
+    Args:
+        rows (`datasets.Dataset`): with a column `image`.
+        source (`str`): where they are from, for the message.
+
+    Raises:
+        BrokenPicturesError: pictures are missing or broken.
+
+    Example:
+
+    ```python
+    >>> import datasets
+    >>> from hf_captioners.data.picture_check import check_pictures
+    >>> check_pictures(datasets.Dataset.from_dict({"image": ["a.png"]}).cast_column("image", datasets.Image()), "mine")
+    Traceback (most recent call last):
+        ...
+    hf_captioners.data.picture_check.BrokenPicturesError: mine: 1 of 1 pictures cannot be opened: a.png (no such file)
+
+    ```
+    """
+    pictures = undecoded(rows)["image"]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_pictures") as pool:
+        faults = [fault for fault in pool.map(_fault, pictures, chunksize=64) if fault is not None]
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise BrokenPicturesError(
+            f"{source}: {len(faults)} of {len(pictures)} pictures cannot be opened: {', '.join(faults[:_SHOWN])}{more}"
+        )
+    logger.info("%s: the headers of %d pictures are fine", source, len(pictures))
+
+
+def _fault(picture: Any) -> str | None:
+    """The name of a picture and why it cannot be opened; `None` if its header is fine."""
+    encoded = picture if isinstance(picture, Mapping) else {"path": picture, "bytes": None}
+    content, path = encoded.get("bytes"), encoded.get("path")
+    if isinstance(path, Image.Image) or (content is None and "://" in str(path)):
+        return None
+    try:
+        if content is not None:
+            _check_header(io.BytesIO(content), len(content))
+        else:
+            with regular_file(str(path), "picture").open("rb") as file:
+                _check_header(file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        return printable(f"{path} (no such file)")
+    except _BROKEN as error:
+        return printable(f"{path or '<bytes>'} ({error})")
+    return None
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    if size == 0:
+        raise ValueError("the file is empty")
+    if size > (limit := limit_of("bytes", MAX_BYTES)):
+        raise ValueError(f"{size} bytes, more than the {limit} allowed")
+    kind = sniff_format(file.read(SIGNATURE_BYTES))
+    if kind in UNREAD_FORMATS and kind not in readable_formats():
+        raise ValueError(f"a picture in {UNREAD_FORMATS[kind]}")
+    if kind == "HEIF":
+        return
+    file.seek(0)
+    try:
+        with Image.open(file, formats=[name for name in readable_formats() if name != "HEIF"]) as image:
+            width, height = image.size
+    except Image.UnidentifiedImageError:
+        raise ValueError("not a readable picture") from None
+    if width * height > (limit := limit_of("pixels", MAX_PIXELS)):
+        raise ValueError(f"{width} x {height} pixels, more than the {limit} allowed")

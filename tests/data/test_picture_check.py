@@ -1,0 +1,46 @@
+"""Pictures that cannot be opened are counted and named before a training begins."""
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_captioners.data.picture_check import BrokenPicturesError, check_pictures
+
+
+def rows_of(*pictures):
+    closed = [one if isinstance(one, dict) else {"path": one, "bytes": None} for one in pictures]
+    return datasets.Dataset.from_dict({"image": closed}).cast_column("image", datasets.Image(decode=False))
+
+
+@pytest.fixture
+def good(tmp_path):
+    for name in ("a.png", "b.jpg", "c.webp", "d.gif"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    return [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.webp", "d.gif")]
+
+
+def test_good_pictures(good, tmp_path):
+    content = (tmp_path / "a.png").read_bytes()
+    check_pictures(rows_of(*good, {"path": None, "bytes": content}, "https://example.org/x.png"), "mine")
+
+
+def test_faults_are_counted_and_named(good, tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "page.jpg").write_text("<html>not found</html>")
+    (tmp_path / "head.png").write_bytes((tmp_path / "a.png").read_bytes()[:12])
+    (tmp_path / "x.jxl").write_bytes(b"\xff\x0a" + bytes(99))
+    bad = [str(tmp_path / name) for name in ("gone.png", "empty.png", "page.jpg", "head.png", "x.jxl")]
+    with pytest.raises(BrokenPicturesError) as caught:
+        check_pictures(rows_of(*good, *bad, *bad), "mine")
+    message = str(caught.value)
+    assert message.startswith(
+        f"mine: 10 of 14 pictures cannot be opened: {bad[0]} (no such file), {bad[1]} (the file is"
+    )
+    assert f"{bad[2]} (not a readable picture)" in message and f"{bad[4]} (a picture in JPEG XL" in message
+    assert message.endswith(" and 5 more")
+
+
+def test_limits(good, monkeypatch):
+    monkeypatch.setenv("HF_CAPTIONERS_MAX_IMAGE_PIXELS", "63")
+    with pytest.raises(BrokenPicturesError, match=r"4 of 4 .*a\.png \(8 x 8 pixels, more than the 63 allowed\)"):
+        check_pictures(rows_of(*good), "mine")
