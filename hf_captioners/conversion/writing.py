@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import is_in_use, system_errors, working_folder, working_folders
+from ..data.files import is_in_use, settle, system_errors, working_folder, working_folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -162,6 +162,7 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
     with working_folder(target.parent, f".{target.name}.", ".new") as temporary:
         with system_errors(out_dir):
             yield temporary
+        settle(temporary)
         _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
 
 

@@ -204,6 +204,25 @@ def _try_lock(folder: Path) -> tuple[int | None, bool]:
     return descriptor, False
 
 
+def settle(folder: Path) -> None:
+    """Bring a folder that has been written safely to the disk, its files readable as it is itself.
+
+    Some libraries make files that only their owner may read, whatever the user's mask.
+
+    Args:
+        folder (`Path`): made under the user's mask.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, and move it there once it is safely on the disk.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.rows import undecoded
 from ..inference.captioning import Captioner
@@ -21,6 +19,7 @@ from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
+from .checkpointing import CheckpointingTrainer
 from .collator import CaptionCollator, PictureCollator
 from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 CaptionScorer = Callable[[list[str], list[list[str]]], dict[str, float]]
 
 
-class CaptionerTrainer(Trainer):
+class CaptionerTrainer(CheckpointingTrainer):
     """A `Trainer` of captioners; [`XETrainer`], [`SCSTTrainer`] and [`DiCOTrainer`] add what is learned.
 
     Args:
@@ -131,17 +130,6 @@ class CaptionerTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As in `Trainer`, with the arguments as JSON: a pickle in a folder for others is code to whoever loads it.
-
-        Nothing reads the pickle, resuming included.
-        """
-        super()._save(output_dir, state_dict)
-        folder = Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string(), encoding="utf-8")
-
     def _batches_per_epoch(self) -> int:
         whole, rest = divmod(len(self.train_dataset), self.args.train_batch_size * self.args.world_size)
         return whole + (rest > 0 and not self.args.dataloader_drop_last)
@@ -149,13 +137,13 @@ class CaptionerTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, after what can be known before the first step has been checked.
 
-        Args: see `Trainer.train`.
+        Args: see [`CheckpointingTrainer`].
 
         Returns:
             `TrainOutput`
 
         Raises:
-            ValueError: see `check_data`.
+            ValueError: see `check_data`, and [`CheckpointingTrainer`].
             FloatingPointError: a loss or gradient is no finite number; no parameter has been changed by it.
         """
         self.check_data()

@@ -42,9 +42,12 @@ class TestNewFolder:
 
     def test_has_ordinary_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "ordinary").mkdir()
-        with new_folder(tmp_path / "model", TYPE):
-            pass
+        with new_folder(tmp_path / "model", TYPE) as folder:
+            (folder / "config.json").write_text("{}")
+            (folder / "model.safetensors").touch(0o600)  # as safetensors makes it
         assert (tmp_path / "model").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+        modes = [(tmp_path / "model" / name).stat().st_mode for name in ("config.json", "model.safetensors")]
+        assert modes[0] == modes[1]
 
     def test_an_empty_folder_is_used(self, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from hf_captioners.data.files import locked, regular_file, system_errors, write_whole
+from hf_captioners.data.files import locked, regular_file, settle, system_errors, write_whole
 
 
 def test_only_regular_files(tmp_path: Path) -> None:
@@ -89,3 +90,19 @@ def test_a_locked_folder(tmp_path: Path) -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(ValueError, match="mine"), system_errors("model"):
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_what_is_written_is_readable_as_the_mask_has_it(tmp_path: Path, mask: int) -> None:
+    """safetensors makes files that their owner alone may read, whatever the mask."""
+    before = os.umask(mask)
+    try:
+        save_file({"a": np.zeros(2)}, tmp_path / "bare")
+        write_whole(tmp_path / "whole", lambda path: save_file({"a": np.zeros(2)}, path))
+        (tmp_path / "folder").mkdir()
+        save_file({"a": np.zeros(2)}, tmp_path / "folder" / "model")
+        settle(tmp_path / "folder")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("bare", "whole", "folder/model")]
+    assert modes == [0o600, 0o666 & ~mask, 0o666 & ~mask]

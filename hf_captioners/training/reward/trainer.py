@@ -396,16 +396,19 @@ class RewardTrainer(CaptionerTrainer):
         """What the method knows of each candidate, `(B * k,)`, for the table of completions."""
         return {}
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A reference that follows the policy is part of the state of a run."""
-        super()._save_checkpoint(model, trial)
+    def checkpoint_parts(self, checkpoint: Path) -> list[tuple[str, ...]]:
+        """See [`CheckpointingTrainer`]; a reference that follows the policy is part of the state of a run."""
+        own = [(f"{REFERENCE_FOLDER}/{name}",) for name in ("model.safetensors", "config.json")]
+        return [*super().checkpoint_parts(checkpoint), *(own if self.args.sync_ref_model else [])]
+
+    def write_more(self, checkpoint: Path) -> None:
         if self.args.sync_ref_model and self.reference is not None and self.args.should_save:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / REFERENCE_FOLDER
-            self.reference.model.save_pretrained(folder)  # type: ignore[union-attr]
+            self.reference.model.save_pretrained(checkpoint / REFERENCE_FOLDER)  # type: ignore[union-attr]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint) / REFERENCE_FOLDER
-        if self.args.sync_ref_model and self.reference is not None and folder.is_dir():
+        if self.args.sync_ref_model and self.reference is not None:
             own: Any = self.reference.model
-            own.load_state_dict(load_pretrained(type(own), folder).state_dict())
+            own.load_state_dict(
+                load_pretrained(type(own), Path(resume_from_checkpoint) / REFERENCE_FOLDER).state_dict()
+            )
