@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts import colour_detector
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, SwinConfig, SwinModel, ViTImageProcessor
 
 from hf_captioners import (
@@ -54,6 +55,8 @@ def place(tmp_path_factory, quickstart_run) -> Path:
     backbone = folder / "microsoft/swin-tiny-patch4-window7-224"
     SwinModel(SwinConfig(**SWIN)).save_pretrained(backbone)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
+    for part in colour_detector.build():
+        part.save_pretrained(folder / "bottom-up")
     write_clip(folder / "openai/clip-vit-base-patch32")
     write_original_checkpoint(folder)
     return folder

@@ -27,6 +27,8 @@ example:
   hf-captioners convert satic model.pth --infos infos.pkl --out satic
   hf-captioners convert clip_gpt2 coco_weights.pt --clip openai/clip-vit-base-patch32 --out clipcap
   hf-captioners convert dico dico-ViTL14.zip --tokenizer openai/clip-vit-large-patch14 --out dico
+  hf-captioners convert bottom_up pytorch_model.bin --original-config config.yaml --objects objects_vocab.txt \
+      --attributes attributes_vocab.txt --out bottom-up
   hf-captioners convert pac_score clip_ViT-B-32.pth --vocabulary openai/clip-vit-base-patch32 --out pac-s
   hf-captioners convert document_frequency coco-train-words.p --out coco-train-words.safetensors"""
 
@@ -70,9 +72,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--original-config",
         type=Path,
-        metavar="FILE.json",
-        help="the original's settings in its own names; needed where they are not the released ones and leave no trace "
-        "in the tensors (number of heads, expansion groups)",
+        metavar="FILE",
+        help="the original's settings in its own names, .json or a bottom_up's config.yaml; needed where they are not "
+        "the released ones and leave no trace in the tensors (number of heads, expansion groups)",
     )
     parser.add_argument(
         "--special",
@@ -98,6 +100,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--normalize-prefix",
         action=argparse.BooleanOptionalAction,
         help="whether a clip_gpt2 was trained on embeddings of length 1 (default: it was not)",
+    )
+    parser.add_argument("--objects", type=Path, metavar="FILE", help="names of a bottom_up's classes, one a line")
+    parser.add_argument("--attributes", type=Path, metavar="FILE", help="names of a bottom_up's attributes")
+    parser.add_argument(
+        "--convention",
+        choices=("caffe",),
+        help="find the regions of a bottom_up in the layout of the Hub as Caffe does: those that SATIC was trained on",
     )
     parser.add_argument("--backbone", type=Path, metavar="FILE", help="the backbone, for a features-only checkpoint")
     parser.add_argument("--features-only", action="store_true", help="leave the backbone out")
@@ -132,6 +141,9 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
             clip=args.clip,
             normalize_prefix=args.normalize_prefix,
+            objects=args.objects,
+            attributes=args.attributes,
+            convention=args.convention,
             overwrite=args.overwrite,
             trust_remote_code=args.trust_remote_code,
         )

@@ -1,6 +1,7 @@
 """`hf-captioners features`: image features of a captioned dataset, computed once for training.
 
-They come from a backbone (`--model`) or from the files of a detector (`--regions`).
+They come from a backbone (`--model`), from the bottom-up detector (`--detector`), or from the files of one
+(`--regions`).
 
 stdout has one JSON line at the end: `{"folder", "count", "added", "errors", "bytes"}`; progress and warnings go to
 stderr. Exit status 0 if every picture has features, 1 if some could not be read (named on stderr and in `index.json`),
@@ -12,10 +13,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .common import add_trust_option, count, failure_status, positive, print_error
+from .regions import add_detector_options, load_detector
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
 SPLITS = ("train", "restval", "val", "test")
@@ -23,20 +26,21 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 NORMS = ("none", "l2")
 
-OF_PICTURES = (
-    "model",
-    "annotations",
-    "data_dir",
-    "image_root",
-    "splits",
-    "tokens",
-    "missing",
-    "batch_size",
-    "num_workers",
-    "device",
-    "trust_remote_code",
+FORMATS = ("store", "npz", "tsv")
+
+_OF_A_DATASET = (
+    *("annotations", "image_root", "data_dir", "splits", "missing"),
+    *("num_workers", "device", "trust_remote_code"),
 )
-OF_REGIONS = ("boxes", "image_sizes", "norm")
+# options by what the features come from
+OPTIONS = {
+    "model": (*_OF_A_DATASET, "tokens", "batch_size"),
+    "detector": (
+        *(*_OF_A_DATASET, "pictures", "format", "append_boxes", "show"),
+        *("min_regions", "max_regions", "max_proposals", "res5_dtype"),
+    ),
+    "regions": ("boxes", "image_sizes", "norm"),
+}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -45,16 +49,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "features",
         help="compute the image features of a dataset once, for training",
         description="Run the backbone of a captioner, or any vision backbone of transformers, over all pictures of a "
-        "dataset and store their features; or store the region features of a detector, which other projects keep in "
-        "folders of .npz files or in HDF5. An interrupted run continues where it was.",
+        "dataset and store their features; or find regions with the bottom-up detector and store theirs; or store "
+        "region features that other projects keep in folders of .npz files or in HDF5. An interrupted run continues "
+        "where it was.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these options; the command line wins")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--out", required=True, help="folder to write; with --format tsv the file")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision in the store (%(default)s)")
     parser.add_argument("--shard-size-mb", type=positive, default=500, help="size of a file (%(default)s)")
     _add_picture_options(parser.add_argument_group("features that a backbone computes"))
-    _add_region_options(parser.add_argument_group("region features in their place"))
-    defaults = {name: parser.get_default(name) for name in (*OF_PICTURES, *OF_REGIONS)}
+    _add_detector_options(parser.add_argument_group("regions that a detector finds, in their place"))
+    _add_region_options(parser.add_argument_group("region features of other projects, in their place"))
+    defaults = {name: parser.get_default(name) for names in OPTIONS.values() for name in names}
     parser.set_defaults(run=run, defaults=defaults)
     return parser
 
@@ -81,6 +87,22 @@ def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add_trust_option(group)
+
+
+def _add_detector_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "pictures", nargs="*", default=(), metavar="PICTURE", help="files and folders, instead of --annotations"
+    )
+    group.add_argument("--detector", metavar="MODEL", help="folder or Hub name of a bottom_up detector")
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="store",
+        help="a store with the boxes beside the features, <id>.npz files, or the TSV of Anderson et al. (%(default)s)",
+    )
+    group.add_argument("--append-boxes", action="store_true", help="into the features of a store, as SATIC's use_box")
+    group.add_argument("--show", type=Path, metavar="DIR", help="also draw the regions over every picture")
+    add_detector_options(group)
 
 
 def _add_region_options(group: "argparse._ArgumentGroup") -> None:
@@ -141,8 +163,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> dict[str, Any]:
-    _check(args)
-    summary = _from_pictures(args) if args.regions is None else _from_regions(args)
+    source = _check(args)
+    summary = {"model": _from_pictures, "detector": _from_detector, "regions": _from_regions}[source](args)
     return {
         "folder": summary.folder,
         "count": summary.count,
@@ -152,43 +174,97 @@ def _extract(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, rather than to leave one of them unheard."""
-    others = OF_REGIONS if args.regions is None else OF_PICTURES
-    given = [name for name in others if getattr(args, name) != args.defaults[name]]
-    if given:
-        alone = "needs --regions" if args.regions is None else "does not go with --regions"
-        raise ValueError(f"--{given[0].replace('_', '-')} {alone}")
+def _check(args: argparse.Namespace) -> str:
+    """Refuse options that do not go together, rather than to leave one of them unheard; returns the source."""
+    first, *others = [name for name in OPTIONS if getattr(args, name) is not None] or ["model"]
+    if others:
+        raise ValueError(f"--{first} does not go with --{others[0]}")
+    for name, default in args.defaults.items():
+        if getattr(args, name) != default and name not in OPTIONS[first]:
+            owners = [owner for owner, names in OPTIONS.items() if name in names]
+            option = "a picture" if name == "pictures" else f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{option} {f'needs --{owners[0]}' if len(owners) == 1 else f'does not go with --{first}'}"
+            )
     of_file = args.annotations is not None or args.image_root is not None
-    if args.regions is None and args.data_dir is not None and of_file:
+    if args.data_dir is not None and of_file:
         raise ValueError("--data-dir does not go with --annotations and --image-root")
-    has_source = args.data_dir is not None or None not in (args.annotations, args.image_root)
-    if args.regions is None and (args.model is None or not has_source):
-        raise ValueError("give --model, and --annotations with --image-root or --data-dir; or give --regions")
+    has_dataset = args.data_dir is not None or None not in (args.annotations, args.image_root)
+    if first == "model" and (args.model is None or not has_dataset):
+        raise ValueError(
+            "give --model, and --annotations with --image-root or --data-dir; or give --detector; or give --regions"
+        )
+    if first == "detector" and has_dataset == bool(args.pictures):
+        raise ValueError("--detector needs pictures, or --annotations with --image-root, or --data-dir")
     if (args.boxes is None) != (args.image_sizes is None):
         raise ValueError("--boxes are in pixels and go with --image-sizes")
+    return first
 
 
-def _from_pictures(args: argparse.Namespace) -> Any:
+def _dataset(args: argparse.Namespace) -> Any:
     from ..data.captions.folder import load_folder_split
     from ..data.captions.karpathy import load_karpathy
-    from ..data.features.store import DTYPES as TORCH_DTYPES
-    from ..inference.extract_features import FeatureExtractor, write_features
 
     split = "all" if args.splits is None else "+".join(args.splits)
     if args.data_dir is not None:
-        dataset = load_folder_split(args.data_dir, split, args.missing)
-    else:
-        dataset = load_karpathy(args.annotations, args.image_root, split, missing=args.missing)
+        return load_folder_split(args.data_dir, split, args.missing)
+    return load_karpathy(args.annotations, args.image_root, split, missing=args.missing)
+
+
+def _from_pictures(args: argparse.Namespace) -> Any:
+    from ..data.features.store import DTYPES as TORCH_DTYPES
+    from ..inference.extract_features import FeatureExtractor, write_features
+
     return write_features(
         FeatureExtractor.from_pretrained(args.model, args.device, args.tokens == "pooled", args.trust_remote_code),
-        dataset,
+        _dataset(args),
         args.out,
         batch_size=args.batch_size,
         dtype=TORCH_DTYPES[args.dtype],
         shard_bytes=args.shard_size_mb * 1_000_000,
         num_workers=args.num_workers,
     )
+
+
+def _from_detector(args: argparse.Namespace) -> Any:
+    from ..data.features.store import DTYPES as TORCH_DTYPES
+    from ..inference.detect_regions import write_detected_regions
+
+    return write_detected_regions(
+        load_detector(args),
+        _images(args),
+        args.out,
+        layout=args.format,
+        append_boxes=args.append_boxes,
+        dtype=TORCH_DTYPES[args.dtype],
+        shard_bytes=args.shard_size_mb * 1_000_000,
+        num_workers=args.num_workers,
+        show=None if args.show is None else partial(_draw, args.show),
+    )
+
+
+def _images(args: argparse.Namespace) -> list[tuple[Any, Any]]:
+    """Ids and pictures, of files or of a dataset."""
+    if args.pictures:
+        from ..data.printable import printable
+        from ..inference.detect_regions import images_by_id
+        from ..inference.image_files import LeftOutFiles, find_images
+
+        left_out = LeftOutFiles()
+        images: list[tuple[Any, Any]] = images_by_id(find_images(args.pictures, left_out=left_out))
+        if left_out:
+            print(f"hf-captioners features: {printable(left_out)}", file=sys.stderr)
+        return images
+    import datasets
+
+    rows = _dataset(args).select_columns(["image_id", "image"]).cast_column("image", datasets.Image(decode=False))
+    return [(row["image_id"], row["image"]) for row in rows]
+
+
+def _draw(folder: Path, image_id: Any, picture: Any, regions: Any) -> None:
+    from ..reports.region_pictures import draw_best, save_regions
+
+    save_regions(draw_best(picture, regions.records()), folder / f"{image_id}.jpg")
 
 
 def _from_regions(args: argparse.Namespace) -> Any:

@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from ..data.printable import PrintableFormatter, printable
-from . import caption, convert, env, evaluate, features, plot, quickstart
+from . import caption, convert, env, evaluate, features, plot, quickstart, regions
 
-VERBS = (quickstart, caption, evaluate, features, plot, convert, env)
+VERBS = (quickstart, caption, evaluate, features, regions, plot, convert, env)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -36,6 +36,9 @@ def convert(
     tokenizer: str | Path | None = None,
     clip: str | Path | None = None,
     normalize_prefix: bool | None = None,
+    objects: str | Path | None = None,
+    attributes: str | Path | None = None,
+    convention: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ConversionReport | FrequencyReport:
@@ -43,9 +46,9 @@ def convert(
 
     Args:
         model_type (`str`):
-            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, `"dico"`, or `"pac_score"` for the evaluator of
-            PAC-S, which becomes a `CLIPModel`. `"document_frequency"` for the pickle behind a CIDEr-D reward, such as
-            `coco-train-words.p`, which becomes a file.
+            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, `"dico"`, `"bottom_up"` for a detector of
+            regions, or `"pac_score"` for the evaluator of PAC-S, which becomes a `CLIPModel`. `"document_frequency"`
+            for the pickle behind a CIDEr-D reward, such as `coco-train-words.p`, which becomes a file.
         checkpoint (`str` or `Path`):
             The original checkpoint, `.pth` or `.safetensors`; for `dico` its folder, an archive of that, or the weights
             with `config.json` beside them. Never unpickled beyond tensors and plain values.
@@ -76,6 +79,8 @@ def convert(
             model that reads pictures and not only cached embeddings.
         normalize_prefix (`bool`, *optional*):
             For `clip_gpt2`: whether it was trained on embeddings of length 1. By default not.
+        objects (`str` or `Path`, *optional*), attributes (`str` or `Path`, *optional*), convention (`str`, *optional*):
+            For `bottom_up`, see [`~hf_captioners.conversion.bottom_up.convert`].
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -114,6 +119,9 @@ def convert(
         "tokenizer": tokenizer,
         "clip": clip,
         "normalize_prefix": normalize_prefix,
+        "objects": objects,
+        "attributes": attributes,
+        "convention": convention,
         "trust_remote_code": trust_remote_code or None,
     }
     given = {name: value for name, value in options.items() if value is not None}

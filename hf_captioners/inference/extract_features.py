@@ -5,8 +5,6 @@ computing them is by far the larger part of a step. [`write_features`] computes 
 are named and noted in the store, and the rest go on; an interrupted run continues where it was.
 """
 
-import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from ..modeling.captioner_trust import foreign_code
 from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_picture
 from .device import choose_device
+from .digests import settings_sha256, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +111,10 @@ class FeatureExtractor:
 
     def metadata(self) -> dict[str, str]:
         """What the features depend on: the backbone's name, digests of its weights and of the preprocessing."""
-        weights = hashlib.sha256()
-        for name, tensor in sorted(self._backbone.state_dict().items()):
-            weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        settings = json.dumps(self.image_processor.to_dict(), sort_keys=True, default=str)
         return {
             "backbone": f"{self._name}, pooled" if self._pooled else self._name,
-            "backbone_sha256": weights.hexdigest(),
-            "image_processor_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+            "backbone_sha256": weights_sha256(self._backbone),
+            "image_processor_sha256": settings_sha256(self.image_processor),
         }
 
 

@@ -76,7 +76,7 @@ _PADDING = {"labels": -1, "attributes": -1}
 
 
 @dataclass
-class _Frame:
+class Frame:
     """One image of a batch: its pixels `(1, 3, height, width)`, its original size, and pixels per original pixel."""
 
     index: int
@@ -140,7 +140,7 @@ class ProposalGenerator(nn.Module):
         self.config = config
         self.rpn_head = ProposalHead(config)
 
-    def forward(self, features: Tensor, frame: _Frame) -> Proposals:
+    def forward(self, features: Tensor, frame: Frame) -> Proposals:
         """The proposals on the backbone's output `(1, C, h, w)` of an image."""
         config = self.config
         logits, deltas = self.rpn_head(features)
@@ -178,7 +178,7 @@ class ProposalGenerator(nn.Module):
             logits = logits.sigmoid()
         return logits.permute(0, 2, 3, 1).flatten()
 
-    def _valid(self, boxes: Tensor, frame: _Frame) -> Tensor:
+    def _valid(self, boxes: Tensor, frame: Frame) -> Tensor:
         config = self.config
         scale = min(frame.scale_y, frame.scale_x) if config.filter_first else 1.0
         sides = boxes[:, 2:] - boxes[:, :2]  # (N, 2)
@@ -329,8 +329,8 @@ class BottomUpForRegionFeatures(PreTrainedModel):
             ValueError: an argument of a wrong shape or type; an image with a side of less than 3 pixels; an image in
                 which no proposal is left; weights or pixels that make NaN or infinity.
         """
-        limits = self._limits(min_regions, max_regions)
-        frames = _frames(pixel_values, image_sizes, original_sizes, scales)
+        limits = self.limits(min_regions, max_regions)
+        frames = frames_of(pixel_values, image_sizes, original_sizes, scales)
         boxes_of_images = _checked_boxes(boxes, frames)
         described = [self._describe(*image, limits) for image in zip(frames, boxes_of_images, strict=True)]
         regions, proposals = zip(*described, strict=True)
@@ -363,7 +363,8 @@ class BottomUpForRegionFeatures(PreTrainedModel):
         finally:
             vars(self.config).pop("auto_map", None)
 
-    def _limits(self, min_regions: int | None, max_regions: int | None) -> tuple[int, int]:
+    def limits(self, min_regions: int | None = None, max_regions: int | None = None) -> tuple[int, int]:
+        """The least and the most regions of an image, where these are asked for; see [`forward`]."""
         most = self.config.max_regions if max_regions is None else max_regions
         least = min(self.config.min_regions, most) if min_regions is None else min_regions
         if not 1 <= least <= most:
@@ -371,7 +372,7 @@ class BottomUpForRegionFeatures(PreTrainedModel):
         return least, most
 
     def _describe(
-        self, frame: _Frame, boxes: Tensor | None, limits: tuple[int, int]
+        self, frame: Frame, boxes: Tensor | None, limits: tuple[int, int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The regions of one image, by the names of the output, and the boxes that res5 saw."""
         features = self.backbone(frame.pixels)  # (1, C, h, w)
@@ -408,7 +409,7 @@ class BottomUpForRegionFeatures(PreTrainedModel):
         """Whether regions are compared in pixels of the original image; otherwise in those of the resized one."""
         return self.config.selection == "class_nms"
 
-    def _refine(self, boxes: Tensor, deltas: Tensor, probs: Tensor, frame: _Frame) -> Tensor:
+    def _refine(self, boxes: Tensor, deltas: Tensor, probs: Tensor, frame: Frame) -> Tensor:
         """Boxes `(R, 4)` moved by the deltas `(R, K or K + 1, 4)` of their best class, inside the image."""
         config = self.config
         best = self.roi_heads.box_predictor.without_background(probs).argmax(1)
@@ -450,14 +451,14 @@ class BottomUpForRegionFeatures(PreTrainedModel):
 # --- inputs ---------------------------------------------------------------------------------------------------------
 
 
-def _check_finite(finite: Tensor, frame: _Frame) -> None:
+def _check_finite(finite: Tensor, frame: Frame) -> None:
     if not finite:
         raise ValueError(f"{frame}: the detector computes NaN or infinity; its weights or pixel_values are damaged")
 
 
-def _frames(
+def frames_of(
     pixel_values: Tensor, image_sizes: Tensor | None, original_sizes: Tensor | None, scales: Tensor | None
-) -> list[_Frame]:
+) -> list[Frame]:
     """The images of a batch, each without its padding."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
         raise ValueError(
@@ -481,7 +482,7 @@ def _frames(
                 f"image_sizes[{index}] is {height} x {width}, expected {SMALLEST_SIDE} pixels or more and at most the "
                 f"{padded[0]} x {padded[1]} of pixel_values"
             )
-        frames.append(_Frame(index, pixel_values[index : index + 1, :, :height, :width], tuple(original), y, x))
+        frames.append(Frame(index, pixel_values[index : index + 1, :, :height, :width], tuple(original), y, x))
     return frames
 
 
@@ -494,7 +495,7 @@ def _pairs(name: str, values: Tensor, count: int) -> list[Any]:
     return pairs
 
 
-def _checked_boxes(boxes: Sequence[Tensor] | Tensor | None, frames: Sequence[_Frame]) -> list[Tensor | None]:
+def _checked_boxes(boxes: Sequence[Tensor] | Tensor | None, frames: Sequence[Frame]) -> list[Tensor | None]:
     """The boxes of every image on its device, or `None` for all."""
     if boxes is None:
         return [None] * len(frames)

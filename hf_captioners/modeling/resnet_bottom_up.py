@@ -161,7 +161,7 @@ class BottomUpBackbone(nn.Module):
 
     def __init__(self, config: BottomUpConfig) -> None:
         super().__init__()
-        self.fold = config.fold_norms
+        self.config = config
         self.stem = Stem(config)
         self.res2, self.res3, self.res4 = (Stage(config, index) for index in range(3))
 
@@ -170,5 +170,5 @@ class BottomUpBackbone(nn.Module):
         dtype = self.stem.conv1.weight.dtype
         x = pixel_values.to(dtype, memory_format=torch.channels_last)
         for part in (self.stem, self.res2, self.res3, self.res4):
-            x = part.prepare(self.fold, dtype)(x)
+            x = part.prepare(self.config.fold_norms, dtype)(x)
         return x

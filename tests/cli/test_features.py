@@ -190,7 +190,7 @@ class TestConfig:
         [
             ("dtype: float12\n", "argument --dtype: invalid choice: 'float12'"),
             ("batch_size: none\n", "argument --batch-size: 'none' is not a whole number"),
-            ("batchsize: 4\n", "unrecognized arguments: --batchsize 4"),
+            ("batchsize: 4\n", "unrecognized arguments: --batchsize"),
             ("just words\n", "must be lines of `option: value`"),
             ("dtype: [\n", "features.yaml: while parsing"),
             (None, "No such file"),
@@ -290,7 +290,7 @@ class TestRegions:
         for name in ("--model", "--annotations", "--image-root"):
             assert run({option: value for option, value in arguments.items() if option != name}) == 2
             assert (
-                "give --model, and --annotations with --image-root or --data-dir; or give --regions"
+                "give --model, and --annotations with --image-root or --data-dir; or give --detector; or give --regions"
                 in capfd.readouterr().err
             )
 

@@ -15,6 +15,7 @@ of version 1, without checksums and ids, are read as before and go on as version
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -99,7 +100,7 @@ class FeatureWriter:
         self._dtype_name = str(dtype).removeprefix("torch.")
         self._metadata = json.loads(json.dumps(metadata or {}))  # as it will be read back: tuples become lists
         self._shards: list[dict[str, Any]] = []
-        self._pending: dict[ImageId, Tensor] = {}
+        self._pending: dict[ImageId, dict[str, Tensor]] = {}  # features under "", and what belongs to them
         self._pending_bytes = 0
         self._done: set[ImageId] = set()
         self._errors: dict[ImageId, str] = {}
@@ -169,13 +170,15 @@ class FeatureWriter:
         """What went wrong with which image, those of earlier runs included."""
         return dict(self._errors)
 
-    def add(self, image_id: ImageId, features: Tensor | np.ndarray) -> None:
+    def add(self, image_id: ImageId, features: Tensor | np.ndarray, extras: Mapping[str, Tensor] | None = None) -> None:
         """Store the features of an image.
 
         Args:
             image_id (`int` or `str`): Its id, new to the folder.
             features (`torch.Tensor` or `numpy.ndarray` of shape `[num_tokens, feature_size]`):
                 At least one token, finite numbers, of the same width for all images; on any device.
+            extras (`Mapping[str, torch.Tensor]`, *optional*):
+                What belongs to them, such as the regions' boxes, in its own precision; for [`FeatureStore.extra`].
 
         Raises:
             FeatureError: The features or the id are not like that; nothing is stored then.
@@ -198,8 +201,9 @@ class FeatureWriter:
             overflow = ", too large for it" if bool(torch.isfinite(rows).all()) else ""
             raise FeatureError(f"image {image_id!r}: features in {self._dtype_name} have NaN or infinity{overflow}")
         self.feature_size = rows.shape[1]
-        self._pending[image_id] = stored
-        self._pending_bytes += stored.nbytes
+        beside = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (extras or {}).items()}
+        self._pending[image_id] = {"": stored, **beside}
+        self._pending_bytes += stored.nbytes + sum(value.nbytes for value in beside.values())
         self._done.add(image_id)
         self._errors.pop(image_id, None)
         if self._pending_bytes >= self.shard_bytes:
@@ -212,7 +216,11 @@ class FeatureWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        tensors = {str(position): rows for position, rows in enumerate(self._pending.values())}
+        tensors = {
+            _tensor_name(position, name): value
+            for position, parts in enumerate(self._pending.values())
+            for name, value in parts.items()
+        }
         path = self.folder / f"features-{len(self._shards):05d}.safetensors"
         ids = list(self._pending)
         checksum: list[str] = []
@@ -242,6 +250,11 @@ class FeatureWriter:
         }
         text = json.dumps(index, ensure_ascii=False)
         write_whole(self.folder / INDEX_NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _tensor_name(position: int, extra: str = "") -> str:
+    """The name of an image's features in their shard, or of what belongs to them."""
+    return f"{position}.{extra}" if extra else str(position)
 
 
 def _checked_id(image_id: object) -> ImageId:
@@ -307,20 +320,34 @@ class FeatureStore:
         return image_id in self._places
 
     def __getitem__(self, image_id: ImageId) -> Tensor:
+        features = self._read(image_id)
+        if features.ndim != 2 or features.shape[1] != self.feature_size or features.dtype != self.dtype:
+            number, _ = self._places[image_id]
+            raise FeatureError(
+                f"{self.folder / self._files[number]}: damaged, features of image {image_id!r} are {features.dtype} of "
+                f"shape {list(features.shape)}"
+            )
+        return features
+
+    def extra(self, image_id: ImageId, name: str) -> Tensor:
+        """What was stored beside the features of an image, such as its regions' `"boxes"`; FeatureError if nothing."""
+        return self._read(image_id, name)
+
+    def _read(self, image_id: ImageId, extra: str = "") -> Tensor:
         try:
             number, position = self._places[image_id]
         except KeyError:
             raise KeyError(f"no features of image {image_id!r} in {self.folder} ({len(self)} images)") from None
         path = self.folder / self._files[number]
+        name = _tensor_name(position, extra)
         try:
-            features: Tensor = self._shard(number, path).get_tensor(str(position))
+            shard = self._shard(number, path)
+            if extra and name not in shard.keys():  # noqa: SIM118 (an open file of safetensors is no dict)
+                raise FeatureError(f"{path}: has no {extra!r} beside the features of image {image_id!r}")
+            tensor: Tensor = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise FeatureError(f"{path}: damaged, cannot read the features of image {image_id!r}: {error}") from error
-        if features.ndim != 2 or features.shape[1] != self.feature_size or features.dtype != self.dtype:
-            raise FeatureError(
-                f"{path}: damaged, features of image {image_id!r} are {features.dtype} of shape {list(features.shape)}"
-            )
-        return features.clone()
+        return tensor.clone()
 
     def _shard(self, number: int, path: Path) -> Any:
         if self._open_in != os.getpid():
