@@ -13,10 +13,11 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.cache_utils import Cache
 
 from .captioner_base import CaptionerPreTrainedModel
-from .captioner_beam_search import BeamSearch, LogProbabilities, loop_of
+from .captioner_beam_search import BeamSearch, LogProbabilities, behind_start, loop_of
 from .captioner_cache import CaptionerCache
 from .captioner_layers import ended_before, token_entropies, token_log_probs
 from .captioner_losses import smoothed_cross_entropy
+from .captioner_options import ARGUMENTS, NEUTRAL, OWN_BEAMS, OWN_WORDS, refuse_options
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 
 
@@ -38,11 +39,13 @@ class DecodeOptions(NamedTuple):
     Args:
         logits_to_keep (`int`, defaults to 0): only the logits of the last places; 0 for all.
         output_hidden_states (`bool`, defaults to `False`): whether the layers' outputs are wanted.
+        output_attentions (`bool`, defaults to `False`): whether the attention to the picture is wanted.
         teacher_forcing (`bool`, defaults to `False`): whether the captions are those to learn.
     """
 
     logits_to_keep: int = 0
     output_hidden_states: bool = False
+    output_attentions: bool = False
     teacher_forcing: bool = False
 
 
@@ -135,6 +138,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None,
         smoothing: float | None = None,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
         logits_to_keep: int = 0,
         **loss_inputs: Any,
     ) -> CaptionerOutput:
@@ -147,7 +151,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
             raise ValueError(f"past_key_values must come from start_cache, not be a {type(past_key_values).__name__}.")
         memory = self._row_per_image(encoder_outputs, past_key_values)
         self._check_captions(decoder_input_ids, memory, past_key_values)
-        options = DecodeOptions(logits_to_keep, output_hidden_states, teacher_forcing=labels is not None)
+        options = DecodeOptions(logits_to_keep, output_hidden_states, output_attentions, labels is not None)
         output = self.decode(decoder_input_ids, memory, past_key_values, options)
         loss = None
         if labels is not None:
@@ -214,9 +218,13 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         With `output_scores` and `output_logits` see `captioner_beam_search.py` for what they are.
         """
         merged, _ = self._prepare_generation_config(generation_config, **kwargs)
+        if kwargs.get("custom_generate") is None:  # which may have options of its own
+            refuse_options(merged, NEUTRAL, f"{type(self).__name__}.generate")
+            refuse_options(kwargs, ARGUMENTS, f"{type(self).__name__}.generate")
         loop = self._choose_decoding(merged)
         self._check_longest(merged)
         if loop is not None:
+            refuse_options(kwargs, OWN_WORDS, f"decoding={merged.decoding!r} of {type(self).__name__}")
             kwargs.setdefault("custom_generate", loop)
         if "max_new_tokens" in kwargs:
             kwargs.setdefault("max_length", None)  # one limit is enough: transformers warns of two
@@ -233,12 +241,22 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         decoding = self.decodings[generation_config.decoding]
         write = decoding.words
         if generation_config.num_beams > 1:
-            write = None if decoding.beams is None else decoding.beams.search
+            rule = decoding.beams
+            if rule is None:
+                return None
+            unknown = {name: values for name, values in OWN_BEAMS.items() if name not in rule.options}
+            refuse_options(generation_config, unknown, f"the beam search {rule.__name__}")
+            write = rule.search
         return None if write is None else loop_of(write)
 
     def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """As in transformers; where its loops keep logits as `scores`, they become log-probabilities in the end."""
+        """As in transformers; where its loops keep logits as `scores`, they become log-probabilities in the end.
+
+        A start token that is also the end token is no word that is repeated: else a caption could not end.
+        """
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        if bool(torch.isin(generation_config._decoder_start_token_tensor, generation_config._eos_token_tensor)):
+            processors = LogitsProcessorList(behind_start(processor) for processor in processors)
         if generation_config.num_beams == 1 and self.decodings[generation_config.decoding].words is None:
             processors.append(LogProbabilities())
         return processors

@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .captioner_backbone import GridBackbone, check_whole
-from .captioner_layers import initialize, values_are_known
+from .captioner_layers import LARGEST_FEATURE, check_features, initialize, values_are_known
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .captioner_shipping import shipped
 from .configuration_captioner import CaptionerConfig
@@ -216,8 +216,10 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         width = self.config.feature_size
         if image_features.ndim != 3 or image_features.shape[-1] != width:
             raise ValueError(f"image_features must be (pictures, tokens, {width}), not {tuple(image_features.shape)}.")
+        if image_features.is_complex():
+            check_features(image_features, "image_features")
         if image_attention_mask is None:
-            return
+            return self._check_values(image_features)
         if image_attention_mask.shape != image_features.shape[:2]:
             raise ValueError(
                 f"image_attention_mask must be {tuple(image_features.shape[:2])} like image_features, "
@@ -227,6 +229,15 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             empty = (image_attention_mask.sum(1) == 0).nonzero().flatten().tolist()
             if empty:
                 raise ValueError(f"image_attention_mask: pictures {empty} of the batch have no token at all.")
+            self._check_values(image_features, image_attention_mask)
+
+    def _check_values(self, image_features: torch.Tensor, image_attention_mask: torch.Tensor | None = None) -> None:
+        """Refuse features that cannot be computed with, also in the model's type. In training the loss tells, and a
+        look at them would make a GPU wait."""
+        if self.training or not values_are_known(image_features):
+            return
+        real = image_features if image_attention_mask is None else image_features[image_attention_mask.bool()]
+        check_features(real, "image_features", min(LARGEST_FEATURE, torch.finfo(self.dtype).max))
 
     def encode_images(
         self,
@@ -301,6 +312,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         logits_to_keep: int = 0,
         **inputs: Any,
@@ -317,6 +329,9 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             labels (`torch.LongTensor` of shape `(N, T)`, *optional*): words and end token, then -100.
             use_cache (`bool`, defaults to `False`): return `past_key_values`.
             output_hidden_states (`bool`, defaults to `False`): return every layer's output.
+            output_attentions (`bool`, defaults to `False`): return the attention to the picture, see
+                [`CaptionerOutput`]. Where another implementation of attention is set, the decoder uses the eager one,
+                which alone has the weights.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the loss is divided by, instead of this
                 batch's number of targets.
             logits_to_keep (`int`, defaults to 0): only the logits of the last positions; 0 for all.
@@ -348,6 +363,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             num_items_in_batch=num_items_in_batch,
             logits_to_keep=logits_to_keep,
             **loss_inputs,

@@ -13,7 +13,7 @@ as `sequence_log_probs` has them, wherever no processor changed them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
@@ -42,6 +43,31 @@ class LogProbabilities(LogitsProcessor):
         return scores.log_softmax(-1)
 
 
+class NoRepeatedNgrams(NoRepeatNGramLogitsProcessor):
+    """As in transformers, without the start token."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """(N, V) -> (N, V)"""
+        return super().__call__(input_ids[:, 1:], scores)
+
+
+class RepeatedWordPenalty(RepetitionPenaltyLogitsProcessor):
+    """As in transformers, without the start token."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """(N, V) -> (N, V)"""
+        return super().__call__(input_ids[:, 1:], scores)
+
+
+def behind_start(processor: Any) -> Any:
+    """A processor that looks for repetitions behind the start token only; other processors as they are."""
+    if type(processor) is NoRepeatNGramLogitsProcessor:
+        return NoRepeatedNgrams(processor.ngram_size)
+    if type(processor) is RepetitionPenaltyLogitsProcessor:
+        return RepeatedWordPenalty(processor.penalty)
+    return processor
+
+
 LOWERING_PROCESSORS = (
     LoweringProcessor,
     MinLengthLogitsProcessor,
@@ -58,8 +84,9 @@ class WordSteps:
     Args:
         model ([`AutoregressiveCaptioner`]): the captioner.
         logits_processor (`LogitsProcessorList`): applied to the log-probabilities.
-        generation_config (`GenerationConfig`): `output_scores`, `output_logits`, `return_dict_in_generate`. `generate`
-            has put the special tokens there, on the right device.
+        generation_config (`GenerationConfig`): `output_scores`, `output_logits`, `output_hidden_states`,
+            `output_attentions`, `return_dict_in_generate`. `generate` has put the special tokens there, on the right
+            device.
         model_kwargs (`dict`): `encoder_outputs` and, with a cache, `past_key_values`.
 
     Attributes:
@@ -81,18 +108,22 @@ class WordSteps:
         self._is_first = True
         self._scores: list[torch.Tensor] = []
         self._logits: list[torch.Tensor] = []
+        self._layers: dict[str, list] = {}  # of every word, what was asked for of the decoder's layers
 
     def next_scores(self, ids: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (N, V), after the processors, of the words that follow `ids` (N, length)."""
         new = ids if self._is_first or self.cache is None else ids[:, -1:]
         self._is_first = False
+        asked = {name: True for name in ("output_hidden_states", "output_attentions") if vars(self.config)[name]}
         output = self.model(
-            decoder_input_ids=new, encoder_outputs=self.memory, past_key_values=self.cache, logits_to_keep=1
+            decoder_input_ids=new, encoder_outputs=self.memory, past_key_values=self.cache, logits_to_keep=1, **asked
         )
         logits = at_least_float32(output.logits[:, -1])  # (N, V)
         scores: Any = self.processor(ids, logits.log_softmax(-1))  # type: ignore[arg-type]
         self._logits += [logits] if self.config.output_logits else []
         self._scores += [scores] if self.config.output_scores else []
+        for name in ("decoder_hidden_states", "cross_attentions", "decoder_attentions") if asked else ():
+            self._layers.setdefault(name, []).append(output.get(name))
         return scores
 
     def reorder(self, rows: torch.Tensor) -> None:
@@ -123,7 +154,8 @@ class WordSteps:
             return sequences
         kind: Any = GenerateBeamEncoderDecoderOutput if beams else GenerateEncoderDecoderOutput
         scores, logits = tuple(self._scores[:words]) or None, tuple(self._logits[:words]) or None
-        return kind(sequences=sequences, scores=scores, logits=logits, past_key_values=self.cache, **beams)
+        layers = {name: tuple(all_words[:words]) for name, all_words in self._layers.items() if any(all_words)}
+        return kind(sequences=sequences, scores=scores, logits=logits, past_key_values=self.cache, **beams, **layers)
 
 
 def loop_of(write: Callable[[torch.Tensor, WordSteps, StoppingCriteriaList], Any]) -> Callable:
@@ -167,6 +199,7 @@ class BeamSearch:
     """
 
     nothing = -torch.inf  # sum of all hypotheses but the first at the start, where all are the same prompt
+    options: ClassVar[tuple[str, ...]] = ()  # of `captioner_options.OWN_BEAMS`, those that the rule has
     group_size = 1  # words between two looks at whether the search is over
 
     def __init__(self, prompts: torch.Tensor, steps: WordSteps) -> None:

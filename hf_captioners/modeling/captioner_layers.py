@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.import_utils import is_tracing
 
+LARGEST_FEATURE = 1e12  # beyond what backbones give; squares of such numbers still add up in float32
 MASKED_SCORE = -1e9  # finite: a row without anything visible attends evenly instead of being NaN
 
 
@@ -81,9 +86,50 @@ def padding_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
     return mask
 
 
+def check_features(features: torch.Tensor, name: str, largest: float = LARGEST_FEATURE) -> None:
+    """Refuse features with which nothing can be computed.
+
+    Args:
+        features (`torch.Tensor`): of any shape, without padding.
+        name (`str`): what they are, for the message.
+        largest (`float`, defaults to `LARGEST_FEATURE`): what is too large in absolute value.
+
+    Raises:
+        ValueError: they are complex, not finite or too large.
+    """
+    if features.is_complex():
+        raise ValueError(f"{name} must be real numbers, not {features.dtype}: their imaginary part would be lost.")
+    peak = float(features.abs().max()) if features.numel() else 0.0
+    if not math.isfinite(peak):
+        raise ValueError(f"{name} contains NaN or infinity.")
+    if peak > largest:
+        raise ValueError(f"{name} contains {peak:.3g}, and numbers beyond {largest:.3g} cannot be computed with.")
+
+
 def values_are_known(tensor: torch.Tensor) -> bool:
     """Whether a tensor's values may decide what is done: not while a graph is traced, compiled or exported."""
     return not is_tracing(tensor)
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Let a model of transformers compute its attention eagerly for once, if that is `wanted`, for the weights."""
+    usual: Any = model.config._attn_implementation
+    if not wanted or usual == "eager":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+
+
+def weights_of_captions(weights: torch.Tensor, captions: int) -> torch.Tensor:
+    """Attention (R, H, T, L) of R captions, of that (B, H, R/B*T, L) of the long queries of B pictures."""
+    images, heads, _, tokens = weights.shape
+    split = weights.reshape(images, heads, captions // images, -1, tokens)  # (B, H, R/B, T, L)
+    return split.transpose(1, 2).flatten(0, 1)  # (R, H, T, L)
 
 
 def eager_attention_forward(

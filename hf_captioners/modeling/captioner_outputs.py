@@ -56,6 +56,12 @@ class CaptionerOutput(ModelOutput):
             The decoder's state, for incremental decoding.
         decoder_hidden_states (`tuple[torch.Tensor]`, *optional*):
             The decoder's input and the output of each of its layers, each `(captions, length, d_model)`.
+        cross_attentions (`tuple[torch.Tensor]`, *optional*):
+            Of every decoder layer, how much each word attends to each token of the picture, after the softmax:
+            `(captions, heads, length, tokens)`. `None` for captioners that have the picture among the words.
+        decoder_attentions (`tuple[torch.Tensor]`, *optional*):
+            Of every layer of a captioner that has the picture among the words, how much each word attends to each
+            place: `(captions, heads, length, places)`, image tokens first.
         encoder_last_hidden_state (`torch.Tensor` of shape `(images, tokens, d_model)`, *optional*):
             The memory.
         encoder_hidden_states (`tuple[torch.Tensor]`, *optional*):
@@ -66,6 +72,8 @@ class CaptionerOutput(ModelOutput):
     logits: torch.Tensor = None  # type: ignore[assignment]  # as in transformers' outputs
     past_key_values: Cache | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
 

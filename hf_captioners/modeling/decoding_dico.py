@@ -23,6 +23,7 @@ class DicoBeams(BeamSearch):
     `do_sample=True` the continuations are drawn without replacement instead.
     """
 
+    options = ("early_stopping",)
     nothing = -1e9
 
     def __init__(self, prompts: torch.Tensor, steps: WordSteps) -> None:

@@ -28,7 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_backbone import PooledBackbone, load_whole
 from .captioner_cache import CaptionerCache
-from .captioner_layers import at_least_float32, padding_mask, values_are_known
+from .captioner_layers import at_least_float32, eager_attention, padding_mask, values_are_known
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_clip_gpt2 import ClipGpt2Config
 from .decoding_clip_gpt2 import ClipCapBeams
@@ -351,16 +351,19 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         else:
             inputs = self._behind_prefix(input_ids, encoder_outputs, cache)
         length = input_ids.shape[1]
-        output = self._run(
-            inputs,
-            mask,
-            cache,
-            logits_to_keep=options.logits_to_keep or length,
-            output_hidden_states=options.output_hidden_states,
-        )
-        states = output.hidden_states  # without those of the prefix:
+        with eager_attention(self.gpt, options.output_attentions):
+            output = self._run(
+                inputs,
+                mask,
+                cache,
+                logits_to_keep=options.logits_to_keep or length,
+                output_hidden_states=options.output_hidden_states,
+                output_attentions=options.output_attentions,
+            )
+        states, weights = output.hidden_states, output.attentions  # without those of the prefix:
         states = None if states is None else tuple(state[:, -length:] for state in states)  # (N, T, d)
-        return CaptionerOutput(logits=output.logits, decoder_hidden_states=states)
+        weights = None if weights is None else tuple(one[:, :, -length:] for one in weights)  # (N, H, T, C + T - 1)
+        return CaptionerOutput(logits=output.logits, decoder_hidden_states=states, decoder_attentions=weights)
 
     def _behind_prefix(
         self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any

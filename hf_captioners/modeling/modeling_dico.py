@@ -39,7 +39,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
-from .captioner_layers import padding_mask
+from .captioner_layers import eager_attention, padding_mask, weights_of_captions
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_dico import DicoCaptionerConfig
 from .decoding_dico import DicoBeams
@@ -94,6 +94,7 @@ class ImageAttention(GPT2Attention):
         images = memory.shape[0] if past_key_values is None else past_key_values.images
         # the captions of a picture are rows of one long query: (R, T, d) -> (B, R/B*T, d)
         output: Any
+        weights: Any
         output, weights = super().forward(
             hidden_states.reshape(images, -1, hidden_states.shape[-1]),
             past_key_values=past_key_values,
@@ -101,6 +102,8 @@ class ImageAttention(GPT2Attention):
             encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
+        if weights is not None:
+            weights = weights_of_captions(weights, len(hidden_states))
         return output.view(hidden_states.shape), weights
 
 
@@ -259,16 +262,22 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
         """GPT-2 with cross-attention to the memory."""
-        output = self.decoder(
-            inputs_embeds=self.get_input_embeddings()(input_ids),
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
-            encoder_attention_mask=self._memory_mask(encoder_outputs),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=options.logits_to_keep,
-            output_hidden_states=options.output_hidden_states,
+        with eager_attention(self.decoder, options.output_attentions):
+            output = self.decoder(
+                inputs_embeds=self.get_input_embeddings()(input_ids),
+                encoder_hidden_states=encoder_outputs.last_hidden_state,
+                encoder_attention_mask=self._memory_mask(encoder_outputs),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=options.logits_to_keep,
+                output_hidden_states=options.output_hidden_states,
+                output_attentions=options.output_attentions,
+            )
+        return CaptionerOutput(
+            logits=output.logits,
+            decoder_hidden_states=output.hidden_states,
+            cross_attentions=output.cross_attentions,
         )
-        return CaptionerOutput(logits=output.logits, decoder_hidden_states=output.hidden_states)
 
     def _memory_mask(self, encoder_outputs: CaptionerEncoderOutput) -> Any:
         """The mask (B, 1, 1, L) of a memory with padding, as the attention in use wants it."""

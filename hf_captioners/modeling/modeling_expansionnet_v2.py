@@ -29,7 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
-from .captioner_layers import eager_attention_forward, initialize, padding_mask
+from .captioner_layers import eager_attention_forward, initialize, padding_mask, weights_of_captions
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_expansionnet_v2 import ExpansionNetV2Config
@@ -62,14 +62,23 @@ class CrossAttention(nn.Module):
         return self.Wk(memory).view(shape).transpose(1, 2), self.Wv(memory).view(shape).transpose(1, 2)
 
     def forward(
-        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Attend from `hidden` (R, T, d) to B pictures, R a multiple of B, captions of one picture side by side."""
+        """Attend from `hidden` (R, T, d) to B pictures, R a multiple of B, captions of one picture side by side; the
+        weights (R, H, T, L) are appended to `all_weights`, if they are wanted."""
         images = keys.shape[0]
         # the captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
         query = self.Wq(hidden).view(images, -1, self.num_heads, self.head_dim).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, _ = attention(self, query, keys, values, mask, dropout=0.0, scaling=self.scaling)
+        attention = attention if all_weights is None else eager_attention_forward
+        output, weights = attention(self, query, keys, values, mask, dropout=0.0, scaling=self.scaling)
+        if all_weights is not None:
+            all_weights.append(weights_of_captions(weights, len(hidden)))
         return self.out_linear(output.reshape(hidden.shape))
 
 
@@ -125,11 +134,12 @@ class DecoderLayer(GradientCheckpointingLayer):
         memory: torch.Tensor,
         memory_mask: torch.Tensor | None,
         cache: ExpansionCacheLayer | None,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """(R, T, d) -> (R, T, d), attending to a memory (B, L, d); with a cache the memory is read from there."""
         keys, values = self.mha.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
         hidden = hidden + self.dropout(self.dyn_exp(self.norm_1(hidden), cache))
-        hidden = hidden + self.dropout(self.mha(self.norm_2(hidden), keys, values, memory_mask))
+        hidden = hidden + self.dropout(self.mha(self.norm_2(hidden), keys, values, memory_mask, all_weights))
         return hidden + self.dropout(self.ff(self.norm_3(hidden)))
 
 
@@ -238,11 +248,16 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
         visible = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
         positions = self.pos_encoder.weight[start : start + input_ids.shape[1]]
         states = [self.out_embedder(input_ids) + positions]  # (N, T, d)
+        weights: list[torch.Tensor] | None = [] if options.output_attentions else None
         for layer, layer_cache in zip(self.decoders, caches, strict=True):
-            states.append(layer(states[-1], encoder_outputs.last_hidden_state, visible, layer_cache))
+            states.append(layer(states[-1], encoder_outputs.last_hidden_state, visible, layer_cache, weights))
         fused = self.other_dropout(self.dec_reduce_group(torch.cat(states[1:], dim=-1)))
         output = self.dec_reduce_norm(states[-1] + fused)[:, -options.logits_to_keep :]
-        return CaptionerOutput(logits=self.vocab_linear(output), decoder_hidden_states=tuple(states))
+        return CaptionerOutput(
+            logits=self.vocab_linear(output),
+            decoder_hidden_states=tuple(states),
+            cross_attentions=None if weights is None else tuple(weights),
+        )
 
 
 class _DropPathAfterMLP:

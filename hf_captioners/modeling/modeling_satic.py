@@ -31,7 +31,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .cache_satic import GroupCacheLayer, GroupState
 from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
-from .captioner_layers import at_least_float32, eager_attention_forward, initialize, padding_mask, values_are_known
+from .captioner_layers import (
+    at_least_float32,
+    eager_attention_forward,
+    initialize,
+    padding_mask,
+    values_are_known,
+    weights_of_captions,
+)
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_satic import SaticConfig
@@ -97,14 +104,23 @@ class Attention(nn.Module):
         return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
 
     def forward(
-        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Attend from `hidden` (R, T, d) to B rows of keys, R a multiple of B; `mask` is True for what is visible."""
+        """Attend from `hidden` (R, T, d) to B rows of keys, R a multiple of B; `mask` is True for what is visible. The
+        weights (R, H, T, L) are appended to `all_weights`, if they are wanted."""
         # several captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
         query = self.linears[0](hidden).view(keys.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.dropout if self.training else 0.0
-        output, _ = attention(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
+        attention = attention if all_weights is None else eager_attention_forward
+        output, weights = attention(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
+        if all_weights is not None:
+            all_weights.append(weights_of_captions(weights, len(hidden)))
         return self.linears[3](output.reshape(hidden.shape))
 
 
@@ -167,6 +183,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self_mask: torch.Tensor | None,
         memory_mask: torch.Tensor | None,
         cache: GroupCacheLayer | None,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """(R, T, d) -> (R, T, d), attending to a memory (B, L, d); with a cache the memory is read from there."""
         if cache is None:
@@ -181,7 +198,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             return self.self_attn(words, keys, values, self_mask)
 
         hidden = self.sublayer[0](hidden, attend_to_words)
-        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, memory_keys, memory_values, memory_mask))
+        picture = memory_keys, memory_values, memory_mask, all_weights
+        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, *picture))
         return self.sublayer[2](hidden, self.feed_forward)
 
 
@@ -421,41 +439,53 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     def decode(
         self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
     ) -> CaptionerOutput:
-        """Groups of words from the groups before them; the layers' outputs are those of whole groups, with a cache of
-        those that were computed.
+        """Groups of words from the groups before them; the layers' outputs and attentions are those of whole groups,
+        with a cache of those that were computed.
 
         Raises:
             ValueError: captions to learn, with a cache.
         """
+        weights: list[torch.Tensor] | None = [] if options.output_attentions else None
         if cache is None:
-            logits, states = self._score(input_ids, encoder_outputs, options.teacher_forcing, options.logits_to_keep)
+            logits, states = self._score(input_ids, encoder_outputs, options, weights)
         elif options.teacher_forcing:
             raise ValueError("labels are scored in one pass: leave past_key_values and use_cache out.")
         else:
-            logits, states = self._continue(input_ids, encoder_outputs, cache, options.logits_to_keep)
-        return CaptionerOutput(logits=logits, decoder_hidden_states=tuple(states))
+            logits, states = self._continue(input_ids, encoder_outputs, cache, options, weights)
+        return CaptionerOutput(
+            logits=logits,
+            decoder_hidden_states=tuple(states),
+            cross_attentions=None if weights is None else tuple(weights),
+        )
 
     def _score(
-        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, training: bool, keep: int
+        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, options: DecodeOptions, weights: Any
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits of the last `keep` words (all for 0) and the decoder's states, in one pass."""
+        """Logits of the last words that are to be kept and the decoder's states, in one pass."""
         slots = group_inputs(ids, self.config.group_size)  # (N, groups * K)
-        if training and self.config.training_mask == "original":
+        if options.teacher_forcing and self.config.training_mask == "original":
             mask: torch.Tensor | None = self._original_training_mask(slots)
         else:
             mask = group_mask(0, slots.shape[1], self.config.group_size, slots.device)
-        states = self._run_decoder(slots, encoder_outputs, None, mask)
-        return self.model.generator(states[-1][:, : ids.shape[1]][:, -keep:]), states
+        states = self._run_decoder(slots, encoder_outputs, None, mask, weights)
+        return self.model.generator(states[-1][:, : ids.shape[1]][:, -options.logits_to_keep :]), states
 
     def _continue(
-        self, ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache, keep: int
+        self,
+        ids: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: CaptionerCache,
+        options: DecodeOptions,
+        weights: Any,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """As `_score`, after the words in `cache`. Runs the decoder only if a new group can be scored."""
         state = cast(GroupState, cache.layers[0])
         size, known = self.config.group_size, state.groups * self.config.group_size
         words = state.append(ids)  # (R, n)
         total = words.shape[1]
-        first = total - (min(keep, ids.shape[1]) or ids.shape[1])  # the first place whose logits are wanted
+        first = total - (
+            min(options.logits_to_keep, ids.shape[1]) or ids.shape[1]
+        )  # the first place whose logits are wanted
         states: list[torch.Tensor] = []
         parts = []
         if first < known:  # the rest of the group that was scored last
@@ -463,7 +493,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         if total > known:
             slots = group_inputs(words, size, state.groups)  # (R, new groups * K)
             mask = group_mask(known, known + slots.shape[1], size, slots.device)
-            states = self._run_decoder(slots, encoder_outputs, cache, mask)
+            states = self._run_decoder(slots, encoder_outputs, cache, mask, weights)
             logits = self.model.generator(states[-1])  # (R, new groups * K, V)
             parts.append(logits[:, max(first - known, 0) : total - known])
             state.store(logits[:, -size:], -(-total // size))
@@ -475,6 +505,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         encoder_outputs: CaptionerEncoderOutput,
         cache: CaptionerCache | None,
         self_mask: torch.Tensor | None,
+        weights: list[torch.Tensor] | None,
     ) -> list[torch.Tensor]:
         """Of the input (R, T): the embedded words, the output of each layer, and its normalisation, (R, T, d) each."""
         caches: list[Any] = [None] * len(self.model.decoder.layers) if cache is None else cache.layers[1:]
@@ -484,7 +515,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         embed, add_positions = self.model.tgt_embed
         states = [add_positions(embed(slots), start)]
         for layer, layer_cache in zip(self.model.decoder.layers, caches, strict=True):
-            states.append(layer(states[-1], memory, self_mask, visible, layer_cache))
+            states.append(layer(states[-1], memory, self_mask, visible, layer_cache, weights))
         return [*states, self.model.decoder.norm(states[-1])]
 
     def _original_training_mask(self, slots: torch.Tensor) -> torch.Tensor:

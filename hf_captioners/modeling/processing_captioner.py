@@ -11,6 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .captioner_layers import check_features
 from .captioner_shipping import registered
 from .image_processing_captioner import open_resized
 from .tokenization_limits import check_tokenizer
@@ -28,7 +29,8 @@ def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch
         `(B, max N_i)` of int64, 1 for real rows.
 
     Raises:
-        ValueError: features of another rank, of different widths, without rows, or with NaN or infinity.
+        ValueError: features of another rank, of different widths, without rows, complex ones, or with NaN, infinity or
+            numbers too large to compute with.
     """
     if isinstance(features, torch.Tensor):
         features = [features] if features.ndim == 2 else features
@@ -41,8 +43,7 @@ def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch
             raise ValueError(
                 f"image_features[{index}] must be (tokens, {width}) with tokens > 0, not {tuple(one.shape)}."
             )
-        if not torch.isfinite(one).all():
-            raise ValueError(f"image_features[{index}] contains NaN or infinity.")
+        check_features(one, f"image_features[{index}]")
     batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(one) for one in rows])
     return batch, (torch.arange(batch.shape[1]) < lengths[:, None]).long()
@@ -161,10 +162,22 @@ class CaptionerProcessor(ProcessorMixin):
 
     def _prompts(self, texts: list[str]) -> torch.Tensor:
         ids = self._encode(texts, add_special_tokens=False)
+        self._refuse_unknown_words(texts, ids)
         lengths = sorted({len(one) for one in ids})
         if len(lengths) > 1:
             raise ValueError(f"the beginnings in text must have the same number of tokens in a batch, not {lengths}.")
         return torch.tensor([[self.tokenizer.bos_token_id, *one] for one in ids])
+
+    def _refuse_unknown_words(self, texts: list[str], ids: list[list[int]]) -> None:
+        """Refuse beginnings that would show up in the caption as the unknown word."""
+        wrong = [text for text, one in zip(texts, ids, strict=True) if self.tokenizer.unk_token_id in one]
+        if wrong:
+            known = self.tokenizer.get_vocab().keys() - {self.tokenizer.unk_token}
+            unknown = sorted({word for text in wrong for word in self._split(text)} - known)
+            raise ValueError(
+                f"the captioner's vocabulary does not have {', '.join(map(repr, unknown[:5] or wrong[:1]))}: a caption "
+                "can only begin with words that it has."
+            )
 
     def _encode(self, texts: list[str], **options: Any) -> list[list[int]]:
         """Ids of texts, with a readable error where the vocabulary has no unknown word."""

@@ -94,6 +94,37 @@ class AutoregressiveContract(CaptionerContract):
         gold = expected.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0.0)
         torch.testing.assert_close(log_probs, gold)
 
+    def test_attention_to_the_picture(self, model, features, labels):
+        """Weights of every layer, each row a distribution over what is real, the same as without and with a cache."""
+        mask = torch.ones(3, 7, dtype=torch.long)
+        mask[1, 4:] = 0
+        inputs = {"image_features": features, "image_attention_mask": mask}
+        twice = labels.repeat_interleave(2, dim=0)
+        plain, output = model(**inputs, labels=twice), model(**inputs, labels=twice, output_attentions=True)
+        assert plain.cross_attentions is None and plain.decoder_attentions is None
+        torch.testing.assert_close(output.logits, plain.logits, atol=5e-5, rtol=1e-4)
+        name = "cross_attentions" if output.cross_attentions is not None else "decoder_attentions"
+        layers = output[name]
+        for weights in layers:
+            assert weights.ndim == 4 and weights.shape[0] == 6 and weights.shape[2] >= labels.shape[1]
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        if name == "cross_attentions":
+            assert all(weights.shape[-1] == 7 and (weights[2:4, ..., 4:] == 0).all() for weights in layers)
+        model.set_attn_implementation("eager")
+        for weights, expected in zip(layers, model(**inputs, labels=twice, output_attentions=True)[name], strict=True):
+            torch.testing.assert_close(weights, expected, atol=5e-5, rtol=1e-4)
+        for options in ({"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "decoding": "standard"}):
+            written = model.generate(
+                **inputs, **options, max_length=5, output_attentions=True, output_hidden_states=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+            assert len(written[name]) == len(written.decoder_hidden_states) == written.sequences.shape[1] - 1
+            assert [len(one) for one in written[name][:1]] == [len(layers)]
+            assert written[name][0][0].shape[:2] == (3 * options["num_beams"], layers[0].shape[1])
+            torch.testing.assert_close(
+                written[name][0][0][:, :, 0, :7][0], layers[0][0, :, 0, :7], atol=1e-4, rtol=1e-4
+            )
+
     def test_refuses_unknown_ways_of_decoding(self, model, features):
         with pytest.raises(ValueError, match="decoding must be one of"):
             model.generate(image_features=features, decoding="mine")

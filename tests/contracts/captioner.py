@@ -92,6 +92,24 @@ class CaptionerContract:
         with pytest.raises(ValueError, match=r"pictures \[1\] of the batch have no token"):
             model.generate(image_features=features, image_attention_mask=torch.tensor([[1] * 7, [0] * 7, [1] * 7]))
 
+    def test_refuses_features_that_are_no_numbers_to_compute_with(self, model, features):
+        for value, message in (
+            (torch.nan, "NaN or infinity"),
+            (1e38, r"contains 1e\+38"),
+            (1j, "must be real numbers"),
+        ):
+            wrong = features.to(torch.complex64) if value == 1j else features.clone()
+            wrong[1, 2, 3] = value
+            with pytest.raises(ValueError, match=f"image_features .*{message}"):
+                model.encode_images(image_features=wrong)
+        mask = torch.ones(3, 7, dtype=torch.long)
+        mask[1, 2] = 0  # padding may be anything
+        wrong = features.clone()
+        wrong[1, 2] = torch.nan
+        model.encode_images(image_features=wrong, image_attention_mask=mask)
+        with pytest.raises(ValueError, match=r"contains 1e\+05, and numbers beyond 6.55e\+04"):
+            copy.deepcopy(model).half().encode_images(image_features=features + 1e5)
+
     def test_cached_features_equal_the_backbone(self, model, pixels, labels):
         cached = model.extract_image_features(pixels)
         assert cached.shape[-1] == model.config.feature_size

@@ -83,6 +83,11 @@ class TestPadFeatures:
             ([ramp(2, 3), ramp(2, 4)], r"image_features\[1\] must be \(tokens, 3\).* not \(2, 4\)"),
             ([ramp(2, 3), ramp(2, 3) / 0], r"image_features\[1\] contains NaN or infinity"),
             (torch.full((2, 3), torch.inf), r"image_features\[0\] contains NaN or infinity"),
+            (
+                [ramp(2, 3), torch.full((2, 3), -1e38)],
+                r"image_features\[1\] contains 1e\+38, and numbers beyond 1e\+12",
+            ),
+            (torch.ones(2, 3, dtype=torch.complex64), r"image_features\[0\] must be real numbers, not torch.complex64"),
         ],
     )
     def test_errors(self, features, message):
@@ -126,6 +131,10 @@ class TestInputs:
 
     def test_one_caption_or_a_list(self, processor):
         assert torch.equal(processor(text_target="a wave").labels, processor(text_target=["a wave"]).labels)
+
+    def test_beginnings_of_unknown_words_are_refused_by_name(self, processor):
+        with pytest.raises(ValueError, match="does not have 'photo', 'zebra': a caption can only begin with words"):
+            processor(text=["A zebra", "a Photo"])
 
     def test_beginnings(self, processor, tokenizer):
         sos = tokenizer.bos_token_id

@@ -1,0 +1,69 @@
+"""Options of `generate` that captioners do not have. They are refused by name: an option is never without effect.
+
+All others of `GenerationConfig` are honoured, see `tests/modeling/test_captioner_options.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+
+# by option, the values besides None that change nothing, as saved generation configs have them
+NEUTRAL: dict[str, tuple] = {
+    # other searches than greedy decoding, sampling and beams
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0.0,),
+    "low_memory": (False,),
+    "dola_layers": (),
+    # a second model, or a guess, whose words are checked
+    "use_mtp": (False,),
+    "is_assistant": (False,),
+    "prompt_lookup_num_tokens": (),
+    "max_matching_ngram_size": (),
+    "assistant_early_exit": (),
+    "num_assistant_tokens": (20,),
+    "num_assistant_tokens_schedule": ("constant",),
+    "assistant_confidence_threshold": (0.4,),
+    "assistant_lookbehind": (10,),
+    "target_lookbehind": (10,),
+    "assistant_ensemble_weight": (),
+    "speculation_type": (),
+    # what reads a text in the place of a picture
+    "encoder_repetition_penalty": (1.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "guidance_scale": (1.0,),
+    "token_healing": (False,),
+    "prefill_chunk_size": (),
+    # caches and graphs of transformers; captioners have caches of their own
+    "cache_implementation": (),
+    "cache_config": (),
+    "max_cache_len": (),
+    "compile_config": (),
+    "continuous_batching_config": (),
+}
+ARGUMENTS: dict[str, tuple] = {"assistant_model": (), "negative_prompt_ids": (), "negative_prompt_attention_mask": ()}
+OWN_BEAMS: dict[str, tuple] = {"early_stopping": (False,), "stop_strings": ()}  # unless a rule has them
+OWN_WORDS: dict[str, tuple] = {"streamer": ()}
+
+
+def refuse_options(options: Mapping[str, Any] | GenerationConfig, neutral: Mapping[str, tuple], where: str) -> None:
+    """Refuse options with a value that would have an effect if there were one.
+
+    Args:
+        options (`Mapping[str, Any]` or `GenerationConfig`): what was asked for.
+        neutral (`Mapping[str, tuple]`): by the name of an option, the values besides `None` that change nothing.
+        where (`str`): what does not have them, for the message.
+
+    Raises:
+        ValueError: naming the options and their values.
+    """
+    values = vars(options) if isinstance(options, GenerationConfig) else options
+    asked = {name: values.get(name) for name in neutral}
+    refused = [f"{name}={value!r}" for name, value in asked.items() if value is not None and value not in neutral[name]]
+    if refused:
+        raise ValueError(f"{where} does not have {', '.join(refused)}: it would be without effect; leave it out.")
