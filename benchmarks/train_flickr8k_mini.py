@@ -32,7 +32,7 @@ import hf_captioners  # noqa: F401  registers the captioners
 from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
-from hf_captioners.inference.captioning import caption_files
+from hf_captioners.inference.caption_files import caption_files
 from hf_captioners.metrics import CaptionMetrics, Evaluation
 from hf_captioners.modeling.captioner_trust import load_pretrained
 from hf_captioners.reports.contact_sheet import SheetItem, contact_sheet

@@ -136,7 +136,7 @@ class _CocoResults:
 
 def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Iterator[Mapping[str, Any]], int]:
     """The records to come and their number."""
-    from ..inference.captioning import caption_files
+    from ..inference.caption_files import caption_files
     from ..inference.image_files import LeftOutFiles, find_images
 
     if args.annotations is not None or args.data_dir is not None:

@@ -20,7 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 
 from hf_captioners import CaptionerImageProcessor
-from hf_captioners.inference.captioning import CaptionRecord, caption_files, caption_rows
+from hf_captioners.inference.caption_files import caption_files
+from hf_captioners.inference.captioning import CaptionRecord, caption_rows
 from hf_captioners.inference.image_files import find_images
 from hf_captioners.modeling.captioner_image_io import open_image
 

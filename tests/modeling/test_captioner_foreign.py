@@ -24,7 +24,7 @@ from transformers import (
 
 import hf_captioners
 from hf_captioners.cli.main import main
-from hf_captioners.inference.captioning import caption_files
+from hf_captioners.inference.caption_files import caption_files
 from hf_captioners.modeling.captioner_foreign import check_can_caption, load_processor
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
