@@ -212,11 +212,11 @@ def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResul
     from tqdm import tqdm
 
     from ..data.printable import printable, printable_json
+    from ..data.progress import progress
 
     failed = 0
     try:
-        # Without a terminal there is no bar.
-        for record in tqdm(records, total=count, unit="picture", file=sys.stderr, disable=None):
+        for record in progress(records, total=count, unit="picture"):
             with tqdm.external_write_mode(file=sys.stdout):
                 _write_out(f"{printable_json(record)}\n".encode())
             if "error" in record:

@@ -11,7 +11,7 @@ from typing import Any
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TRUST_OPTION = "--trust_remote_code"
 TRUST_HELP = "run the Python code that comes with a model; read it first. A recipe cannot say this"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(kw_only=True)
@@ -112,5 +112,35 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
     except RemoteCodeError as error:
         raise UsageError(f"--model {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise UsageError(f"--model {name} cannot be loaded: {error}") from error
+        raise UsageError(f"--model {name} cannot be loaded: {_missing_part(Path(name)) or error}") from error
     return model.to(target).eval(), processor
+
+
+_PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none
+    "configuration (config.json)": (
+        ("config.json", "adapter_config.json"),
+        "give the folder of a captioner, or convert an original checkpoint with `hf-captioners convert`",
+    ),
+    "weights (model.safetensors)": (
+        ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"),
+        "copy them from where the captioner was trained or converted",
+    ),
+    "image processor (preprocessor_config.json or processor_config.json)": (
+        ("preprocessor_config.json", "processor_config.json"),
+        "save that of its backbone there: AutoImageProcessor.from_pretrained(backbone).save_pretrained(folder)",
+    ),
+    "tokenizer (tokenizer.json)": (
+        ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
+        "save its tokenizer there (`hf-captioners convert` has --tokenizer for captioners with that of CLIP or GPT-2)",
+    ),
+}
+
+
+def _missing_part(folder: Path) -> str | None:
+    """What a captioner's folder lacks and how to get it; `None` if nothing is known to be missing."""
+    if not folder.is_dir():
+        return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
+    for part, (patterns, advice) in _PARTS.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            return f"the folder has no {part}; {advice}"
+    return None

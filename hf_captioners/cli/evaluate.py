@@ -176,6 +176,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
 
     from ..data.captions.predictions import read_references
     from ..data.printable import printable
+    from ..data.progress import progress
     from ..inference.captioning import caption_rows
 
     source = Path(args.dataset)
@@ -186,7 +187,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     records = caption_rows(model, processor, rows, args.batch_size, **options)
     captions: dict[Any, str] = {}
-    for record in tqdm(records, total=number, unit="picture", disable=None):
+    for record in progress(records, total=number, unit="picture"):
         if "error" in record:
             tqdm.write(f"hf-captioners evaluate: left out: {printable(record['error'])}", file=sys.stderr)
         else:

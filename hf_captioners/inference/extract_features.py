@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ..data.features.store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from ..data.progress import progress
 from ..modeling.captioner_backbone import GridBackbone, PooledBackbone
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_trust import foreign_code
@@ -220,7 +220,7 @@ def write_features(
         todo = [index for index, image_id in enumerate(ids) if image_id not in writer]
         pictures = _Pictures(rows.select(todo), extractor.image_processor)
         loader = DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=list)
-        with tqdm(total=len(ids), initial=len(ids) - len(todo), desc="features", unit="image", disable=None) as bar:
+        with progress(total=len(ids), initial=len(ids) - len(todo), desc="features", unit="image") as bar:
             for batch in loader:
                 errors |= _add_batch(writer, extractor, batch)
                 bar.update(len(batch))

@@ -31,9 +31,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..captions.records import id_of, read_content
+from ..progress import progress
 from .region_files import open_arrays
 from .store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
 
@@ -316,7 +316,7 @@ def write_region_features(
     with FeatureWriter(out_dir, dtype=dtype, shard_bytes=shard_bytes, metadata=regions.metadata()) as writer:
         todo = [image_id for image_id in regions.ids if image_id not in writer]
         done = len(regions) - len(todo)
-        for image_id in tqdm(todo, total=len(regions), initial=done, desc="regions", unit="image", disable=None):
+        for image_id in progress(todo, total=len(regions), initial=done, desc="regions", unit="image"):
             try:
                 writer.add(image_id, regions[image_id])
             except FeatureError as error:

@@ -1,0 +1,52 @@
+"""Progress of long work on stderr: a bar on a terminal, a line every few seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+SECONDS = 5.0
+"""Between two lines where stderr is no terminal; work that is shorter than that says nothing."""
+
+
+class _Lines(tqdm):
+    """Progress as lines, one below the other, that nothing is cleared from."""
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        """What writes a status: on a line of its own, which the next one or the end of the work closes."""
+        lines = 0
+
+        def write(status: str) -> None:
+            nonlocal lines
+            file.write(f"\n{status}" if lines else status)
+            file.flush()
+            lines += 1
+
+        return write
+
+    def clear(self, nolock: bool = False) -> None:
+        """Leave lines as they are while something else is written."""
+
+    def refresh(self, nolock: bool = False, lock_args: Any = None) -> bool | None:
+        """Write a line, but not only because something else was written."""
+        return None if nolock else super().refresh(nolock, lock_args)
+
+
+def progress(rows: Iterable[Any] | None = None, **options: Any) -> Any:
+    """Show how far work has come.
+
+    Args:
+        rows (`Iterable`, *optional*): what is worked on; without it, call `update` of what is returned.
+        options: of `tqdm`, as `total`, `initial`, `desc` and `unit`.
+
+    Returns:
+        `tqdm`: the rows, and a context.
+    """
+    if sys.stderr.isatty():
+        return tqdm(rows, file=sys.stderr, **options)
+    seldom: dict[str, Any] = {"mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "ncols": 80}
+    return _Lines(rows, file=sys.stderr, **seldom, **options)

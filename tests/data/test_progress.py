@@ -1,0 +1,50 @@
+"""Progress where stderr is no terminal: lines, seldom, and none for short work. The clock is the test's own."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from hf_captioners.data import progress as module
+from hf_captioners.data.progress import progress
+
+
+@pytest.fixture()
+def clock(monkeypatch):
+    """Seconds that pass when the test says so."""
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    return now
+
+
+def test_a_line_every_few_seconds(clock, capsys):
+    for _ in progress(range(30), unit="picture"):
+        clock[0] += 1
+        with tqdm.external_write_mode(file=sys.stdout):
+            print("caption")
+    out, err = capsys.readouterr()
+    assert out == "caption\n" * 30
+    lines = err.splitlines()
+    assert err.endswith("\n")
+    assert "\r" not in err
+    assert 5 <= len(lines) <= 7
+    assert [line for line in lines if "/30 [" not in line] == []
+    assert "30/30" in lines[-1]
+
+
+def test_short_work_says_nothing(clock, capsys):
+    with progress(total=3) as bar:
+        for _ in range(3):
+            clock[0] += 1
+            bar.update()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(clock, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    bar = progress(range(2))
+    assert type(bar) is tqdm is not module._Lines
+    assert list(bar) == [0, 1]
+    assert "\r100%" in capsys.readouterr().err
