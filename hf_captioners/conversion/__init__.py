@@ -1,4 +1,4 @@
-"""From the original projects' checkpoints to folders for `from_pretrained`.
+"""Conversion of the original projects' checkpoints to folders for `from_pretrained`.
 
 One module per model, each with its key table, and one for pickled document frequencies; they are imported when they are
 used.
@@ -124,9 +124,9 @@ def convert(
         "convention": convention,
         "trust_remote_code": trust_remote_code or None,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    used_options = {name: value for name, value in options.items() if value is not None}
     module = import_module(f".{model_type}", __name__)
-    unused = sorted(set(given) - set(signature(module.convert).parameters))
+    unused = sorted(set(used_options) - set(signature(module.convert).parameters))
     if unused:
-        raise ValueError(f"{unused[0]}={given[unused[0]]!r} has no use with {model_type}; leave it out")
-    return module.convert(checkpoint, out_dir, overwrite=overwrite, **given)
+        raise ValueError(f"{unused[0]}={used_options[unused[0]]!r} has no use with {model_type}; leave it out")
+    return module.convert(checkpoint, out_dir, overwrite=overwrite, **used_options)

@@ -1,4 +1,4 @@
-"""The bottom-up detector: from the published checkpoints to a `save_pretrained` folder.
+"""Conversion of the published checkpoints of the bottom-up detector to a `save_pretrained` folder.
 
 Three layouts are recognised by the names of their tensors:
 
@@ -6,8 +6,8 @@ Three layouts are recognised by the names of their tensors:
 - "frcnn": `pytorch_model.bin` of `unc-nlp/frcnn-vg-finetuned` and the pickles `faster_rcnn_from_caffe*.pkl`;
 - "vinvl": `vinvl_vg_x152c4.pth` of scene_graph_benchmark.
 
-Every file keeps its parametrisation (two logits an anchor or one, background first or last), so that converting renames
-tensors and changes no number. Anchors come from the file and go into the configuration. Sizes are read from the
+Every file keeps its parametrisation (one or two logits per anchor, background first or last), so that converting
+renames tensors and changes no number. Anchors come from the file and go into the configuration. Sizes are read from the
 tensors, thresholds from the original's configuration (`bottom_up_config.py`).
 """
 
@@ -40,7 +40,7 @@ ANCHORS = {
 SECOND_COPY = "attribute.feature_extractor."  # of vinvl's res5, shared with the boxes' one
 CONVENTIONS = ("caffe", "frcnn", "vinvl")
 
-# beginnings of original names -> ours; the first that fits
+# beginnings of original names -> ours; the first match counts
 _CAFFE_NAMES = {
     "roi_heads.box_predictor.cls_embed.": "roi_heads.box_predictor.cls_embedding.",
     "roi_heads.box_predictor.attr_linear1.": "roi_heads.box_predictor.fc_attr.",
@@ -91,7 +91,7 @@ def convert(
             Names of classes and attributes: `objects_vocab.txt`, `attributes_vocab.txt`, or for `vinvl` the one JSON
             with `label_to_idx` and `attribute_to_idx`, as both.
         convention (`str`, *optional*):
-            `"caffe"` for a checkpoint of the frcnn layout whose regions are to be found as Caffe does, on Caffe's
+            `"caffe"` for a checkpoint of the frcnn layout whose regions are to be selected as by Caffe, on Caffe's
             anchors: the features that SATIC was trained on, out of the file that the Hub has. This follows from the
             mathematics, and could not be tried on the published weights. By default the file's own convention.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -202,18 +202,18 @@ def build_config(
 
 
 def _as_caffe(fields: dict[str, Any], layout: str, convention: str, path: str) -> dict[str, Any]:
-    """The fields of an frcnn checkpoint for Caffe's way to boxes and regions."""
+    """The fields of an frcnn checkpoint that makes boxes and regions as Caffe does."""
     if (layout, convention) != ("frcnn", "caffe"):
         raise ConversionError(
             f"{path}: is of the {layout} layout and cannot follow convention={convention!r}; only a checkpoint of the "
             "frcnn layout can follow another one, 'caffe'"
         )
-    kept = ("objectness", "background", "bbox_weights")  # how the weights are written down
-    conventional = {name for name in PRESETS["frcnn"] if name not in kept}
-    changed = {name: value for name, value in fields.items() if name not in conventional}
+    parametrisation = ("objectness", "background", "bbox_weights")  # how the weights are written down
+    conventional = {name for name in PRESETS["frcnn"] if name not in parametrisation}
+    fields_of_caffe = {name: value for name, value in fields.items() if name not in conventional}
     if "anchors" in fields:
-        changed["anchors"] = [_caffe_anchor(anchor, path) for anchor in fields["anchors"]]
-    return changed
+        fields_of_caffe["anchors"] = [_caffe_anchor(anchor, path) for anchor in fields["anchors"]]
+    return fields_of_caffe
 
 
 def _caffe_anchor(anchor: list[float], path: str) -> list[float]:
@@ -236,7 +236,7 @@ def read_sizes(source: Source, layout: str) -> dict[str, Any]:
     Raises:
         ConversionError: a tensor that shows a size is missing.
     """
-    theirs = {rename(name, layout): name for name in source.tensors}
+    original_names = {rename(name, layout): name for name in source.tensors}
     predictor, head = "roi_heads.box_predictor", "proposal_generator.rpn_head"
     places = {
         "stem_channels": ("backbone.stem.conv1.weight", 0),
@@ -246,16 +246,16 @@ def read_sizes(source: Source, layout: str) -> dict[str, Any]:
         "rpn_channels": (f"{head}.conv.weight", 0),
         "classes": (f"{predictor}.cls_score.weight", 0),
     }
-    if f"{predictor}.attr_score.weight" in theirs:
+    if f"{predictor}.attr_score.weight" in original_names:
         places |= {
             "embedding_size": (f"{predictor}.cls_embedding.weight", 1),
             "attribute_hidden_size": (f"{predictor}.attr_score.weight", 1),
             "attributes": (f"{predictor}.attr_score.weight", 0),
         }
-    places = {size: (theirs.get(name, name), axis) for size, (name, axis) in places.items()}
+    places = {size: (original_names.get(name, name), axis) for size, (name, axis) in places.items()}
     source.check_places(places.values(), "a bottom-up detector")
     sizes: dict[str, Any] = {name: source.shape(tensor)[axis] for name, (tensor, axis) in places.items()}
-    renamed = Source(source.path, {name: source.tensors[tensor] for name, tensor in theirs.items()})
+    renamed = Source(source.path, {name: source.tensors[tensor] for name, tensor in original_names.items()})
     stages = ("backbone.res2.", "backbone.res3.", "backbone.res4.", "roi_heads.res5.")
     return {
         **{name: value for name, value in sizes.items() if name not in ("group_width", "classes", "attributes")},
@@ -267,7 +267,7 @@ def read_sizes(source: Source, layout: str) -> dict[str, Any]:
 
 
 def rename(name: str, layout: str) -> str:
-    """Give an original tensor's name in the model.
+    """Translate an original tensor's name into the model's.
 
     Args:
         name (`str`): the original's name.
@@ -275,11 +275,11 @@ def rename(name: str, layout: str) -> str:
     """
     names = {"caffe": _CAFFE_NAMES, "vinvl": _VINVL_NAMES}.get(layout, {})
     start = next((start for start in names if name.startswith(start)), "")
-    ours = names.get(start, "") + name.removeprefix(start)
+    model_name = names.get(start, "") + name.removeprefix(start)
     if layout == "vinvl":
-        for theirs, part in _VINVL_LAYERS.items():
-            ours = ours.replace(theirs, part)
-    return ours
+        for layer, part in _VINVL_LAYERS.items():
+            model_name = model_name.replace(layer, part)
+    return model_name
 
 
 def fill_model(source: Source, layout: str, config: BottomUpConfig) -> BottomUpForRegionFeatures:
@@ -300,8 +300,8 @@ def fill_model(source: Source, layout: str, config: BottomUpConfig) -> BottomUpF
     """
     with torch.device("meta"):
         model = BottomUpForRegionFeatures(config)
-    theirs = {rename(name, layout): name for name in source.used}
-    targets = {theirs.get(name, name): {name: value.shape} for name, value in model.state_dict().items()}
+    original_names = {rename(name, layout): name for name in source.used}
+    targets = {original_names.get(name, name): {name: value.shape} for name, value in model.state_dict().items()}
     source.check(targets)
     model.load_state_dict(source.state_dict(targets), assign=True)
     return model

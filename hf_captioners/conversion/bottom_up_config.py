@@ -18,13 +18,13 @@ _MISSING = object()
 
 @dataclass
 class Settings:
-    """What an original configuration says, in our names.
+    """The content of an original configuration, in our names.
 
     Attributes:
         fields (`dict[str, Any]`): of the model's configuration.
         sizes (`dict[str, Any]`): sizes, to compare with the tensors.
         processor (`dict[str, Any]`): of the image processor.
-        assumed (`dict[str, Any]`): the most important settings that nobody gave, with the published value.
+        assumed (`dict[str, Any]`): the most important settings that the configuration lacks, with the published value.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ def _not(value: Any) -> bool:
 
 _Table = Mapping[str, tuple[str, str, Callable[[Any], Any]]]
 
-# path in the original -> where it goes, our name, how its value reads
+# path in the original -> the field of `Settings`, our name, and the function that reads its value
 _FRCNN: _Table = {
     "min_detections": ("fields", "min_regions", int),
     "max_detections": ("fields", "max_regions", int),
@@ -108,7 +108,7 @@ _VINVL: _Table = {
 }
 _TABLES = {"frcnn": _FRCNN, "caffe": _CAFFE, "vinvl": _VINVL}
 
-# settings of the original that this model has no other value for
+# settings of the original of which this model supports only these values
 _REQUIRED: dict[str, dict[str, tuple[Any, ...]]] = {
     "frcnn": {
         "input.format": ("BGR",),
@@ -151,12 +151,12 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None, layout
         for path, values in _REQUIRED[layout].items()
         if _at(content, path) is not _MISSING and _at(content, path) not in values
     ]
-    for path, (place, name, read) in _TABLES[layout].items():
+    for path, (place, name, parse) in _TABLES[layout].items():
         value = _at(content, path)
         if value is _MISSING:
             continue
         try:
-            vars(settings)[place][name] = read(value)
+            vars(settings)[place][name] = parse(value)
         except (TypeError, ValueError):
             problems.append(f"{path} is {value!r}, expected a number, or a list of them")
     raise_problems(where, problems)
@@ -204,7 +204,7 @@ def read_names(path: str | Path, key: str, count: int) -> list[str]:
     """Read the names of classes or attributes, without background.
 
     Args:
-        path (`str` or `Path`): a text with a name per line, of which what stands before the first comma counts; or
+        path (`str` or `Path`): a text with a name per line, of which the part before the first comma counts; or
             VinVL's JSON, where numbers from 1 belong to names.
         key (`str`): where they are in the JSON: `"label_to_idx"` or `"attribute_to_idx"`.
         count (`int`): how many the checkpoint has.

@@ -1,4 +1,4 @@
-"""ClipCap (arXiv 2111.09734): from the authors' checkpoints to a `save_pretrained` folder of CLIP-GPT2.
+"""Conversion of the authors' checkpoints of ClipCap (arXiv 2111.09734) to a `save_pretrained` folder of CLIP-GPT2.
 
 Source: the state dict of a ClipCap model with the MLP or the transformer mapper. Our model keeps its parameter names;
 older files also hold GPT-2's causal masks, which are computed now. Sizes come from the shapes of the tensors. Not in
@@ -31,7 +31,7 @@ MODEL_TYPE = "clip_gpt2"
 HEAD_WIDTH = 64  # of every GPT-2 that OpenAI released
 MAPPER_HEADS = 8
 LONGEST = 67  # tokens that the original writes at most
-FULL_STOP = "."  # where it stops
+FULL_STOP = "."  # ends a caption too
 COMPUTED_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 WORDS, POSITIONS, HEAD = "gpt.transformer.wte.weight", "gpt.transformer.wpe.weight", "gpt.lm_head.weight"
 LAYERS, FIRST_FC = "gpt.transformer.h.", "gpt.transformer.h.0.mlp.c_fc.weight"
@@ -110,7 +110,7 @@ def convert(
 
 
 def read_source(checkpoint: str | Path) -> Source:
-    """Open the checkpoint and say what of it is not used.
+    """Open the checkpoint and mark the tensors that are not used.
 
     Args:
         checkpoint (`str` or `Path`): as in [`convert`].
@@ -132,7 +132,7 @@ def read_sizes(
         num_heads, normalize_prefix: as in [`convert`].
 
     Returns:
-        `tuple[dict[str, Any], dict[str, Any]]`: fields of [`ClipGpt2Config`], and what of them was assumed.
+        `tuple[dict[str, Any], dict[str, Any]]`: fields of [`ClipGpt2Config`], and the assumed ones among them.
 
     Raises:
         ConversionError: tensors that show sizes are missing, or the width of GPT-2 is not that of a released one and
@@ -169,7 +169,7 @@ def read_sizes(
 
 
 def _read_mapping(source: Source, width: int) -> dict[str, Any]:
-    """The mapper's sizes, which layout it has seen by its names."""
+    """The mapper's sizes and its layout, which its names tell."""
     if source.has(MLP):
         source.check_places([(f"{MLP}0.weight", 1), (f"{MLP}2.weight", 1)], "a ClipCap checkpoint with the MLP mapper")
         return {
@@ -177,8 +177,8 @@ def _read_mapping(source: Source, width: int) -> dict[str, Any]:
             "feature_size": source.shape(f"{MLP}0.weight")[1],
             "prefix_length": _tokens(source, f"{MLP}2.weight", width),
         }
-    first = f"{MAPPER_LAYERS}0.mlp.fc1.weight"
-    places = [(LINEAR, 1), (CONSTANTS, 1), (first, 1)]
+    first_layer = f"{MAPPER_LAYERS}0.mlp.fc1.weight"
+    places = [(LINEAR, 1), (CONSTANTS, 1), (first_layer, 1)]
     source.check_places(places, f"a ClipCap checkpoint with the transformer mapper (it has no {MLP}* either)")
     return {
         "mapping_type": "transformer",
@@ -187,18 +187,18 @@ def _read_mapping(source: Source, width: int) -> dict[str, Any]:
         "prefix_length": source.shape(CONSTANTS)[0],
         "mapping_layers": source.count(MAPPER_LAYERS),
         "mapping_heads": MAPPER_HEADS,
-        "mapping_ratio": _tokens(source, first, width),
+        "mapping_ratio": _tokens(source, first_layer, width),
     }
 
 
 def _tokens(source: Source, name: str, width: int) -> int:
-    """How many times the width of GPT-2 a matrix has rows."""
-    times, rest = divmod(source.shape(name)[0], width)
-    if rest or not times:
+    """The number of tokens that a matrix makes: its rows, divided by the width of GPT-2."""
+    multiple, remainder = divmod(source.shape(name)[0], width)
+    if remainder or not multiple:
         raise ConversionError(
             f"{source.path}: {name} has shape {source.shape(name)}, expected a multiple of {width} rows, GPT-2's width"
         )
-    return times
+    return multiple
 
 
 def fill_model(source: Source, config: ClipGpt2Config, vision: PreTrainedModel | None) -> ClipGpt2ForImageCaptioning:

@@ -1,8 +1,8 @@
-"""DiCO (arXiv 2408.14547): from the authors' captioner to a `save_pretrained` folder.
+"""Conversion of the authors' captioner of DiCO (arXiv 2408.14547) to a `save_pretrained` folder.
 
 Source: a folder of transformers 4.20 with `config.json` and `pytorch_model.bin`, an archive of one, or the state dict
 (also under `state_dict`) with its `config.json` beside it. All sizes are in the configuration and must agree with the
-tensors. Our model keeps the original's parameter names below the prefixes of `PREFIXES`. What nothing reads is dropped
+tensors. Our model keeps the original's parameter names below the prefixes of `PREFIXES`. Unused tensors are dropped
 by name (`DEAD`): BERT's word embedding and pooler, and buffers that are computed now. No other file is opened; a
 Trainer's `training_args.bin` would run code.
 """
@@ -36,7 +36,7 @@ MODEL_TYPE = "dico"
 RELEASED_TOKENIZER = "openai/clip-vit-large-patch14"
 RELEASED_VOCABULARY = 49409  # CLIP's tokens and one for padding
 
-# Ours and the original's beginnings of names
+# Prefixes of names: ours, the original's
 PREFIXES = (
     ("backbone.", "encoder.vision_encoder."),
     ("vis_enc_to_enc_proj.", "encoder.vis_enc_to_enc_proj."),
@@ -87,7 +87,7 @@ PLACES = {
 VISION_SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size"]
 VISION_SIZES += ["patch_size", "hidden_act", "layer_norm_eps"]
 VISION_OPTIONS = ("num_channels", "attention_dropout", "projection_dim", "initializer_range", "initializer_factor")
-# What this model computes; other values of the original's options would be other models
+# Options of the original for which this model computes only these values
 FIXED: dict[tuple[str, str], Any] = {
     (BERT, "position_embedding_type"): "absolute",
     (BERT, "is_decoder"): False,
@@ -168,7 +168,7 @@ def build_config(content: Any, where: str = CONFIG) -> DicoCaptionerConfig:
     """Make the configuration from the original's.
 
     Args:
-        content (`Any`): what its `config.json` holds.
+        content (`Any`): the content of its `config.json`.
         where (`str`): its name, for messages.
 
     Returns:
@@ -188,12 +188,12 @@ def build_config(content: Any, where: str = CONFIG) -> DicoCaptionerConfig:
             if types[place] != expected
         ],
     )
-    needed = [*PLACES.values(), *((VISION, name) for name in VISION_SIZES)]
-    problems = [f"{_field(*one)} is missing" for one in needed if parts[one[0]].get(one[1]) is None]
+    required = [*PLACES.values(), *((VISION, name) for name in VISION_SIZES)]
+    problems = [f"{_field(*place)} is missing" for place in required if parts[place[0]].get(place[1]) is None]
     problems += [
-        f"{_field(*one)} is {show(parts[one[0]][one[1]])}; this model has {value!r}"
-        for one, value in FIXED.items()
-        if parts[one[0]].get(one[1], value) != value
+        f"{_field(*place)} is {show(parts[place[0]][place[1]])}; this model has {value!r}"
+        for place, value in FIXED.items()
+        if parts[place[0]].get(place[1], value) != value
     ]
     if parts[BERT].get("hidden_size") != parts[GPT2].get("n_embd"):
         problems.append(
@@ -201,7 +201,7 @@ def build_config(content: Any, where: str = CONFIG) -> DicoCaptionerConfig:
             f"{_field(GPT2, 'n_embd')}={show(parts[GPT2].get('n_embd'))} must be equal"
         )
     raise_problems(where, problems)
-    settings = {ours: parts[place][name] for ours, (place, name) in PLACES.items()}
+    settings = {setting: parts[place][name] for setting, (place, name) in PLACES.items()}
     inner = parts[GPT2].get("n_inner")
     vision = {name: parts[VISION][name] for name in (*VISION_SIZES, *VISION_OPTIONS) if name in parts[VISION]}
     try:
@@ -222,7 +222,7 @@ def _field(place: str, name: str) -> str:
 
 
 def read_source(weights: Path) -> Source:
-    """Open the weights and say what of them is not used.
+    """Open the weights and mark the tensors that are not used.
 
     Args:
         weights (`Path`): a state dict as `.bin`, `.pth` or `.safetensors`, or in a checkpoint under a usual key.
@@ -252,8 +252,8 @@ def original_name(name: str) -> str:
 
     ```
     """
-    ours, theirs = next(pair for pair in PREFIXES if name.startswith(pair[0]))
-    return theirs + name.removeprefix(ours)
+    prefix, original_prefix = next(pair for pair in PREFIXES if name.startswith(pair[0]))
+    return original_prefix + name.removeprefix(prefix)
 
 
 def fill_model(source: Source, config: DicoCaptionerConfig) -> DicoForImageCaptioning:
@@ -287,14 +287,14 @@ def fill_model(source: Source, config: DicoCaptionerConfig) -> DicoForImageCapti
             WORDS,
         )
     state = source.state_dict(targets)
-    state[HEAD] = state[WORDS]  # named alike here and there
+    state[HEAD] = state[WORDS]  # both have the same names in the original
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     return model
 
 
 def _check_depths(source: Source, config: DicoCaptionerConfig) -> None:
-    """Compare numbers of layers, before a model of so many is made."""
+    """Compare numbers of layers, before a model with that many is made."""
     vision: Any = config.vision_config
     depths = {
         "encoder.vision_encoder.encoder.layers.": vision.num_hidden_layers,
@@ -325,12 +325,12 @@ def _build_processor(
     except (OSError, ValueError) as error:
         raise ConversionError(f"tokenizer={str(tokenizer)!r}: no tokenizer could be loaded: {error}") from error
     words = processor.tokenizer
-    found = (len(words), words.bos_token_id, words.eos_token_id, words.pad_token_id)
+    ids = (len(words), words.bos_token_id, words.eos_token_id, words.pad_token_id)
     expected = (config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id)
-    if found != expected:
+    if ids != expected:
         raise ConversionError(
-            f"tokenizer={str(tokenizer)!r} has (with the token for padding) {found[0]} tokens with start, end and "
-            f"padding {found[1:]}, but the checkpoint {expected[0]} with {expected[1:]}"
+            f"tokenizer={str(tokenizer)!r} has (with the token for padding) {ids[0]} tokens with start, end and "
+            f"padding {ids[1:]}, but the checkpoint {expected[0]} with {expected[1:]}"
         )
     return processor
 

@@ -1,4 +1,4 @@
-"""Where the weights and the configuration of an original DiCO captioner are: in a folder, an archive, or side by side.
+"""Weights and configuration of an original DiCO captioner, from a folder, an archive, or two files side by side.
 
 An archive is not unpacked. Its members are listed within limits, names that lead outside are an error, and the contents
 of the two files that are needed are copied, counted byte by byte, to names of our own in a temporary folder.
@@ -31,9 +31,9 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MAX_MEMBERS = 10_000
 MAX_BYTES = 16 * 1024**3  # of all members together; the released captioner has about 1 GB
 MAX_RATIO, FREE_BYTES = 20, 64 * 1024**2  # weights hardly shrink; small archives may unpack to this much
-MAX_HEADER = 4 * 1024**2  # of a tar: what is read of it at once
+MAX_HEADER = 4 * 1024**2  # bytes of a tar that are read at once
 _CHUNK = 1024 * 1024
-# What the readers of damaged archives raise; RuntimeError is an encrypted one
+# Errors of the readers for damaged archives; RuntimeError for an encrypted one
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -45,7 +45,7 @@ _DAMAGED = (
     ValueError,
 )
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk that they are copied to
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of the disk that members are copied to
 _PACKED: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 
 _Members = dict[str, Callable[[], IO[bytes] | None]]  # name in the archive -> how to open it
@@ -95,8 +95,8 @@ def opened_files(
     # the weights of a killed conversion are removed by the next one
     with working_folder(Path(tempfile.gettempdir()), "hf_captioners_", mode=0o700) as folder:
         try:
-            with members(path) as found:
-                _take(path, found, folder, needs_config=original_config is None)
+            with members(path) as listed:
+                _take(path, listed, folder, needs_config=original_config is None)
         except _DAMAGED as error:
             if isinstance(error, ConversionError) or (isinstance(error, OSError) and error.errno in _FULL):
                 raise
@@ -108,7 +108,7 @@ def _find(path: Path, where: str, original_config: str | Path | Mapping[str, Any
     folder, weights = path.parent, path
     if path.is_dir():
         folder = _folder_with_weights(path, where)
-        names = [one.name for one in folder.iterdir() if one.is_file()]
+        names = [file.name for file in folder.iterdir() if file.is_file()]
         weights = folder / _weights_of(names, where)
     elif path.name in SHARDED:
         _weights_of([path.name], where)
@@ -126,19 +126,21 @@ def _find(path: Path, where: str, original_config: str | Path | Mapping[str, Any
 def _folder_with_weights(path: Path, where: str) -> Path:
     """The folder itself, or the one in it that has weights, as an unpacked archive leaves it."""
     places = [
-        one
-        for one in (path, *sorted(path.iterdir()))
-        if one.is_dir() and any((one / name).is_file() for name in (*WEIGHTS, *SHARDED))
+        folder
+        for folder in (path, *sorted(path.iterdir()))
+        if folder.is_dir() and any((folder / name).is_file() for name in (*WEIGHTS, *SHARDED))
     ]
     if path in places or not places:
         return path
     if len(places) > 1:
-        raise ConversionError(f"{where}: weights are in {', '.join(one.name for one in places)}; give one of these")
+        raise ConversionError(
+            f"{where}: weights are in {', '.join(folder.name for folder in places)}; give one of these"
+        )
     return places[0]
 
 
 def _weights_of(names: Collection[str], where: str) -> str:
-    """Which of the names in a folder is that of the weights."""
+    """The name of the weights among the names in a folder."""
     for name in WEIGHTS:
         if name in names:
             return name
@@ -151,7 +153,7 @@ def _weights_of(names: Collection[str], where: str) -> str:
 
 
 def _archive(path: Path) -> Any:
-    """How to list the members of an archive; `None` of another file."""
+    """The function that lists the members of an archive; `None` for another file."""
     try:
         with _opened_tar(path):  # first: a tar that ends with a zip looks like one
             return _tar_members
@@ -192,7 +194,7 @@ def _opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 class _BoundedReads:
-    """A file that is read in pieces: tarfile reads a header of whatever size the archive says, at once."""
+    """A file with reads of limited size: tarfile reads a header at once, of whatever size the archive declares."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self.path, self.file = path, file
@@ -209,7 +211,7 @@ def _tar_members(path: Path) -> Iterator[_Members]:
     with _opened_tar(path) as archive:
         limits = _Limits(path)
         members: _Members = {}
-        for info in archive:  # one after the other: a large one is refused before it is decompressed
+        for info in archive:  # one by one, so that a large member is refused before it is decompressed
             limits.admit(info.name, info.size)
             if not (info.isreg() or info.isdir()) or info.issparse():
                 raise ConversionError(
@@ -223,7 +225,7 @@ def _tar_members(path: Path) -> Iterator[_Members]:
 
 
 class _Limits:
-    """What the members of an archive may be called, and how much they may be."""
+    """Limits of the names, the number and the size of the members of an archive."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.count, self.total = path, 0, 0
@@ -247,8 +249,8 @@ def _take(path: Path, members: _Members, folder: Path, needs_config: bool) -> No
     all_names = (*WEIGHTS, *SHARDED)
     places = sorted({str(PurePosixPath(name).parent) for name in members if PurePosixPath(name).name in all_names})
     if len(places) != 1:
-        found = f"{' and '.join(WEIGHTS)} are in none" if not places else f"weights are in {', '.join(places)}"
-        raise ConversionError(f"{path}: expected weights in one folder of the archive, but {found}")
+        problem = f"{' and '.join(WEIGHTS)} are in none" if not places else f"weights are in {', '.join(places)}"
+        raise ConversionError(f"{path}: expected weights in one folder of the archive, but {problem}")
     available = {PurePosixPath(name).name: name for name in members if str(PurePosixPath(name).parent) == places[0]}
     weights = _weights_of(available, str(path))
     if needs_config and CONFIG not in available:
@@ -265,6 +267,6 @@ def _copy(path: Path, source: IO[bytes], target: IO[bytes]) -> None:
     total = 0
     while chunk := source.read(_CHUNK):
         total += len(chunk)
-        if total > MAX_BYTES:  # whatever size the archive claims
+        if total > MAX_BYTES:  # the size that the archive declares may be wrong
             raise ConversionError(f"{path}: holds more than {MAX_BYTES} bytes")
         target.write(chunk)

@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"  # by which `hf-captioners evaluate` knows a saved file
 
 @dataclass(frozen=True)
 class FrequencyReport:
-    """What a conversion of document frequencies did.
+    """The result of a conversion of document frequencies.
 
     Attributes:
         out_path (`Path`): the file that was written, for [`DocumentFrequencies.load`].
@@ -92,7 +92,7 @@ def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is something else, or has counts that cannot be.
+        CheckpointError: it is something else, or has impossible counts.
 
     Example:
 

@@ -1,12 +1,12 @@
-"""ExpansionNet v2 (arXiv 2208.06551): from the authors' checkpoints to a `save_pretrained` folder.
+"""Conversion of the authors' checkpoints of ExpansionNet v2 (arXiv 2208.06551) to a `save_pretrained` folder.
 
 Sources: a training or released checkpoint of `End_ExpansionNet_v2` (pixels) or `ExpansionNet_v2` (cached features), the
 backbone files of Microsoft's Swin, and the vocabulary pickle of the authors' demo.
 
 The model keeps the authors' parameter names, except for the backbone: it is transformers' Swin, whose names are
 translated by `KEY_TABLE`, and whose queries, keys and values are one matrix (`attn.qkv`) in the original. Sizes come
-from the shapes of the tensors. Two settings leave no trace there, the number of heads and how the encoder's slots are
-grouped: they are the released ones unless the original's configuration is given (`expansionnet_v2_config`).
+from the shapes of the tensors. Two settings are not in the tensors, the number of heads and the grouping of the
+encoder's slots: they are the released ones unless the original's configuration is given (`expansionnet_v2_config`).
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def convert(
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
     if vocabulary is None:
         raise ConversionError("vocabulary is required: without the words the converted model could not write captions")
-    given = read_original_config(original_config)
+    arguments = read_original_config(original_config)
     source = read_source(checkpoint, backbone, features_only)
-    words = read_vocabulary(vocabulary, given.get("special") if special is None else special, RELEASED_SPECIAL)
-    config, assumed = build_config(source, given, words)
+    words = read_vocabulary(vocabulary, arguments.get("special") if special is None else special, RELEASED_SPECIAL)
+    config, assumed = build_config(source, arguments, words)
     model = fill_model(source, config)
-    processor = _build_processor(words, config, source, given)
+    processor = _build_processor(words, config, source, arguments)
     with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -125,7 +125,7 @@ def convert(
 
 
 def read_source(checkpoint: str | Path, backbone: str | Path | None = None, features_only: bool = False) -> Source:
-    """Open the checkpoint, and the backbone's file if there is one, and say what of them is not used.
+    """Open the checkpoint, and the backbone's file if there is one, and mark the tensors that are not used.
 
     Args:
         checkpoint, backbone, features_only: as in [`convert`].
@@ -153,10 +153,10 @@ def read_source(checkpoint: str | Path, backbone: str | Path | None = None, feat
 
 
 def _read_backbone(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a backbone's file under end-to-end names, and which of those are not the backbone's."""
+    """The tensors of a backbone's file under end-to-end names, and the names that are not the backbone's."""
     tensors = load_checkpoint(path)
     if any(name.startswith(SWIN_PREFIX) for name in tensors):
-        # the rest of an end-to-end checkpoint; its names are those of the features-only one, hence the file's name
+        # the rest of an end-to-end checkpoint; the file's name keeps its names apart from the features-only ones
         foreign = [name for name in tensors if not name.startswith(SWIN_PREFIX)]
         renamed = {name: f"{path.name}:{name}" for name in foreign}
     elif "patch_embed.proj.weight" in tensors:
@@ -189,8 +189,8 @@ def original_name(name: str) -> str:
     ```
     """
     if name.startswith("backbone."):
-        for ours, theirs in KEY_TABLE:
-            name = name.replace(ours, theirs, 1)
+        for part, original_part in KEY_TABLE:
+            name = name.replace(part, original_part, 1)
     return name
 
 
@@ -220,7 +220,7 @@ def fill_model(source: Source, config: ExpansionNetV2Config) -> ExpansionNetV2Fo
 
 
 def _build_processor(
-    words: WordVocabulary, config: ExpansionNetV2Config, source: Source, given: Mapping[str, Any]
+    words: WordVocabulary, config: ExpansionNetV2Config, source: Source, arguments: Mapping[str, Any]
 ) -> ExpansionNetV2Processor:
     tokenizer = build_word_tokenizer(
         words.words,
@@ -228,16 +228,16 @@ def _build_processor(
         model_max_length=config.max_position_embeddings,
         rule="expansionnet_v2",
     )
-    size = _picture_size(config, source, given)
+    size = _image_size(config, source, arguments)
     return ExpansionNetV2Processor(CaptionerImageProcessor(size={"height": size, "width": size}), tokenizer)
 
 
-def _picture_size(config: ExpansionNetV2Config, source: Source, given: Mapping[str, Any]) -> int:
-    """Side of the pictures in pixels; for a features-only model that of the backbone which its features come from."""
+def _image_size(config: ExpansionNetV2Config, source: Source, arguments: Mapping[str, Any]) -> int:
+    """Side of the pictures in pixels; for a features-only model, of the backbone that its features come from."""
     if isinstance(config.vision_config, PreTrainedConfig):
         return config.vision_config.image_size
     if f"{SWIN_PREFIX}patch_embed.proj.weight" in source.tensors:
-        read = read_swin_sizes(source).get("swin_img_size")
-        if read is not None:
-            return read[0]
-    return given.get("swin_img_size", RELEASED_IMAGE_SIZE)
+        shown_size = read_swin_sizes(source).get("swin_img_size")
+        if shown_size is not None:
+            return shown_size[0]
+    return arguments.get("swin_img_size", RELEASED_IMAGE_SIZE)

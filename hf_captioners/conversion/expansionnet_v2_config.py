@@ -1,7 +1,7 @@
 """The configuration of a converted ExpansionNet v2: sizes from the tensors, the rest from the original's arguments.
 
 Names are those of the original's constructors throughout. A size that a tensor shows is taken from there; when it is
-given as well, the two must agree.
+an argument as well, the two must agree.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _READABLE = (
     *("swin_window_size", "swin_mlp_ratio", "swin_qkv_bias", "final_swin_dim", "img_feature_dim"),
     *("d_model", "N_enc", "N_dec", "ff", "num_exp_dec", "max_seq_len"),
 )
-_GIVEN = (
+_NOT_READABLE = (
     *("num_heads", "num_exp_enc_list", "drop_args", "special", "swin_drop_rate", "swin_attn_drop_rate"),
     *("swin_drop_path_rate", "swin_qk_scale", "swin_ape", "swin_patch_norm"),
 )
@@ -65,54 +65,54 @@ def read_original_config(original_config: str | Path | Mapping[str, Any] | None)
     if original_config is None:
         return {}
     where = str(original_config) if isinstance(original_config, str | Path) else "original_config"
-    given = load_json(original_config) if isinstance(original_config, str | Path) else original_config
-    if not isinstance(given, Mapping):
-        raise ConversionError(f"{where}: expected names and values, found {type(given).__name__}")
-    known = (*_READABLE, *_GIVEN, *_IGNORED)
-    problems = [f"unknown name {name!r}" for name in given if name not in known]
+    arguments = load_json(original_config) if isinstance(original_config, str | Path) else original_config
+    if not isinstance(arguments, Mapping):
+        raise ConversionError(f"{where}: expected names and values, found {type(arguments).__name__}")
+    known_names = (*_READABLE, *_NOT_READABLE, *_IGNORED)
+    problems = [f"unknown name {name!r}" for name in arguments if name not in known_names]
     if problems:
-        problems.append(f"the known names are {', '.join(known)}")
+        problems.append(f"the known names are {', '.join(known_names)}")
     for name, supported in (("swin_qk_scale", None), ("swin_ape", False), ("swin_patch_norm", True)):
-        if given.get(name, supported) is not supported:
-            problems.append(f"{name}={show(given[name])} is not supported, only {supported}")
-    drop_args = given.get("drop_args") or {}
+        if arguments.get(name, supported) is not supported:
+            problems.append(f"{name}={show(arguments[name])} is not supported, only {supported}")
+    drop_args = arguments.get("drop_args") or {}
     if not isinstance(drop_args, Mapping) or set(drop_args) - set(_DROPOUTS):
         problems.append(f"drop_args={show(drop_args)} must map some of {', '.join(_DROPOUTS)} to rates")
     raise_problems(where, problems)
-    return {name: value for name, value in given.items() if name not in _IGNORED}
+    return {name: value for name, value in arguments.items() if name not in _IGNORED}
 
 
 def build_config(
-    source: Source, given: Mapping[str, Any], words: WordVocabulary
+    source: Source, arguments: Mapping[str, Any], words: WordVocabulary
 ) -> tuple[ExpansionNetV2Config, dict[str, Any]]:
     """Make the configuration from the shapes of the tensors and the original's arguments.
 
     Args:
         source ([`Source`]): the tensors; without a used backbone the model is a features-only one.
-        given (`Mapping[str, Any]`): from [`read_original_config`].
+        arguments (`Mapping[str, Any]`): from [`read_original_config`].
         words ([`WordVocabulary`]): the vocabulary.
 
     Returns:
         `tuple[ExpansionNetV2Config, dict[str, Any]]`: the configuration, and the settings that were assumed because
-        neither a tensor nor `given` shows them.
+        neither a tensor nor `arguments` shows them.
 
     Raises:
-        ConversionError: a given value contradicts a tensor, a needed value is neither given nor readable, or the
+        ConversionError: an argument contradicts a tensor, a required value is neither an argument nor readable, or the
             vocabulary has another length than the model.
     """
     features_only = not source.has(SWIN_PREFIX)
-    read = read_body_sizes(source) | ({} if features_only else read_swin_sizes(source))
+    shown_sizes = read_body_sizes(source) | ({} if features_only else read_swin_sizes(source))
     problems = [
-        f"{name}: the original configuration says {show(given[name])}, but {tensor} says {value!r}"
-        for name, (value, tensor) in read.items()
-        if name in given and not _agrees(name, given[name], read)
+        f"{name}: the original configuration says {show(arguments[name])}, but {tensor} says {value!r}"
+        for name, (value, tensor) in shown_sizes.items()
+        if name in arguments and not _agrees(name, arguments[name], shown_sizes)
     ]
-    sizes = {name: value for name, (value, _) in read.items()}
+    sizes = {name: value for name, (value, _) in shown_sizes.items()}
     if len(words.words) != sizes["vocab_size"]:
         problems.append(f"the vocabulary has {len(words.words)} words, but vocab_linear.weight {sizes['vocab_size']}")
     settings = {"num_heads": RELEASED_HEADS, "num_exp_enc_list": list(RELEASED_GROUPS)}
-    assumed = {name: value for name, value in settings.items() if name not in given}
-    settings = {**settings, **given, **sizes}
+    assumed = {name: value for name, value in settings.items() if name not in arguments}
+    settings = {**settings, **arguments, **sizes}
     problems += _check_hidden_settings(settings, assumed)
     if not features_only:
         problems += _check_swin(source, settings)
@@ -123,7 +123,7 @@ def build_config(
 def _make_config(
     source: Source, settings: Mapping[str, Any], words: WordVocabulary, features_only: bool
 ) -> ExpansionNetV2Config:
-    """Our names for the original's; fields are validated by the configuration itself."""
+    """Translate the original's names into ours; the configuration itself validates the fields."""
     dropouts = {_DROPOUTS[name]: rate for name, rate in (settings.get("drop_args") or {}).items()}
     try:
         return ExpansionNetV2Config(
@@ -231,23 +231,23 @@ def read_swin_sizes(source: Source) -> Sizes:
         "swin_qkv_bias": (bias in source.tensors, bias),
     }
     masks = [f"{SWIN_LAYERS}{i}.blocks.{j}.attn_mask" for i, depth in enumerate(depths) for j in range(depth)]
-    shown = next((name for name in masks if name in source.tensors and source.tensors[name].dim() == 3), None)
-    if shown is not None:  # one plane for each window of its stage, which halves the grid of patches `stage` times
-        stage = int(shown.removeprefix(SWIN_LAYERS).split(".", 1)[0])
-        sizes["swin_img_size"] = (round(source.shape(shown)[0] ** 0.5) * window * patch * 2**stage, shown)
+    mask = next((name for name in masks if name in source.tensors and source.tensors[name].dim() == 3), None)
+    if mask is not None:  # a plane per window; the stage has halved the grid of patches `stage` times
+        stage = int(mask.removeprefix(SWIN_LAYERS).split(".", 1)[0])
+        sizes["swin_img_size"] = (round(source.shape(mask)[0] ** 0.5) * window * patch * 2**stage, mask)
     return sizes
 
 
-def _agrees(name: str, given: Any, read: Sizes) -> bool:
-    value = read[name][0]
-    if name == "swin_mlp_ratio" and isinstance(given, int | float):
-        embed_dim = read["swin_embed_dim"][0]
-        return int(given * embed_dim) == round(value * embed_dim)
-    return (list(given) if isinstance(given, tuple) else given) == value
+def _agrees(name: str, argument: Any, shown_sizes: Sizes) -> bool:
+    value = shown_sizes[name][0]
+    if name == "swin_mlp_ratio" and isinstance(argument, int | float):
+        embed_dim = shown_sizes["swin_embed_dim"][0]
+        return int(argument * embed_dim) == round(value * embed_dim)
+    return (list(argument) if isinstance(argument, tuple) else argument) == value
 
 
 def _check_hidden_settings(settings: Mapping[str, Any], assumed: Mapping[str, Any]) -> list[str]:
-    """The two settings that tensors do not show must at least fit them."""
+    """Check that the two settings that tensors do not show at least fit the tensors."""
     problems = []
     heads, width = settings["num_heads"], settings["d_model"]
     groups, slots = settings["num_exp_enc_list"], settings["encoder_slots"]
@@ -268,7 +268,7 @@ def _check_hidden_settings(settings: Mapping[str, Any], assumed: Mapping[str, An
 
 
 def _check_swin(source: Source, settings: Mapping[str, Any]) -> list[str]:
-    """What the shapes of single tensors would not explain well."""
+    """Check the backbone as a whole, for clearer messages than the shapes of single tensors give."""
     problems = []
     stages, window = len(settings["swin_depths"]), settings["swin_window_size"]
     width, expected = settings["swin_embed_dim"] * 2 ** (stages - 1), settings["img_feature_dim"]
@@ -282,7 +282,7 @@ def _check_swin(source: Source, settings: Mapping[str, Any]) -> list[str]:
     if image is None:
         return [*problems, "no attn_mask shows the image size; give original_config with swin_img_size"]
     side = image / settings["swin_patch_size"] / 2 ** (stages - 1) if isinstance(image, int) else 0
-    # transformers' Swin has the configured window everywhere; the original shrinks it to a stage smaller than that
+    # transformers' Swin has the configured window everywhere; the original shrinks it in stages that are smaller
     if side != int(side) or side < window:
         problems.append(
             f"swin_img_size={show(image)} makes the last of {stages} stages {side:g} patches wide; expected a whole "

@@ -1,4 +1,4 @@
-"""PAC-S (arXiv 2303.12112): from the authors' evaluator files to a folder of transformers' `CLIPModel`.
+"""Conversion of the authors' evaluator files of PAC-S (arXiv 2303.12112) to a folder of transformers' `CLIPModel`.
 
 Sources: `clip_ViT-B-32.pth` and any other file whose `state_dict` has OpenAI's names of a CLIP with a vision
 transformer, OpenAI's own and OpenCLIP's included. Sizes come from the shapes of the tensors. Not in the tensors, and by
@@ -103,12 +103,12 @@ def convert(
             misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, WRITTEN_TYPE, overwrite)
-    given = read_settings(original_config)
+    settings = read_settings(original_config)
     source = read_source(checkpoint)
-    config, assumed = build_config(source, given)
+    config, assumed = build_config(source, settings)
     model = fill_model(source, config)
     tokenizer = None if vocabulary is None else _read_tokenizer(vocabulary, config, trust_remote_code)
-    image_processor = _build_image_processor(config, given)
+    image_processor = _build_image_processor(config, settings)
     with new_folder(out_dir, WRITTEN_TYPE, overwrite) as folder:
         model.save_pretrained(folder)
         (image_processor if tokenizer is None else CLIPProcessor(image_processor, tokenizer)).save_pretrained(folder)
@@ -124,7 +124,7 @@ def convert(
 
 
 def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Read what the tensors do not show.
+    """Read the settings that the tensors do not show.
 
     Args:
         original_config: as in [`convert`].
@@ -136,22 +136,26 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dic
         ConversionError: an unknown name, or a value of another kind.
     """
     where = "original_config" if isinstance(original_config, Mapping) else str(original_config)
-    given = load_json(original_config) if isinstance(original_config, (str, Path)) else dict(original_config or {})
-    if not isinstance(given, dict):
-        raise ConversionError(f"{where}: expected names and values, found {type(given).__name__}")
-    known = ", ".join(SETTINGS)
-    problems = [f"unknown name {name!r}, the known ones are {known}" for name in given if name not in SETTINGS]
-    if not isinstance(given.get("quick_gelu", True), bool):
-        problems.append(f"quick_gelu={show(given['quick_gelu'])} is not true or false")
+    settings = load_json(original_config) if isinstance(original_config, (str, Path)) else dict(original_config or {})
+    if not isinstance(settings, dict):
+        raise ConversionError(f"{where}: expected names and values, found {type(settings).__name__}")
+    known_names = ", ".join(SETTINGS)
+    problems = [f"unknown name {name!r}, the known ones are {known_names}" for name in settings if name not in SETTINGS]
+    if not isinstance(settings.get("quick_gelu", True), bool):
+        problems.append(f"quick_gelu={show(settings['quick_gelu'])} is not true or false")
     for name in ("vision_heads", "transformer_heads"):
-        if type(given.get(name, 1)) is not int or given.get(name, 1) < 1:
-            problems.append(f"{name}={show(given[name])} is not a positive number")
+        if type(settings.get(name, 1)) is not int or settings.get(name, 1) < 1:
+            problems.append(f"{name}={show(settings[name])} is not a positive number")
     for name in ("mean", "std"):
-        values = given.get(name, OPENAI_CLIP_MEAN)
-        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(type(one) is float for one in values):
+        values = settings.get(name, OPENAI_CLIP_MEAN)
+        if (
+            not isinstance(values, (list, tuple))
+            or len(values) != 3
+            or not all(type(value) is float for value in values)
+        ):
             problems.append(f"{name}={show(values)} is not a list of three fractions")
     raise_problems(where, problems)
-    return given
+    return settings
 
 
 def read_source(checkpoint: str | Path) -> Source:
@@ -179,12 +183,12 @@ def read_source(checkpoint: str | Path) -> Source:
     return Source(Path(checkpoint), tensors, [name for name in JIT_SCALARS if name in tensors])
 
 
-def build_config(source: Source, given: Mapping[str, Any]) -> tuple[CLIPConfig, dict[str, Any]]:
+def build_config(source: Source, original_settings: Mapping[str, Any]) -> tuple[CLIPConfig, dict[str, Any]]:
     """Make the configuration from the shapes of the tensors.
 
     Args:
         source ([`Source`]): the tensors.
-        given (`Mapping[str, Any]`): from [`read_settings`].
+        original_settings (`Mapping[str, Any]`): from [`read_settings`].
 
     Returns:
         `tuple[CLIPConfig, dict[str, Any]]`: the configuration, and the settings that were assumed.
@@ -196,7 +200,7 @@ def build_config(source: Source, given: Mapping[str, Any]) -> tuple[CLIPConfig, 
     matrices += ["text_projection", f"{VISION_LAYERS}0.mlp.c_fc.weight", f"{TEXT_LAYERS}0.mlp.c_fc.weight"]
     source.check_places([("visual.conv1.weight", 3), *((name, 1) for name in matrices)], "a CLIP with OpenAI's names")
     widths = {"vision_heads": source.shape("visual.conv1.weight")[0], "transformer_heads": source.shape(TOKENS)[1]}
-    heads = {name: given.get(name, max(width // HEAD_WIDTH, 1)) for name, width in widths.items()}
+    heads = {name: original_settings.get(name, max(width // HEAD_WIDTH, 1)) for name, width in widths.items()}
     problems = [
         f"{name}={heads[name]} does not divide the width {width}; give original_config with it"
         for name, width in widths.items()
@@ -207,10 +211,10 @@ def build_config(source: Source, given: Mapping[str, Any]) -> tuple[CLIPConfig, 
         problems.append(f"visual.positional_embedding has {patches} patches, expected a square and the class")
     raise_problems(str(source.path), problems)
     settings = {"quick_gelu": True, **heads, "mean": list(OPENAI_CLIP_MEAN), "std": list(OPENAI_CLIP_STD)}
-    assumed = {name: value for name, value in settings.items() if name not in given}
+    assumed = {name: value for name, value in settings.items() if name not in original_settings}
     embed_dim = source.shape("visual.proj")[1]
     shared = {
-        "hidden_act": "quick_gelu" if given.get("quick_gelu", True) else "gelu",
+        "hidden_act": "quick_gelu" if original_settings.get("quick_gelu", True) else "gelu",
         "layer_norm_eps": 1e-5,
         "projection_dim": embed_dim,
     }
@@ -271,8 +275,8 @@ def original_name(name: str) -> str:
 
     ```
     """
-    for ours, theirs in KEY_TABLE:
-        name = name.replace(ours, theirs, 1)
+    for part, original_part in KEY_TABLE:
+        name = name.replace(part, original_part, 1)
     return name
 
 
@@ -308,18 +312,18 @@ def fill_model(source: Source, config: CLIPConfig) -> CLIPModel:
 
 
 def _row_block(name: str) -> int:
-    """Where the rows of a parameter are in the original's: queries, keys, values. The model lists keys first."""
+    """The block of rows of a parameter in the original's: queries, keys, values. The model lists keys first."""
     return next((index for index, part in enumerate((".q_proj.", ".k_proj.", ".v_proj.")) if part in name), 0)
 
 
-def _build_image_processor(config: CLIPConfig, given: Mapping[str, Any]) -> CLIPImageProcessorPil:
+def _build_image_processor(config: CLIPConfig, settings: Mapping[str, Any]) -> CLIPImageProcessorPil:
     vision: Any = config.vision_config
     side = vision.image_size
     return CLIPImageProcessorPil(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
-        image_mean=list(given.get("mean", OPENAI_CLIP_MEAN)),
-        image_std=list(given.get("std", OPENAI_CLIP_STD)),
+        image_mean=list(settings.get("mean", OPENAI_CLIP_MEAN)),
+        image_std=list(settings.get("std", OPENAI_CLIP_STD)),
     )
 
 

@@ -1,7 +1,7 @@
-"""What a pickle may be before it is read, and what it may hold after: no code, no number or nesting that explodes.
+"""Limits of pickles, before they are read and of their content: no code, no huge numbers, no exploding nesting.
 
 A pickle names a value once and refers to it as often as it likes. A tuple of two references to a tuple of two
-references, forty times over, takes 200 bytes; hashing it, as a key of a dict, or writing it into a message takes 2^40
+references, forty levels deep, takes 200 bytes; hashing it, as a key of a dict, or writing it into a message takes 2^40
 steps. Both are counted here, without hashing or writing anything.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, cast
 from .stand_ins import OptionBag
 
 MAX_DEPTH = 100
-MAX_INT_BITS = 14_000  # Python writes no longer ones
-FREE_VALUES = 1_000_000  # so many values may come from references, however small the file
+MAX_INT_BITS = 14_000  # Python refuses to print longer ones
+FREE_VALUES = 1_000_000  # values that may come from references, however small the file
 VALUES_PER_BYTE = 4
 
 # `find_class` is not asked about these: the extension registry's cache, and out-of-band buffers.
@@ -34,7 +34,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 
 
 def show(value: Any) -> str:
-    """Write a value of a stranger into a message: short, however large and nested it is.
+    """A short text of an untrusted value for a message, however large and nested the value is.
 
     Args:
         value (`Any`): the value.
@@ -55,7 +55,7 @@ def show(value: Any) -> str:
 
 
 def scan_pickle(stream: BinaryIO, size: int, persistent_ids: bool = False) -> None:
-    """Read the opcodes of one pickle without executing them, and refuse what no file of plain values needs.
+    """Scan the opcodes of a pickle without executing them, and refuse those that plain values do not need.
 
     Args:
         stream (`BinaryIO`): at the beginning of the pickle; afterwards behind its end.
@@ -63,7 +63,7 @@ def scan_pickle(stream: BinaryIO, size: int, persistent_ids: bool = False) -> No
         persistent_ids (`bool`, *optional*, defaults to `False`): allow them, as for the storages of a checkpoint.
 
     Raises:
-        pickle.UnpicklingError: an opcode that gets past `find_class`; a memo index that would allocate at will; an
+        pickle.UnpicklingError: an opcode that bypasses `find_class`; a memo index that is beyond the file; an
             integer beyond 14,000 bits; tuples that share parts until they have more values than the limit.
     """
     refused = _REFUSED if persistent_ids else _REFUSED | _PERSISTENT
@@ -116,18 +116,18 @@ class _Weights:
             )
 
     def take(self, count: int, to_mark: bool) -> int:
-        """Remove what lies above the last mark, if so, and then `count` values; return their weight."""
+        """Pop all values above the last mark if `to_mark`, and then `count` values; return their weight."""
         stack, weight = self.stack, 0
         if to_mark:
-            while one := stack.pop():
-                weight += one
+            while part_weight := stack.pop():
+                weight += part_weight
         for _ in range(count):
             weight += stack.pop()
         return weight
 
 
 def _follower(opcode: Any) -> Callable[[_Weights, Any], None]:
-    """What an opcode does to the stack of weights."""
+    """The effect of an opcode on the stack of weights."""
     before, after = list(opcode.stack_before), len(opcode.stack_after)
     to_mark = pickletools.markobject in before
     count = before.index(pickletools.markobject) if to_mark else len(before)
@@ -153,7 +153,7 @@ _FOLLOW = {
 
 
 def check_nesting(value: Any, size: int) -> None:
-    """Count the values in a loaded pickle with all references followed, in time proportional to what is really there.
+    """Count the values in a loaded pickle with all references followed, in time proportional to its real size.
 
     Args:
         value (`Any`): what was loaded.
@@ -167,21 +167,21 @@ def check_nesting(value: Any, size: int) -> None:
         raise pickle.UnpicklingError(f"nests values that share their parts: with all references followed over {limit}")
 
 
-def _count(value: Any, known: dict[int, int], depth: int) -> int:
+def _count(value: Any, counts: dict[int, int], depth: int) -> int:
     parts = _parts(value)
     if parts is None:
         return 1
-    if id(value) in known:
-        if not known[id(value)]:
+    if id(value) in counts:
+        if not counts[id(value)]:
             raise pickle.UnpicklingError("holds a container that contains itself")
-        return known[id(value)]
+        return counts[id(value)]
     if depth > MAX_DEPTH:
         raise pickle.UnpicklingError(f"nests values deeper than {MAX_DEPTH}")
-    known[id(value)] = 0
+    counts[id(value)] = 0
     total = 1
     for part in parts:
-        total += 1 if type(part) in _PLAIN else _count(part, known, depth + 1)
-    known[id(value)] = total
+        total += 1 if type(part) in _PLAIN else _count(part, counts, depth + 1)
+    counts[id(value)] = total
     return total
 
 

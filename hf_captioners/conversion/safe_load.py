@@ -1,6 +1,6 @@
-"""Reading the files of others: checkpoints, vocabulary pickles and JSON, without running anything that is inside them.
+"""Safe reading of untrusted files: checkpoints, vocabulary pickles and JSON, without running anything in them.
 
-Nothing is unpickled but by unpicklers that import nothing: checkpoints by `torch_file`, vocabularies and options here.
+All unpicklers import nothing: checkpoints by `torch_file`, vocabularies and options here.
 What a file declares is bounded before it is read, and each limit is an argument (docs/malformed_checkpoints.md).
 """
 
@@ -161,7 +161,7 @@ def load_json(path: str | Path, max_bytes: int = MAX_PLAIN_BYTES) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler without globals: what a pickle asks for by name is a stand-in, or refused by name."""
+    """An unpickler without globals: names in a pickle become stand-ins, or are refused."""
 
     def __init__(self, content: bytes, stand_ins: Mapping[str, Any], encoding: str) -> None:
         super().__init__(io.BytesIO(content), encoding=encoding)
@@ -176,10 +176,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _warn_unread(path: Path, names: Iterable[str]) -> None:
-    shown = sorted(names)
-    if shown:
-        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        logger.warning("%s: left unread, as no plain value or tensor: %s%s", path, ", ".join(shown[:_SHOWN]), more)
+    sorted_names = sorted(names)
+    if sorted_names:
+        rest = f" and {len(sorted_names) - _SHOWN} more" if len(sorted_names) > _SHOWN else ""
+        logger.warning(
+            "%s: left unread, as no plain value or tensor: %s%s", path, ", ".join(sorted_names[:_SHOWN]), rest
+        )
 
 
 def _existing_file(path: str | Path, kind: str) -> Path:
@@ -234,9 +236,9 @@ def _kind(value: Any) -> str:
 
 
 def _other_states(file: TorchFile, keys: list[str]) -> list[str]:
-    """Keys of other state dicts than the one that was taken."""
-    other = [key for key in STATE_KEYS if isinstance(file.content.get(key), Mapping) and key not in keys[:1]]
-    return [f"the state dict {key!r} (taken: {keys[0]!r})" for key in other if keys]
+    """The keys of state dicts besides the one that was read."""
+    other_keys = [key for key in STATE_KEYS if isinstance(file.content.get(key), Mapping) and key not in keys[:1]]
+    return [f"the state dict {key!r} (taken: {keys[0]!r})" for key in other_keys if keys]
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -245,21 +247,21 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"{path}: {text}")
     with path.open("rb") as file:
         head = file.read(16)
-    first = text.splitlines()[0][:200] if text else ""
+    first_line = text.splitlines()[0][:200] if text else ""
     return CheckpointError(
         f"{path}: not a checkpoint of torch.save that can be loaded safely (it begins with {head!r}): "
-        f"{type(error).__name__}{': ' if first else ''}{first}"
+        f"{type(error).__name__}{': ' if first_line else ''}{first_line}"
     )
 
 
 def _check_state(path: Path, state: Mapping[Any, Any], where: str) -> None:
-    """That all entries are named tensors, and their claims possible; nothing is read for it."""
+    """Check that all entries are named tensors of possible shapes, without reading tensors."""
     objects = [value for value in state.values() if isinstance(value, Unread)]
     if not any(isinstance(value, Tensor | SavedTensor) for value in state.values()):
-        found = ", ".join(show(key) for key in list(state)[:8]) or "nothing"
+        key_list = ", ".join(show(key) for key in list(state)[:8]) or "nothing"
         hint = f"; {_kind(objects[0])} is not read" if objects else ""
         raise CheckpointError(
-            f"{path}: no tensors {where} (found {found}{hint}); expected a state dict there or under "
+            f"{path}: no tensors {where} (found {key_list}{hint}); expected a state dict there or under "
             f"{', '.join(map(repr, STATE_KEYS[:5]))} or the like"
         )
     for name, value in state.items():
@@ -271,7 +273,7 @@ def _check_state(path: Path, state: Mapping[Any, Any], where: str) -> None:
 
 
 def _check_shared(path: Path, tensors: Iterable[SavedTensor], limit: int) -> None:
-    """Compare what the tensors have in all with what is stored, each storage once."""
+    """Compare the bytes of all tensors with the bytes of all storages."""
     claimed, stored = 0, {}
     for saved in tensors:
         claimed += saved.nbytes

@@ -1,4 +1,4 @@
-"""SATIC (arXiv 2106.09436): from the authors' checkpoints to a `save_pretrained` folder.
+"""Conversion of the authors' checkpoints of SATIC (arXiv 2106.09436) to a `save_pretrained` folder.
 
 Sources: `model.pth` or `model-best.pth`, the state dict of a SATIC or of its autoregressive teacher, and the
 `infos_<id>.pkl` beside it. The model keeps the authors' parameter names, so that no table is needed. Sizes come from
@@ -31,7 +31,7 @@ MODEL_TYPE = "satic"
 RELEASED_HEADS = 8
 POSITIONS = "model.tgt_embed.1.pe"  # computed from a formula
 COUNTERS = ".num_batches_tracked"  # of batch normalisations, without influence on any number
-BOX_WIDTH = 5  # what option use_box appends to the features
+BOX_WIDTH = 5  # numbers that option use_box appends to the features
 _SAME_POSITIONS = 1e-3  # float32 sinusoids of up to 5000 radians differ by that much from machine to machine
 
 
@@ -101,7 +101,7 @@ def convert(
 
 
 def read_source(checkpoint: str | Path) -> Source:
-    """Open the checkpoint and say what of it is not used.
+    """Open the checkpoint and mark the tensors that are not used.
 
     Args:
         checkpoint: as in [`convert`].
@@ -140,10 +140,10 @@ def build_config(source: Source, infos: Infos, num_heads: int) -> SaticConfig:
     sizes = _read_sizes(source)
     options = infos.options
     boxes = BOX_WIDTH if options.get("use_box") else 0
-    shown = {**sizes, "att_feat_size": sizes["att_feat_size"] - boxes}
+    expected_sizes = {**sizes, "att_feat_size": sizes["att_feat_size"] - boxes}
     problems = [
         f"{name}: {infos.path} says {show(options[name])}, but the tensors say {value!r}"
-        for name, value in shown.items()
+        for name, value in expected_sizes.items()
         if name in options and options[name] != value
     ]
     if len(infos.words) - 1 != sizes["vocab_size"]:

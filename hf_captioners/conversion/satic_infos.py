@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint of SATIC: `infos.pkl` with the options of its training and its words.
+"""The file beside a checkpoint of SATIC: `infos.pkl` with the options of its training and its words.
 
 It is a pickle with an `argparse.Namespace` inside, which is read without running anything (`safe_load.OPTIONS`). Word
 ids count from 1; id 0, which has no word, is start, end and padding at once; the last word is `UNK`, unless no word of
@@ -22,7 +22,7 @@ from .safe_load import load_plain_pickle
 from .stand_ins import OPTIONS, OptionBag
 from .writing import ConversionError, raise_problems
 
-END = "<end>"  # how the word of id 0 is called here
+END = "<end>"  # the name of id 0 here
 UNKNOWN = "UNK"
 AUTOREGRESSIVE = "transformer"  # the caption model of a teacher; SATIC is "sat"
 
@@ -93,8 +93,8 @@ def read_infos(path: str | Path) -> Infos:
         problems.append(f"vocab has {len(words) - 1} words, but option vocab_size is {show(options['vocab_size'])}")
     group_size = 1 if options.get("caption_model") == AUTOREGRESSIVE else options.get("K")
     if options.get("caption_model") not in ("sat", AUTOREGRESSIVE):
-        shown = show(options.get("caption_model"))
-        problems.append(f"option caption_model is {shown}, expected 'sat' or 'transformer'")
+        caption_model = show(options.get("caption_model"))
+        problems.append(f"option caption_model is {caption_model}, expected 'sat' or 'transformer'")
     elif type(group_size) is not int or group_size < 1:
         problems.append(f"option K is {show(group_size)}, expected the number of words of a step")
     raise_problems(str(path), problems)
@@ -102,15 +102,15 @@ def read_infos(path: str | Path) -> Infos:
 
 
 def _words(vocab: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
-    """The words in the order of their ids with the one of id 0 before them, and what is wrong with them."""
+    """The words in the order of their ids with the one of id 0 before them, and problems with them."""
     by_id = {str(index): word for index, word in vocab.items()}
     words = [by_id.get(str(index)) for index in range(1, len(by_id) + 1)]
     gaps = [index for index, word in enumerate(words, start=1) if not isinstance(word, str) or not word]
     if gaps or not words:
         return [END], [f"vocab has no word for id {gaps[0] if gaps else 1}; expected ids from 1 to {len(by_id)}"]
     texts = [END, *map(str, words)]
-    twice = sorted(word for word, count in Counter(texts).items() if count > 1)
-    return texts, [f"vocab has {show(twice[0])} twice"] if twice else []
+    repeated_words = sorted(word for word, count in Counter(texts).items() if count > 1)
+    return texts, [f"vocab has {show(repeated_words[0])} twice"] if repeated_words else []
 
 
 def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTokenizerFast:
@@ -137,10 +137,12 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
 
     ```
     """
-    unknown = UNKNOWN if words[-1] == UNKNOWN else None
+    unknown_word = UNKNOWN if words[-1] == UNKNOWN else None
     ids = {word: index for index, word in enumerate(words)}
-    backend = Tokenizer(models.WordLevel(ids) if unknown is None else models.WordLevel(ids, unk_token=unknown))
-    ordinary = words[1:-1] if unknown else words[1:]
+    backend = Tokenizer(
+        models.WordLevel(ids) if unknown_word is None else models.WordLevel(ids, unk_token=unknown_word)
+    )
+    ordinary = words[1:-1] if unknown_word else words[1:]
     if all(re.fullmatch(r"\w+", word) and word == word.lower() for word in ordinary):
         backend.normalizer = normalizers.Lowercase()
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{N}_]+"), behavior="removed", invert=True)
@@ -153,7 +155,7 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
         pad_token=end,
         bos_token=end,
         eos_token=end,
-        unk_token=unknown,
+        unk_token=unknown_word,
         model_max_length=model_max_length,
         padding_side="right",
         split_special_tokens=True,

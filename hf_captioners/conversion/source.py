@@ -10,7 +10,7 @@ from torch import Tensor
 from .writing import ConversionError, raise_problems
 
 MAX_LAYERS = 500  # as of a captioner's configuration
-# original name -> our names and shapes; several of ours are the blocks of rows of one original, in this order
+# original name -> our names and shapes; with more than one, they are blocks of rows of the original, in this order
 Targets = Mapping[str, Mapping[str, torch.Size]]
 
 
@@ -54,7 +54,7 @@ class Source:
         return [name for name in self.tensors if name not in dropped]
 
     def has(self, prefix: str) -> bool:
-        """Whether a tensor that is used has a name that starts so."""
+        """Tell whether the name of any used tensor starts with the prefix."""
         return any(name.startswith(prefix) for name in self.used)
 
     def shape(self, name: str) -> list[int]:
@@ -68,17 +68,17 @@ class Source:
             ConversionError: more than `MAX_LAYERS`; a model of so many would take minutes to make.
         """
         parts = {name.removeprefix(prefix).split(".", 1)[0] for name in self.tensors if name.startswith(prefix)}
-        found = next(index for index in range(len(parts) + 1) if str(index) not in parts)
-        if found > MAX_LAYERS:
-            raise ConversionError(f"{self.path}: has {found} layers {prefix}*; the limit is {MAX_LAYERS}")
-        return found
+        layers = next(index for index in range(len(parts) + 1) if str(index) not in parts)
+        if layers > MAX_LAYERS:
+            raise ConversionError(f"{self.path}: has {layers} layers {prefix}*; the limit is {MAX_LAYERS}")
+        return layers
 
-    def check_places(self, places: Iterable[tuple[str, int]], what: str) -> None:
+    def check_places(self, places: Iterable[tuple[str, int]], kind: str) -> None:
         """Check that sizes can be read.
 
         Args:
             places (`Iterable[tuple[str, int]]`): names of tensors and the axis that will be read.
-            what (`str`): what the source is not, otherwise.
+            kind (`str`): the expected kind of source, for the message.
 
         Raises:
             ConversionError: a tensor is missing, has no such axis, or is empty.
@@ -91,7 +91,7 @@ class Source:
                 problems.append(
                     f"{name} has shape {self.shape(name)}, expected more than {axis} dimensions, none of them 0"
                 )
-        raise_problems(f"{self.path}: not {what}", list(dict.fromkeys(problems)))
+        raise_problems(f"{self.path}: not {kind}", list(dict.fromkeys(problems)))
 
     def check(self, targets: Targets) -> None:
         """Compare names, shapes and dtypes with a model's, without reading a tensor.
@@ -119,14 +119,14 @@ class Source:
             ConversionError: a tensor holds NaN or infinity, in itself or by overflow in float32; with their numbers.
         """
         state: dict[str, Tensor] = {}
-        broken: dict[str, int] = {}  # name -> numbers that are none
+        broken: dict[str, int] = {}  # name -> count of NaN and infinite numbers
         for name, parts in targets.items():
             tensor = self.tensors[name].to(torch.float32)
             if count := _count_broken(tensor):
                 broken[name] = count
             rows = (tensor,) if len(parts) == 1 else tensor.split([shape[0] for shape in parts.values()])
-            for ours, part in zip(parts, rows, strict=True):
-                state[ours] = part.clone(memory_format=torch.contiguous_format)
+            for model_name, part in zip(parts, rows, strict=True):
+                state[model_name] = part.clone(memory_format=torch.contiguous_format)
         total = sum(self.tensors[name].numel() for name in targets)
         raise_problems(
             f"{self.path}: {sum(broken.values())} of {total} weights are NaN or infinite in float32",
@@ -152,7 +152,7 @@ class Source:
 
 
 def _count_broken(tensor: Tensor) -> int:
-    """How many numbers of a tensor are NaN or infinite; a tensor without storage has none."""
+    """Count the numbers of a tensor that are NaN or infinite; a tensor without storage has none."""
     if tensor.is_meta or torch.isfinite(tensor.sum()):
         return 0
     return int((~torch.isfinite(tensor)).sum())

@@ -1,4 +1,4 @@
-"""What the files of others get in place of the classes and functions that they name, which are never imported.
+"""Stand-ins for the classes and functions that untrusted files name, which are never imported.
 
 Everything here is an instance of a class with empty `__slots__`, or a class that is sealed, so that a pickle can fill
 its own values and change nothing else.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-# No training writes these beside its weights. Nothing of them would run: they are refused so that it is said.
+# No training writes these beside its weights. They would not run either way; refusing them tells the user.
 _HOSTILE_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "ctypes", "importlib", "imp", "runpy"),
     *("pty", "webbrowser", "marshal", "pdb", "timeit", "operator", "pip", "asyncio", "multiprocessing"),
@@ -40,10 +40,10 @@ class OptionBag(metaclass=SealedType):
 
 
 class Unread(metaclass=SealedType):
-    """Stand-in for an object of any class: it takes what the pickle does with it, and keeps nothing.
+    """Stand-in for an object of any class: it accepts all that a pickle does with it, and keeps nothing.
 
     Attributes:
-        class_name (`str`): the full name of what it stands for.
+        class_name (`str`): the full name of the class.
     """
 
     __slots__ = ()
@@ -100,8 +100,8 @@ def unread_class(module: str, name: str) -> type[Unread]:
             f"needs the Python object {module}.{name}, which is not a plain tensor container; files that would run "
             "code are not loaded. Save the state dict alone and convert that"
         )
-    made = SealedType("Unread", (Unread,), {"__slots__": (), "class_name": f"{module}.{name}"})
-    return cast(type[Unread], made)
+    unread = SealedType("Unread", (Unread,), {"__slots__": (), "class_name": f"{module}.{name}"})
+    return cast(type[Unread], unread)
 
 
 class Named:
@@ -111,7 +111,7 @@ class Named:
 
 
 class _EmptyDict:
-    """Stand-in for `collections.defaultdict`: called with whatever factory, it gives a plain dict to be filled."""
+    """Stand-in for `collections.defaultdict`: for any factory it makes a plain dict."""
 
     __slots__ = ()
 
@@ -129,7 +129,7 @@ DEFAULTDICT: Mapping[str, Any] = MappingProxyType(
 
 
 class _NumberType:
-    """What `numpy.dtype(code)` gives: its code, and the order of its bytes."""
+    """Stand-in for a NumPy dtype: its code, and the order of its bytes."""
 
     __slots__ = ("code", "order")
 

@@ -1,4 +1,4 @@
-"""Where in a checkpoint the state dict is, and its names without what wrapped the model.
+"""The state dict in a checkpoint, and its names without the prefixes of wrappers.
 
 Training scripts keep the state dict under a key, beside an optimizer; `DistributedDataParallel`, `torch.compile`, FSDP
 and the like put their attribute in front of every name, in any order and number.
@@ -30,10 +30,10 @@ def find_state(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> 
 
     Args:
         content (`Mapping`): the checkpoint.
-        is_tensor (`Callable[[Any], bool]`): what a tensor is there.
+        is_tensor (`Callable[[Any], bool]`): tells tensors from other values.
 
     Returns:
-        `tuple[Mapping, list[str]]`: the state dict, and the keys that led to it; none if it is `content`.
+        `tuple[Mapping, list[str]]`: the state dict, and the path of keys to it, empty if it is `content`.
 
     Example:
 
@@ -61,8 +61,8 @@ def find_state(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> 
 def _has_tensors(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool], depth: int = MAX_DEPTH) -> bool:
     if any(is_tensor(value) for value in content.values()):
         return True
-    inner = (content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping))
-    return depth > 0 and any(_has_tensors(one, is_tensor, depth - 1) for one in inner)
+    inner_contents = (content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping))
+    return depth > 0 and any(_has_tensors(inner_content, is_tensor, depth - 1) for inner_content in inner_contents)
 
 
 def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
@@ -91,8 +91,8 @@ def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
     for prefix in _IN_FRONT:
         while new and all(name.startswith(prefix) and name != prefix for name in new.values()):
             new = {old: name.removeprefix(prefix) for old, name in new.items()}
-    seen: dict[str, str] = {}
+    old_names: dict[str, str] = {}
     for old, name in new.items():
-        if seen.setdefault(name, old) != old:
-            raise ValueError(f"{seen[name]!r} and {old!r} are both {name!r} without the prefixes of wrappers")
+        if old_names.setdefault(name, old) != old:
+            raise ValueError(f"{old_names[name]!r} and {old!r} are both {name!r} without the prefixes of wrappers")
     return new

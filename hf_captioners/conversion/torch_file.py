@@ -1,8 +1,8 @@
 """The files of `torch.save`, in the zip format and in the one before it, of every pickle protocol.
 
 torch's own safe loader reads protocol 2 alone, and stops at the first object that is no tensor. Here an unpickler that
-imports nothing makes descriptions of tensors, and only those that are asked for become tensors, after their claims have
-been compared with what the file stores:
+imports nothing makes descriptions of tensors, and only the requested ones become tensors, after their sizes have
+been compared with the data in the file:
 
 1. The pickle is bounded, scanned before it is read (`pickle_limits`), and may not be compressed.
 2. Functions that rebuild tensors are ours (`_REBUILDERS`); everything else that it names is left unread, by name.
@@ -70,7 +70,7 @@ class StorageType:
 
 
 class Storage:
-    """What the pickle says of a storage."""
+    """The description of a storage in the pickle."""
 
     __slots__ = ("dtype", "key", "numel")
 
@@ -84,7 +84,7 @@ class Storage:
 
 
 class SavedTensor:
-    """What the pickle says of a tensor: a view of a storage, or why it is none.
+    """The description of a tensor in the pickle: a view of a storage, or the reason why it is none.
 
     Attributes:
         refused (`str`): why it is not an ordinary tensor; empty if it is one.
@@ -109,11 +109,11 @@ class SavedTensor:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """The same for two names of one tensor."""
+        """A key that is equal for two names of one tensor."""
         return (self.storage and self.storage.key, self.offset, self.shape, self.stride)
 
     def problem(self) -> str:
-        """What is wrong with its claims; empty if nothing."""
+        """The problem with its shape and place; empty if there is none."""
         if self.refused:
             return self.refused
         numbers = (self.offset, *self.shape, *self.stride)
@@ -126,8 +126,8 @@ class SavedTensor:
     def _unstored(self) -> str:
         assert self.storage is not None
         # An expanded view claims any shape on top of one number; copying it would allocate what it claims.
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        inside = not all(self.shape) or (last + 1) * self.dtype.itemsize <= self.storage.nbytes
+        last_element = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        inside = not all(self.shape) or (last_element + 1) * self.dtype.itemsize <= self.storage.nbytes
         if not inside or self.nbytes > self.storage.nbytes:
             return f"claims shape {list(self.shape)} but the file holds less data than that"
         return ""
@@ -138,9 +138,9 @@ class _Rebuild:
 
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> SavedTensor:
-        metadata = rest[-1] if rest and isinstance(rest[-1], dict) else {}
-        dtype = next((value for value in rest if isinstance(value, torch.dtype)), None)
+    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *further: Any) -> SavedTensor:
+        metadata = further[-1] if further and isinstance(further[-1], dict) else {}
+        dtype = next((value for value in further if isinstance(value, torch.dtype)), None)
         if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
             raise pickle.UnpicklingError("rebuilds a tensor from something that is no storage")
         pending = "is a view that is still to be negated or conjugated" if any(metadata.values()) else ""
@@ -164,7 +164,7 @@ class _Parameter:
 
     __slots__ = ()
 
-    def __call__(self, data: Any, *rest: Any) -> Any:
+    def __call__(self, data: Any, *further: Any) -> Any:
         return data
 
 
@@ -217,7 +217,7 @@ _KINDS = {
 }
 _REBUILDERS: Mapping[str, Any] = {
     **{f"torch._utils._rebuild_tensor{version}": _Rebuild() for version in ("", "_v2", "_v3")},
-    **{f"torch._utils._rebuild_parameter{rest}": _Parameter() for rest in ("", "_with_state")},
+    **{f"torch._utils._rebuild_parameter{suffix}": _Parameter() for suffix in ("", "_with_state")},
     **{f"torch._utils.{name}": _Odd(kind) for name, kind in _KINDS.items()},
     "torch._tensor._rebuild_from_type_v2": _FromType(),
     "torch.Size": _Size(),
@@ -315,7 +315,7 @@ class TorchFile:
 
 
 def open_torch_file(path: Path, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
-    """Read the pickle of a file of `torch.save`, and where its storages are.
+    """Read the pickle of a file of `torch.save`, and the places of its storages.
 
     Args:
         path (`Path`): a regular file.
@@ -341,17 +341,17 @@ def _open_zip(path: Path, file: IO[bytes], max_bytes: int) -> TorchFile:
         members = archive.infolist()
         if len(members) > MAX_MEMBERS:
             raise pickle.UnpicklingError(f"is an archive of {len(members)} members; the limit is {MAX_MEMBERS}")
-        pickles = [one for one in members if PurePosixPath(one.filename).name == "data.pkl"]
+        pickles = [member for member in members if PurePosixPath(member.filename).name == "data.pkl"]
         if len(pickles) != 1:
             raise pickle.UnpicklingError(f"is a zip archive with {len(pickles)} data.pkl; torch.save writes one")
         root = pickles[0].filename.removesuffix("data.pkl")
-        by_name = {one.filename: one for one in members}
+        by_name = {member.filename: member for member in members}
         if f"{root}constants.pkl" in by_name:
             raise pickle.UnpicklingError("is a TorchScript archive with code; save the state dict alone")
-        for one in members:
-            if one.compress_type != zipfile.ZIP_STORED or one.flag_bits & 1:
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                 raise pickle.UnpicklingError(
-                    f"its member {show(one.filename)} is compressed or encrypted; torch.save writes neither"
+                    f"its member {show(member.filename)} is compressed or encrypted; torch.save writes neither"
                 )
         if pickles[0].file_size > max_bytes:
             raise pickle.UnpicklingError(f"its pickle has {pickles[0].file_size} bytes; the limit is {max_bytes}")
@@ -359,8 +359,8 @@ def _open_zip(path: Path, file: IO[bytes], max_bytes: int) -> TorchFile:
         if order is not None and order.file_size < 16 and archive.read(order) != sys.byteorder.encode():
             raise pickle.UnpicklingError("was saved on a machine with another order of bytes")
         content = archive.read(pickles[0])
-        data = [one for one in members if one.filename.startswith(f"{root}data/")]
-        places = {one.filename.removeprefix(f"{root}data/"): _place(file, one) for one in data}
+        data = [member for member in members if member.filename.startswith(f"{root}data/")]
+        places = {member.filename.removeprefix(f"{root}data/"): _place(file, member) for member in data}
         _check_places(places.values(), path)
     scan_pickle(io.BytesIO(content), len(content), persistent_ids=True)
     unpickler = _Unpickler(content)
@@ -368,7 +368,7 @@ def _open_zip(path: Path, file: IO[bytes], max_bytes: int) -> TorchFile:
 
 
 def _place(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where the content of a member that is not compressed begins, and its bytes."""
+    """The start of the content of an uncompressed member, and its size in bytes."""
     file.seek(member.header_offset)
     name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     return member.header_offset + _LOCAL_HEADER.size + name + extra, member.file_size
@@ -414,7 +414,7 @@ def _next_plain(head: io.BytesIO) -> Any:
 def _legacy_places(
     file: IO[bytes], begin: int, keys: Iterable[str], storages: Mapping[str, Storage]
 ) -> dict[str, tuple[int, int]]:
-    """Behind the pickles lie the storages: number of elements, elements."""
+    """The places of storages in the older format: each has its number of elements, then the elements."""
     places = {}
     for key in keys:
         if key not in storages:

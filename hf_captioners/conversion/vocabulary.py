@@ -11,7 +11,7 @@ from .stand_ins import DEFAULTDICT, NUMBERS
 from .writing import ConversionError
 
 SPECIAL_NAMES = ("PAD", "SOS", "EOS", "UNK")
-_NAMED_BY = (("SOS", "sos_str"), ("EOS", "eos_str"))  # entries of the original pickle that say what the word is called
+_NAMED_BY = (("SOS", "sos_str"), ("EOS", "eos_str"))  # entries of the original pickle with the name of the word
 _STAND_INS = {**DEFAULTDICT, **NUMBERS}
 
 Vocabulary = str | Path | Sequence[str] | Mapping[str, Any]
@@ -31,7 +31,7 @@ class WordVocabulary:
 
     @property
     def special_tokens(self) -> dict[str, tuple[int, str]]:
-        """Name -> (id, word)."""
+        """The id and the word of each special token, by its name."""
         return {name: (index, self.words[index]) for name, index in self.special.items()}
 
 
@@ -46,9 +46,9 @@ def read_vocabulary(
             `{"vocab": [...], "special": {...}}`, or a pickle of plain values with `idx2word_list` and `word2idx_dict`
             (the exact inverse), and optionally `sos_str` and `eos_str`.
         special (`Mapping[str, int]`, *optional*):
-            Ids of PAD, SOS, EOS and UNK; those not given are looked up. Goes before what the file says.
+            Ids of PAD, SOS, EOS and UNK; missing ones are looked up. Overrides the ids in the file.
         default_special (`Mapping[str, int]`, *optional*):
-            The ids when `special` is not given and none of the four is found by its name.
+            The ids when `special` is `None` and the words have none of the four names.
 
     Returns:
         [`WordVocabulary`]
@@ -88,20 +88,22 @@ def _words(content: Any, where: str) -> list[str]:
         _check_inverse(words, content.get("word2idx_dict"), where)
     elif isinstance(content, Mapping):
         if "vocab" not in content:
-            found = ", ".join(show(key) for key in list(content)[:8])
-            raise ConversionError(f"{where}: found {found}; expected 'vocab', or 'idx2word_list' and 'word2idx_dict'")
+            key_list = ", ".join(show(key) for key in list(content)[:8])
+            raise ConversionError(
+                f"{where}: found {key_list}; expected 'vocab', or 'idx2word_list' and 'word2idx_dict'"
+            )
         words = content["vocab"]
     else:
         words = content
     if not isinstance(words, list | tuple) or not words:
         raise ConversionError(f"{where}: expected a list of words, found {type(words).__name__} {show(words)}")
-    seen: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for index, word in enumerate(words):
         if not isinstance(word, str):
             raise ConversionError(f"{where}: word {index} is {show(word)}, expected a string")
-        if word in seen:
-            raise ConversionError(f"{where}: word {show(word)} has the ids {seen[word]} and {index}; each needs one id")
-        seen[word] = index
+        if word in ids:
+            raise ConversionError(f"{where}: word {show(word)} has the ids {ids[word]} and {index}; each needs one id")
+        ids[word] = index
     return list(words)
 
 
@@ -112,30 +114,30 @@ def _check_inverse(words: Any, ids: Any, where: str) -> None:
         raise ConversionError(f"{where}: idx2word_list has {len(words)} words and word2idx_dict {len(ids)}")
     for index, word in enumerate(words):
         if not isinstance(word, str) or ids.get(word) != index:
-            found = ids.get(word) if isinstance(word, str) else None
+            inverse = ids.get(word) if isinstance(word, str) else None
             raise ConversionError(
-                f"{where}: idx2word_list[{index}] is {show(word)}, but word2idx_dict gives it {show(found)}; "
+                f"{where}: idx2word_list[{index}] is {show(word)}, but word2idx_dict gives it {show(inverse)}; "
                 "expected the inverse"
             )
 
 
 def _special_ids(
     words: list[str],
-    given: Any,
+    special: Any,
     default: Mapping[str, int] | None,
     names: Mapping[str, str],
     where: str,
 ) -> dict[str, int]:
-    if given is not None and not isinstance(given, Mapping):
-        raise ConversionError(f"special must map PAD, SOS, EOS and UNK to ids, found {show(given)}")
-    unknown = sorted(set(given or {}) - set(SPECIAL_NAMES), key=str)
-    if unknown:
-        raise ConversionError(f"special names {show(unknown[0])}; expected only {', '.join(SPECIAL_NAMES)}")
+    if special is not None and not isinstance(special, Mapping):
+        raise ConversionError(f"special must map PAD, SOS, EOS and UNK to ids, found {show(special)}")
+    unknown_names = sorted(set(special or {}) - set(SPECIAL_NAMES), key=str)
+    if unknown_names:
+        raise ConversionError(f"special names {show(unknown_names[0])}; expected only {', '.join(SPECIAL_NAMES)}")
     ids = {word: index for index, word in enumerate(words)}
-    found = {name: ids[word] for name, word in names.items() if word in ids}
-    if default and not found and not given and max(default.values()) < len(words):
-        found = dict(default)
-    merged = {**found, **(given or {})}
+    named_ids = {name: ids[word] for name, word in names.items() if word in ids}
+    if default and not named_ids and not special and max(default.values()) < len(words):
+        named_ids = dict(default)
+    merged = {**named_ids, **(special or {})}
     missing = [name for name in SPECIAL_NAMES if name not in merged]
     if missing:
         raise ConversionError(

@@ -1,4 +1,4 @@
-"""What every conversion ends with: a report or a list of problems, and a folder that appears whole or not at all."""
+"""The end of every conversion: a report or a list of problems, and a folder that appears whole or not at all."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 10
-# What `save_pretrained` of a captioner and its processor write; a folder with anything else in it is never replaced.
+# Files that `save_pretrained` of a captioner and its processor write; a folder with any other file is never replaced.
 _WRITTEN_FILES = {
     "added_tokens.json",
     "chat_template.jinja",
@@ -40,7 +40,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
         out_dir (`Path`): the folder that was written.
@@ -49,8 +49,8 @@ class ConversionReport:
             head, the backbone of a model that was asked for without one). With `used` they are the whole input.
         config (`PreTrainedConfig`): the configuration of the converted model.
         special_tokens (`dict[str, tuple[int, str]]`): for PAD, SOS, EOS and UNK the id and the word of the vocabulary.
-        assumed (`dict[str, Any]`): settings in the original's names that no tensor shows and nobody gave, with the
-            released value that was taken. If one of them is wrong the model loads and captions badly.
+        assumed (`dict[str, Any]`): settings in the original's names that neither tensors nor arguments show, with the
+            released value that was used. If one of them is wrong the model loads and captions badly.
     """
 
     out_dir: Path
@@ -62,7 +62,7 @@ class ConversionReport:
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:
-    """Raise one error for all problems found, if there are any.
+    """Raise an error with all problems, if there are any.
 
     Args:
         title (`str`): what was being checked, with the file's name.
@@ -86,12 +86,12 @@ def raise_problems(title: str, problems: Sequence[str]) -> None:
     if not problems:
         return
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-    more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-    raise ConversionError(f"{title}: {count}: " + "; ".join([*problems[:SHOWN_PROBLEMS], *more]))
+    omitted = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+    raise ConversionError(f"{title}: {count}: " + "; ".join([*problems[:SHOWN_PROBLEMS], *omitted]))
 
 
 def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path:
-    """Check that a folder may be written (again), and bring back what a conversion that was killed had set aside.
+    """Check that a folder may be written (again), and restore a folder that a killed conversion had set aside.
 
     Args:
         out_dir (`str` or `Path`): the folder; it need not exist.
@@ -131,7 +131,7 @@ def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path
 
 @contextmanager
 def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty temporary folder beside `out_dir` that takes its name when the block ends well.
+    """Make an empty temporary folder beside `out_dir` that takes its name when the block ends without an error.
 
     Args:
         out_dir, model_type, overwrite: as in [`check_out_dir`].
@@ -167,11 +167,11 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; a folder in its place is set aside first and comes back if that fails."""
+    """Rename `temporary` to `target`; a folder in its place is set aside first and restored if that fails."""
     if not target.exists():
         temporary.rename(target)
         return
-    # not hidden: it is all that there is if the process is killed between the two
+    # not hidden: if the process is killed before the next line, this is the only copy
     previous = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
     target.rename(previous)
     try:
@@ -183,7 +183,7 @@ def _swap(temporary: Path, target: Path) -> None:
 
 
 def _bring_back(target: Path) -> None:
-    """Undo what a process that was killed in [`_swap`] has left."""
+    """Restore or remove the folder that a process killed in [`_swap`] has set aside."""
     if any(is_in_use(path) for path in working_folders(target.parent, f".{target.name}.", ".new")):
         return
     for previous in working_folders(target.parent, f"{target.name}.old-"):
