@@ -312,7 +312,7 @@ def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluati
         captions.predictions,
         captions.references,
         signature=evaluation.signature,
-        pictures=captions.pictures,
+        images=captions.pictures,
     )
 
 

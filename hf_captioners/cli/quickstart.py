@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         print_error("quickstart", f"{error}; it needs hf_captioners[train]")
         return 2
     for one in result.unseen[:NUM_SHOWN]:
-        print(f"{one.picture.name}: {one.caption}  [{'right' if one.right else 'WRONG'}]")
+        print(f"{one.image.name}: {one.caption}  [{'right' if one.right else 'WRONG'}]")
         print(f"{'':10}said of it: {' | '.join(one.references[:2])}")
     right, total = sum(one.right for one in result.unseen), len(result.unseen)
     print(f"\nshape and colour right in {right} of {total} captions of unseen pictures ({result.accuracy:.1%})")

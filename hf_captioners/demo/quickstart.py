@@ -26,7 +26,7 @@ from ..reports.contact_sheet import SheetItem, contact_sheet
 from ..training.xe_config import XEConfig
 from ..training.xe_trainer import XETrainer
 
-PICTURE_SIZE = 64
+IMAGE_SIZE = 64
 # Small enough to learn from scratch within the quickstart; any vision backbone of transformers could stand here.
 BACKBONE: dict[str, Any] = {
     "model_type": "resnet",
@@ -39,9 +39,9 @@ BACKBONE: dict[str, Any] = {
 
 @dataclass
 class Unseen:
-    """A test picture, what the captioner says of it and what is true."""
+    """A test picture with its generated caption and its references."""
 
-    picture: Path
+    image: Path
     caption: str
     references: list[str]
     right: bool
@@ -49,7 +49,7 @@ class Unseen:
 
 @dataclass
 class QuickstartResult:
-    """What the quickstart found and made.
+    """The result of the quickstart.
 
     Args:
         unseen (`list[Unseen]`): every test picture.
@@ -90,12 +90,12 @@ def small_captioner(captions: list[str], seed: int = 0) -> tuple[Any, ExpansionN
         other_dropout=0.0,
     )
     set_seed(seed)
-    image_processor = CaptionerImageProcessor(size={"height": PICTURE_SIZE, "width": PICTURE_SIZE})
+    image_processor = CaptionerImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     return ExpansionNetV2ForImageCaptioning(config), ExpansionNetV2Processor(image_processor, tokenizer)
 
 
 def quickstart(out_dir: str | Path, *, num_train: int = 3500, epochs: int = 9, seed: int = 0) -> QuickstartResult:
-    """Draw, train, caption, and lay the result out.
+    """Draw a world, train a captioner on it, and caption its test pictures.
 
     Args:
         out_dir (`str` or `Path`): folder for the world, the captioner, the contact sheet and `captions.json`.
@@ -116,22 +116,22 @@ def quickstart(out_dir: str | Path, *, num_train: int = 3500, epochs: int = 9, s
         num_train=num_train,
         num_val=100,
         num_test=200,
-        size=PICTURE_SIZE,
+        size=IMAGE_SIZE,
         seed=seed,
     )
     train, test = (
         load_karpathy(world / "dataset_karpathy.json", world / "images", split=name) for name in ("train", "test")
     )
-    model, processor = small_captioner([one for several in train["captions"] for one in several], seed)
+    model, processor = small_captioner([caption for captions in train["captions"] for caption in captions], seed)
     trainer = XETrainer(model, _options(out_dir, epochs, seed), train, processing_class=processor)
     trainer.train()
     captioner = out_dir / "captioner"
     trainer.save_model(str(captioner))  # the processor too
 
-    unseen = _look_at(world, test, trainer.generate_captions(test))
-    accuracy = sum(one.right for one in unseen) / len(unseen)
+    unseen = _compare(world, test, trainer.generate_captions(test))
+    accuracy = sum(card.right for card in unseen) / len(unseen)
     sheet = out_dir / "contact_sheet.png"
-    cards = [SheetItem(one.picture, one.caption, one.references, right=one.right) for one in unseen[:24]]
+    cards = [SheetItem(card.image, card.caption, card.references, right=card.right) for card in unseen[:24]]
     title = f"{len(cards)} of {len(unseen)} unseen pictures; shape and colour right in {accuracy:.1%} of all"
     contact_sheet(cards, sheet, columns=6, cell_width=220, title=title)
     result = QuickstartResult(unseen, accuracy, captioner, sheet, time.perf_counter() - start)
@@ -139,12 +139,12 @@ def quickstart(out_dir: str | Path, *, num_train: int = 3500, epochs: int = 9, s
     return result
 
 
-def _look_at(world: Path, test: Any, captions: list[str]) -> list[Unseen]:
+def _compare(world: Path, test: Any, captions: list[str]) -> list[Unseen]:
     scenes = load_scenes(world)
     rows = test.remove_columns("image")  # so that no picture is decoded for its name
     return [
         Unseen(
-            picture=world / "images" / row["file_name"],
+            image=world / "images" / row["file_name"],
             caption=caption,
             references=row["captions"],
             right=names_shape_and_color(caption, scenes[row["image_id"]]),
@@ -175,7 +175,10 @@ def _options(out_dir: Path, epochs: int, seed: int) -> XEConfig:
 
 
 def _write_result(path: Path, result: QuickstartResult) -> None:
-    rows = [{**asdict(one), "picture": str(one.picture)} for one in result.unseen]
+    rows = []
+    for card in result.unseen:
+        record = asdict(card)
+        rows.append({"picture": str(record.pop("image")), **record})
     summary = {"accuracy": result.accuracy, "seconds": result.seconds, "captions": rows}
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -37,18 +37,18 @@ _MAX_CHARACTERS = 1000  # of one text; far more than its lines hold
 
 @dataclass(frozen=True)
 class SheetItem:
-    """One card of a contact sheet.
+    """A card of a contact sheet.
 
     Args:
-        picture (`ImageSource` or `None`): anything `open_image` opens: a PIL image, path, URL, bytes, ...; `None` where
+        image (`ImageSource` or `None`): anything `open_image` opens: a PIL image, path, URL, bytes, ...; `None` where
             there is no picture.
-        caption (`str`): what the captioner said.
-        references (`Sequence[str]`, *optional*, defaults to none): what people said; the first five are shown.
+        caption (`str`): the captioner's.
+        references (`Sequence[str]`, *optional*, defaults to none): captions by people; the first five are shown.
         right (`bool`, *optional*): `True` draws a green tick, `False` a red cross, `None` no mark.
-        reason (`str`, *optional*): why there is no picture; shown in its place when `picture` is `None`.
+        reason (`str`, *optional*): why there is no picture; shown in its place when `image` is `None`.
     """
 
-    picture: ImageSource | None
+    image: ImageSource | None
     caption: str
     references: Sequence[str] = ()
     right: bool | None = None
@@ -66,7 +66,7 @@ class _Fonts:
 class _Card:
     """An item ready to be drawn: its picture fitted to the cell, its texts cut into lines."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     caption: list[str]
     references: list[list[str]]
     reason: list[str]
@@ -109,8 +109,8 @@ def contact_sheet(
     _check(items, path, columns, cell_width)
     fonts = _fonts(font)
     inner = cell_width - 2 * _PADDING
-    frame = (inner, _frame_height(pictures := [_open(item) for item in items], inner))
-    cards = [_card(item, *opened, frame, fonts) for item, opened in zip(items, pictures, strict=True)]
+    frame = (inner, _frame_height(opened_images := [_open(item) for item in items], inner))
+    cards = [_card(item, *opened, frame, fonts) for item, opened in zip(items, opened_images, strict=True)]
     columns = min(columns, len(cards))
     rows = [cards[start : start + columns] for start in range(0, len(cards), columns)]
     heights = [max(_card_height(card, frame, fonts) for card in row) for row in rows]
@@ -158,7 +158,7 @@ def _line_height(font: Font) -> int:
 
 
 def _clean(text: str) -> str:
-    """One line of printable text: white space and control characters become blanks, lone surrogates question marks."""
+    """Printable text on one line: white space and control characters become blanks, lone surrogates question marks."""
     text = text[: _MAX_CHARACTERS + 1].encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
@@ -222,31 +222,33 @@ def _write_lines(
 
 def _open(item: SheetItem) -> tuple[Image.Image | None, str]:
     """The picture, or `None` and the reason."""
-    if item.picture is None:
+    if item.image is None:
         return None, item.reason or "no picture"
     try:
-        return open_image(item.picture), ""
+        return open_image(item.image), ""
     except ImageError as error:
         return None, str(error)
 
 
-def _frame_height(pictures: Sequence[tuple[Image.Image | None, str]], width: int) -> int:
-    """High enough for the highest picture at full width, between a letter-box and a slim portrait."""
-    ratios = [picture.height / picture.width for picture, _ in pictures if picture is not None]
+def _frame_height(images: Sequence[tuple[Image.Image | None, str]], width: int) -> int:
+    """The height of the frame: that of the highest picture at full width, within limits."""
+    ratios = [image.height / image.width for image, _ in images if image is not None]
     return round(width * min(1.25, max([0.55, *ratios])) if ratios else width * 0.75)
 
 
-def _card(item: SheetItem, picture: Image.Image | None, why: str, frame: tuple[int, int], fonts: _Fonts) -> _Card:
+def _card(item: SheetItem, image: Image.Image | None, why: str, frame: tuple[int, int], fonts: _Fonts) -> _Card:
     width = frame[0]
-    shown = [_wrap(text, fonts.reference, width, _REFERENCE_LINES) for text in item.references[:_MAX_REFERENCES]]
-    if (left := len(item.references) - _MAX_REFERENCES) > 0:
-        shown.append([f"and {left} more"])
-    if picture is not None:
-        picture = ImageOps.contain(picture, frame, Image.Resampling.LANCZOS)
+    reference_lines = [
+        _wrap(text, fonts.reference, width, _REFERENCE_LINES) for text in item.references[:_MAX_REFERENCES]
+    ]
+    if (omitted := len(item.references) - _MAX_REFERENCES) > 0:
+        reference_lines.append([f"and {omitted} more"])
+    if image is not None:
+        image = ImageOps.contain(image, frame, Image.Resampling.LANCZOS)
     return _Card(
-        picture=picture,
+        image=image,
         caption=_wrap(item.caption, fonts.caption, width, _CAPTION_LINES),
-        references=[lines for lines in shown if lines],
+        references=[lines for lines in reference_lines if lines],
         reason=_wrap(why, fonts.reference, width - 2 * _PADDING, _REASON_LINES),
         right=item.right,
     )
@@ -272,8 +274,8 @@ def _draw_card(
     pen.rounded_rectangle((left, top, left + inner + 2 * _PADDING, top + height), 10, fill=_CARD, outline=_EDGE)
     x, y = left + _PADDING, top + _PADDING
     pen.rectangle((x, y, x + inner - 1, y + frame_height - 1), fill=_FIELD)
-    if card.picture is not None:
-        page.paste(card.picture, (x + (inner - card.picture.width) // 2, y + (frame_height - card.picture.height) // 2))
+    if card.image is not None:
+        page.paste(card.image, (x + (inner - card.image.width) // 2, y + (frame_height - card.image.height) // 2))
     else:
         text_height = len(card.reason) * _line_height(fonts.reference)
         _write_lines(
@@ -282,8 +284,8 @@ def _draw_card(
     if card.right is not None:
         badge = _badge(card.right)
         page.paste(badge, (x + inner - badge.width - 7, y + 7), badge)
-    said = (card.caption, _INK, _BOLD) if card.caption else ([_NO_CAPTION], _PALE_INK, 0.0)
-    y = _write_lines(pen, (x, y + frame_height + 10), said[0], fonts.caption, said[1], said[2]) + 9
+    text, ink, stroke = (card.caption, _INK, _BOLD) if card.caption else ([_NO_CAPTION], _PALE_INK, 0.0)
+    y = _write_lines(pen, (x, y + frame_height + 10), text, fonts.caption, ink, stroke) + 9
     for lines in card.references:
         y = _write_lines(pen, (x, y), lines, fonts.reference, _GREY) + _BETWEEN
 

@@ -1,9 +1,8 @@
 """Charts of training runs: what a Trainer logged over the optimizer steps, several runs laid over each other.
 
-A chart holds what is read together: a mean and its spread, chosen and rejected, training and evaluation. What was not
-logged has no chart; what has no chart of its own gets one at the end. Lines are means over neighbouring logs, with the
-single logs pale behind them; logs that are not finite, or beyond 1e100, are red crosses below. The same runs give the
-same file to the last byte. matplotlib (the extra `plot`) draws.
+A chart holds values that are read together, such as a mean and its spread; every logged value is in one chart. Lines
+are means over neighbouring logs, with the single logs pale behind them; logs that are not finite, or beyond 1e100, are
+red crosses below. The same runs give the same bytes. matplotlib (the extra `plot`) draws.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ Points: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class RunLog:
-    """What a Trainer logged in one run.
+    """The logs of a training run.
 
     Args:
-        name (`str`): what to call it.
-        folder (`Path`): the folder that was asked for.
+        name (`str`): its name in the legend.
+        folder (`Path`): the folder that was read.
         values (`dict[str, tuple[np.ndarray, np.ndarray]]`): each logged quantity, as steps (rising, each once) and
             values, both of shape (number of logs,); NaN for what is not finite, or beyond 1e100.
-        epochs (`float`): how often it has seen its data.
+        epochs (`float`): passes over its data.
         stop (`tuple[int, str]`, *optional*): the step at which a collapse stopped it, and the diagnosis.
     """
 
@@ -90,23 +89,23 @@ def read_run(path: str | Path) -> RunLog:
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
         raise ValueError(f"{file}: has no list `log_history`, so no Trainer wrote it")
-    found: dict[str, dict[int, float]] = {}  # name -> step -> value
+    logs: dict[str, dict[int, float]] = {}  # name -> step -> value
     epochs, stop = 0.0, None
     for index, entry in enumerate(history):
         step = entry.get("step") if isinstance(entry, dict) else None
-        if type(step) is not int or not 0 <= step < 2**53:  # nor is True a step
+        if type(step) is not int or not 0 <= step < 2**53:  # a bool is no step
             raise ValueError(f"{file}: log_history[{index}] has no whole number `step` from 0 on")
-        given = {name: value for name, value in entry.items() if type(value) in (int, float)}  # True is no number
-        numbers = {name: math.nan if abs(value) > _LARGEST else float(value) for name, value in given.items()}
+        numeric = {name: value for name, value in entry.items() if type(value) in (int, float)}  # a bool is no number
+        numbers = {name: math.nan if abs(value) > _LARGEST else float(value) for name, value in numeric.items()}
         epochs = max(epochs, numbers.get("epoch", 0.0))
         for name in numbers:
             if not _NOT_DRAWN.fullmatch(name):
-                found.setdefault(name, {})[step] = numbers[name]  # of two logs of a step the later one counts
+                logs.setdefault(name, {})[step] = numbers[name]  # of two logs of a step the later one counts
         if isinstance(entry.get("collapse"), str):
             stop = step, entry["collapse"]
-    if not found:
+    if not logs:
         raise ValueError(f"{file}: nothing to draw was logged yet; `logging_steps` says how often that is")
-    values = {name: (np.array(sorted(one)), np.array([one[at] for at in sorted(one)])) for name, one in found.items()}
+    values = {key: (np.array(sorted(log)), np.array([log[step] for step in sorted(log)])) for key, log in logs.items()}
     folder = Path(path) if Path(path).is_dir() else file.parent
     names = folder.resolve().parts[-2:]
     return RunLog("/".join(names) if _CHECKPOINT.fullmatch(names[-1]) else names[-1], folder, values, epochs, stop)
@@ -117,8 +116,8 @@ def _state_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder or file")
-    numbered = [(int(match[1]), one) for one in path.iterdir() if (match := _CHECKPOINT.fullmatch(one.name))]
-    for folder in (path, *(one for _, one in sorted(numbered, reverse=True))):
+    numbered = [(int(match[1]), folder) for folder in path.iterdir() if (match := _CHECKPOINT.fullmatch(folder.name))]
+    for folder in (path, *(checkpoint for _, checkpoint in sorted(numbered, reverse=True))):
         if (folder / _STATE).is_file():
             return folder / _STATE
     raise FileNotFoundError(f"{path}: no {_STATE}, neither there nor in a checkpoint-N below")
@@ -127,8 +126,8 @@ def _state_file(path: Path) -> Path:
 @dataclass(frozen=True)
 class _Chart:
     title: str
-    note: str  # the unit, and what a band is
-    lines: dict[str, str]  # logged name -> what to call the line where there are several
+    note: str  # the unit, and the meaning of a band
+    lines: dict[str, str]  # logged name -> the label of its line where there is more than one
     spread: str = ""  # logged name of a deviation to both sides of the first line
     reach: tuple[str, ...] = ()  # logged names of the lower and the upper end of a band
     share: bool = False  # percents of a whole
@@ -166,34 +165,34 @@ _LAST = (
 
 
 def _charts(keys: set[str]) -> Iterator[_Chart]:
-    """Those that there are values for, so that every logged value is in one."""
+    """The charts of logged values, so that each logged value is in one of them."""
     means = sorted(key for key in keys if re.fullmatch("rewards/.+/mean", key))
     rewards = [_Chart(mean[8:-5], "mean; band: deviation", {mean: "reward"}, f"{mean[:-4]}std") for mean in means]
-    if len(rewards) == 1 and "reward" in keys:  # that is the one
+    if len(rewards) == 1 and "reward" in keys:  # the only reward is the total reward
         keys = keys - {means[0], rewards[0].spread, f"{_EVAL}{means[0]}", f"{_EVAL}{rewards[0].spread}"}
-    known = [*_FIRST, *rewards, *_NEXT, *_LAST]
-    shown = {key for chart in known for key in (*chart.lines, chart.spread, *chart.reach)}
-    left = sorted(key for key in keys if key not in shown and key.removeprefix(_EVAL) not in shown)
+    known_charts = [*_FIRST, *rewards, *_NEXT, *_LAST]
+    charted = {key for chart in known_charts for key in (*chart.lines, chart.spread, *chart.reach)}
+    uncharted = sorted(key for key in keys if key not in charted and key.removeprefix(_EVAL) not in charted)
     notes = {True: "evaluation", False: "as logged"}
-    rest = [_Chart(label(key.removeprefix(_EVAL)), notes[key.startswith(_EVAL)], {key: ""}) for key in left]
-    for chart in (*known[: -len(_LAST)], *rest, *_LAST):
+    extra = [_Chart(label(key.removeprefix(_EVAL)), notes[key.startswith(_EVAL)], {key: ""}) for key in uncharted]
+    for chart in (*known_charts[: -len(_LAST)], *extra, *_LAST):
         trained = {key: name or "training" for key, name in chart.lines.items() if key in keys}
         evaluated = {f"{_EVAL}{key}": name for key, name in chart.lines.items() if f"{_EVAL}{key}" in keys}
-        one = len(evaluated) == 1
-        lines = {**trained, **{key: "evaluation" if one else f"eval. {name}" for key, name in evaluated.items()}}
+        is_single = len(evaluated) == 1
+        lines = {**trained, **{key: "evaluation" if is_single else f"eval. {name}" for key, name in evaluated.items()}}
         if lines:
             yield replace(chart, lines=lines)
 
 
 def _matching(charts: Sequence[_Chart], patterns: Sequence[str], logged: set[str]) -> list[_Chart]:
-    """The charts that have lines of these names, with no others."""
+    """The charts with lines whose names match, reduced to those lines."""
     names = {key for chart in charts for key in chart.lines}
     charts = [*charts, *(_Chart(key, "as logged", {key: ""}) for key in patterns if key in logged - names)]
     for pattern in patterns:
         if pattern not in logged and not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"nothing to draw is named {pattern!r}; there are {', '.join(sorted(names))}")
-    wanted = {name for name in names | logged if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    fewer = [{key: name for key, name in chart.lines.items() if key in wanted} for chart in charts]
+    selected = {name for name in names | logged if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    fewer = [{key: name for key, name in chart.lines.items() if key in selected} for chart in charts]
     return [replace(chart, lines=lines) for chart, lines in zip(charts, fewer, strict=True) if lines]
 
 
@@ -239,11 +238,11 @@ def plot_runs(
         raise ImportError(f"matplotlib draws the plots: pip install 'hf_captioners[plot]' ({error})") from error
 
     logged = {key for run in runs for key in run.values}
-    every = list(_charts(logged))
-    charts = every if keys is None else _matching(every, keys, logged)
+    all_charts = list(_charts(logged))
+    charts = all_charts if keys is None else _matching(all_charts, keys, logged)
     form = path.suffix.lower().removeprefix(".")
     undated: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-    with matplotlib.rc_context():  # whatever the user's settings, and the same every time; names are no formulas
+    with matplotlib.rc_context():  # independent of the user's settings and reproducible; names are no formulas
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": "hf_captioners", "text.parse_math": False, "font.size": 8.5})
         figure = _figure(runs, charts, smooth)
@@ -312,26 +311,26 @@ def _text(lines: Iterable[Sequence[_Words]], side: str, corner: tuple[float, flo
 
 
 def _draw(axes: Axes, chart: _Chart, runs: Sequence[RunLog], smooth: int | None) -> None:
-    several, banded, ends, lost = len(runs) > 1, False, [], 0
+    many_runs, banded, ends, lost = len(runs) > 1, False, [], 0
     for row, run in enumerate(runs):
         for index, (key, name) in enumerate(chart.lines.items()):
             if key not in run.values:
                 continue
-            color, evaluated = _COLORS[(row if several else index) % len(_COLORS)], key.startswith(_EVAL)
+            color, evaluated = _COLORS[(row if many_runs else index) % len(_COLORS)], key.startswith(_EVAL)
             window = 1 if evaluated or key == "learning_rate" else smooth or max(1, len(run.values[key][0]) // _FEW)
             if not evaluated and key == next(iter(chart.lines)) and len(runs) < 3:
                 banded |= _draw_band(axes, chart, run, key, color, window)
-            end = _draw_line(axes, run.values[key], color, _DASHES[index % 4] if several else "-", window, evaluated)
+            end = _draw_line(axes, run.values[key], color, _DASHES[index % 4] if many_runs else "-", window, evaluated)
             text = f"{name if len(chart.lines) > 1 else ''} {_number(end, chart.share, 3)}"
             ends.append(_Words(text.strip(), color, weight="bold"))
             lost += int((~np.isfinite(run.values[key][1])).sum())
         if run.stop is not None:
-            color = _COLORS[row % len(_COLORS)] if several else _MARK
+            color = _COLORS[row % len(_COLORS)] if many_runs else _MARK
             axes.axvline(run.stop[0], color=color, linewidth=1, linestyle=(0, (2, 2)))
-    if several and len(chart.lines) > 1:
+    if many_runs and len(chart.lines) > 1:
         ends = [_Words(name, dashes=_DASHES[index % 4]) for index, name in enumerate(chart.lines.values())]
     elif sum(len(end.text) + 2 for end in ends) > _FITS:
-        ends = [] if several else [replace(end, text=end.text.rsplit(" ", 1)[0]) for end in ends]
+        ends = [] if many_runs else [replace(end, text=end.text.rsplit(" ", 1)[0]) for end in ends]
     if lost:
         ends.append(_Words(f"× {lost} not finite", _MARK))
     _dress(axes, chart)
@@ -341,20 +340,21 @@ def _draw(axes: Axes, chart: _Chart, runs: Sequence[RunLog], smooth: int | None)
 
 
 def _draw_band(axes: Axes, chart: _Chart, run: RunLog, key: str, color: str, window: int) -> bool:
-    wanted = (key, chart.spread) if chart.spread else chart.reach
-    if not wanted or any(name not in run.values for name in wanted):
+    names = (key, chart.spread) if chart.spread else chart.reach
+    if not names or any(name not in run.values for name in names):
         return False
-    (steps, one), (others, two) = (run.values[name] for name in wanted)
-    both, at, here = np.intersect1d(steps, others, return_indices=True)
-    if not len(both):
+    (first_steps, first_values), (second_steps, second_values) = (run.values[name] for name in names)
+    common_steps, first_index, second_index = np.intersect1d(first_steps, second_steps, return_indices=True)
+    if not len(common_steps):
         return False
-    low, high = (one[at] - two[here], one[at] + two[here]) if chart.spread else (one[at], two[here])
-    axes.fill_between(both, _mean(low, window), _mean(high, window), color=color, alpha=0.15, linewidth=0)
+    first, second = first_values[first_index], second_values[second_index]
+    low, high = (first - second, first + second) if chart.spread else (first, second)
+    axes.fill_between(common_steps, _mean(low, window), _mean(high, window), color=color, alpha=0.15, linewidth=0)
     return True
 
 
 def _draw_line(axes: Axes, points: Points, color: str, dashes: Any, window: int, evaluated: bool) -> float:
-    """One quantity of one run; return where its line ends."""
+    """Draw a quantity of a run; return the last value of its line."""
     steps, values = points
     finite, mean = np.isfinite(values), _mean(values, window)
     if window > 1:
@@ -368,9 +368,9 @@ def _draw_line(axes: Axes, points: Points, color: str, dashes: Any, window: int,
 
 
 def _mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Means of the finite ones of `window` neighbours, fewer at the ends; what is not finite has none."""
-    finite, ones = np.isfinite(values), np.ones(min(window, len(values)))
-    total, count = (np.convolve(one, ones, "same") for one in (np.where(finite, values, 0.0), finite.astype(float)))
+    """The means of the finite values among `window` neighbours, fewer at the ends; NaN where a value is not finite."""
+    finite, box = np.isfinite(values), np.ones(min(window, len(values)))
+    total, count = (np.convolve(part, box, "same") for part in (np.where(finite, values, 0.0), finite.astype(float)))
     return np.where(finite, total / np.maximum(count, 1), np.nan)
 
 

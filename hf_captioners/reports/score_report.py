@@ -51,7 +51,7 @@ def write_report(
     references: Sequence[Sequence[str]],
     *,
     signature: Mapping[str, Any],
-    pictures: Mapping[Any, str | Path] | None = None,
+    images: Mapping[Any, str | Path] | None = None,
     sort_by: str | None = None,
     title: str = "Caption scores",
     max_images: int = 200,
@@ -64,8 +64,8 @@ def write_report(
         image_ids (`Sequence[int | str]`): names of the images.
         predictions (`Sequence[str]`): a caption per image.
         references (`Sequence[Sequence[str]]`): the references of each image.
-        signature (`Mapping[str, Any]`): what the scores were computed with; anything that JSON can hold.
-        pictures (`Mapping[int | str, str | Path]`, *optional*): image id -> file. A file that cannot be opened is named
+        signature (`Mapping[str, Any]`): the settings of the scores; anything that JSON can hold.
+        images (`Mapping[int | str, str | Path]`, *optional*): image id -> file. A file that cannot be opened is named
             on the page.
         sort_by (`str`, *optional*): the score of single images to sort by; by default `"cider_d"`, or, where that was
             not computed, the first.
@@ -103,7 +103,7 @@ def write_report(
     sort_by = _sort_key(scores, sort_by)
     rows = list(zip(image_ids, predictions, references, strict=True))
     with _new_folder(folder) as new:
-        sections = _sections(rows, scores, sort_by, max_images, pictures, new)
+        sections = _sections(rows, scores, sort_by, max_images, images, new)
         charts = _charts(scores, sort_by)
         summary = f"{len(rows)} images, sorted by the {label(sort_by)} of each."
         page = render_page(title, summary, scores.corpus, signature, charts, sections)
@@ -114,7 +114,7 @@ def write_report(
 
 
 def check_report_folder(folder: str | Path) -> Path:
-    """See, before the work, whether a report may be written there.
+    """Check, before the work, that a report may be written to a folder.
 
     Args:
         folder (`str` or `Path`): need not exist.
@@ -158,7 +158,7 @@ def _is_page(path: Path) -> bool:
 
 @contextmanager
 def _new_folder(folder: str | Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends well, and is gone when it does not."""
+    """An empty folder beside `folder` that takes its place when the block ends, and is removed after an error."""
     target = check_report_folder(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
@@ -240,9 +240,9 @@ def _charts(scores: Scores, sort_by: str) -> list[Chart] | str:
 
 
 def _describe(values: np.ndarray, name: str) -> str:
-    low, first, median, third, high = (f"{value:.4g}" for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    low, lower, median, upper, high = (f"{value:.4g}" for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
     return (
-        f"{name} of one image: lowest {low}, lower quartile {first}, median {median}, upper quartile {third}, "
+        f"{name} of one image: lowest {low}, lower quartile {lower}, median {median}, upper quartile {upper}, "
         f"highest {high}, mean {values.mean():.4g}."
     )
 
@@ -252,22 +252,22 @@ def _sections(
     scores: Scores,
     sort_by: str,
     max_images: int,
-    pictures: Mapping[Any, str | Path] | None,
+    images: Mapping[Any, str | Path] | None,
     folder: Path,
 ) -> list[tuple[str, list[Card]]]:
     """The images with the lowest scores from below, and those with the highest from above; none is in both."""
     rising = [int(index) for index in np.argsort(scores.per_image[sort_by], kind="stable")]
-    shown = min(max_images, len(rows))
-    parts = {"lowest": rising[: shown - shown // 2], "highest": rising[len(rows) - shown // 2 :][::-1]}
+    count = min(max_images, len(rows))
+    parts = {"lowest": rising[: count - count // 2], "highest": rising[len(rows) - count // 2 :][::-1]}
     sections = []
-    with tqdm(total=shown, desc="report", unit="picture", disable=None) as bar:
+    with tqdm(total=count, desc="report", unit="picture", disable=None) as bar:
         for end, indices in parts.items():
             cards = []
             for number, index in enumerate(indices, start=1):
-                picture = None if pictures is None else pictures.get(rows[index][0])
+                image_file = None if images is None else images.get(rows[index][0])
                 single = _single(scores, index)
                 place = f"{label(sort_by)} {scaled(sort_by, single[sort_by])}, {end} {number} of {len(rows)}"
-                cards.append(Card(*rows[index], single, place, *_thumbnail(picture, folder, index)))
+                cards.append(Card(*rows[index], single, place, *_thumbnail(image_file, folder, index)))
                 bar.update()
             if cards:
                 sections.append((f"The {end} {label(sort_by)}", cards))
@@ -278,12 +278,12 @@ def _single(scores: Scores, index: int) -> dict[str, float]:
     return {name: float(values[index]) for name, values in scores.per_image.items()}
 
 
-def _thumbnail(picture: str | Path | None, folder: Path, index: int) -> tuple[str | None, str]:
+def _thumbnail(image_file: str | Path | None, folder: Path, index: int) -> tuple[str | None, str]:
     """Write a small copy of a picture; return its path in the folder, or why there is none."""
-    if picture is None:
+    if image_file is None:
         return None, "no picture given"
     try:
-        image = open_image(Path(picture))
+        image = open_image(Path(image_file))
     except ImageError as error:
         logger.warning("the report lacks a picture: %s", error)
         return None, str(error)

@@ -1,7 +1,7 @@
-"""The charts of a report: corpus scores as bars, and how the score of the single image is spread.
+"""The charts of a report: corpus scores as bars, and the distribution of a score over the images.
 
-Drawn by matplotlib into SVG that is part of the page, once in dark ink and once in light ink, so that the page can show
-what suits the reader's screen. Without matplotlib (the extra `plot`) there are none.
+Drawn by matplotlib into SVG that is part of the page, once in dark ink and once in light ink, so that the page fits
+the reader's screen. Without matplotlib (the extra `plot`) there are none.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def draw_histogram(values: np.ndarray, name: str, caption: str) -> Chart:
 
     Args:
         values (`np.ndarray`): the score of every image, as it is to be shown, shape (number of images,).
-        name (`str`): what to call it.
+        name (`str`): the score's name.
         caption (`str`): the same in words.
 
     Returns:
@@ -102,7 +102,7 @@ def _svg(draw: Callable[[Axes, _Ink], None], ink: _Ink) -> str:
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot there is no display and no state
 
-    # whatever the user's settings, and the same every time; names are no formulas
+    # independent of the user's settings and reproducible; names are no formulas
     with matplotlib.rc_context(
         {
             "svg.hashsalt": "hf_captioners",

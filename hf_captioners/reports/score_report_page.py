@@ -18,7 +18,7 @@ from ..metric_table import printed
 from .score_report_charts import Chart
 
 GENERATOR = '<meta name="generator" content="hf_captioners score report">'
-"""Near the top of every page; what has it is a report."""
+"""The mark near the top of every page, by which a report is recognised."""
 
 _SHOWN_REFERENCES = 5
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -101,7 +101,7 @@ $sections
 """)
 
 _CARD = Template("""<li class="card">
-$picture
+$image
 <h3>Image $image_id <span class="note">· $place</span></h3>
 <p class="caption" dir="auto">$caption</p>
 $references
@@ -115,7 +115,7 @@ class Card:
 
     Attributes:
         image_id (`Any`): its name.
-        caption (`str`), references (`Sequence[str]`): what the captioner and what people said.
+        caption (`str`), references (`Sequence[str]`): the captioner's caption and those by people.
         scores (`Mapping[str, float]`): name -> score of this image, as computed.
         place (`str`): where it stands among all images.
         thumbnail (`str`, *optional*): its picture, relative to the page.
@@ -138,13 +138,13 @@ def label(name: str) -> str:
 
 
 def scale(name: str) -> int:
-    """What papers multiply a score by; 1 for scores of other names."""
+    """The factor by which papers multiply a score; 1 for other scores."""
     entry = printed(name)
     return 1 if entry is None else entry.factor
 
 
 def scaled_label(name: str) -> str:
-    """`CIDEr-D × 100`, `CLIP-S`."""
+    """A score's name with its factor: `CIDEr-D × 100`, `CLIP-S`."""
     return f"{label(name)} × {scale(name)}" if scale(name) != 1 else label(name)
 
 
@@ -185,7 +185,7 @@ def render_page(
 
 
 def _text(value: object) -> str:
-    """Any text as HTML text or attribute."""
+    """A value as HTML text or attribute."""
     return html.escape(_UNFIT.sub("\ufffd", str(value)))
 
 
@@ -199,8 +199,8 @@ def _signature_rows(signature: Mapping[str, Any], prefix: str = "") -> Iterator[
         if isinstance(value, Mapping):
             yield from _signature_rows(value, f"{prefix}{name}.")
         else:
-            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield f'<tr><th scope="row">{_text(prefix + name)}</th><td>{_text(shown)}</td></tr>'
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f'<tr><th scope="row">{_text(prefix + name)}</th><td>{_text(text)}</td></tr>'
 
 
 def _figure(chart: Chart) -> str:
@@ -218,11 +218,11 @@ def _section(headline: str, cards: Sequence[Card]) -> str:
 
 def _card(card: Card) -> str:
     if card.thumbnail is None:
-        picture = f'<div class="missing">{_text(card.reason)}</div>'
+        image_html = f'<div class="missing">{_text(card.reason)}</div>'
     else:
-        picture = f'<img src="{_text(card.thumbnail)}" alt="Picture of image {_text(card.image_id)}" loading="lazy">'
+        image_html = f'<img src="{_text(card.thumbnail)}" alt="Picture of image {_text(card.image_id)}" loading="lazy">'
     return _CARD.substitute(
-        picture=picture,
+        image=image_html,
         image_id=_text(card.image_id),
         place=_text(card.place),
         caption=_text(card.caption) if card.caption.strip() else '<span class="note">(empty caption)</span>',
@@ -236,6 +236,10 @@ def _card(card: Card) -> str:
 
 def _references(references: Iterable[str]) -> str:
     items = [f'<li dir="auto">{_text(reference)}</li>' for reference in references]
-    shown, more = items[:_SHOWN_REFERENCES], items[_SHOWN_REFERENCES:]
-    listed = f"<ul>{''.join(shown)}</ul>"
-    return f"{listed}<details><summary>{len(more)} more</summary><ul>{''.join(more)}</ul></details>" if more else listed
+    visible, hidden = items[:_SHOWN_REFERENCES], items[_SHOWN_REFERENCES:]
+    listed = f"<ul>{''.join(visible)}</ul>"
+    return (
+        f"{listed}<details><summary>{len(hidden)} more</summary><ul>{''.join(hidden)}</ul></details>"
+        if hidden
+        else listed
+    )

@@ -212,7 +212,7 @@ class TestImages:
         assert page.sections() == {"The lowest SPICE": ["101", "100"], "The highest SPICE": ["102"]}
 
     def test_thumbnails(self, tmp_path: Path, pictures: dict[int, Path], caplog: pytest.LogCaptureFixture) -> None:
-        page = report(tmp_path / "out", [0.1, 0.2, 0.3, 0.4, 0.5], pictures=pictures)
+        page = report(tmp_path / "out", [0.1, 0.2, 0.3, 0.4, 0.5], images=pictures)
         shown = {attributes["alt"]: attributes["src"] for tag, attributes in page.tags if tag == "img"}
         assert shown.pop("Picture of image 100") == "thumbnails/000000.jpg"
         assert shown.pop("Picture of image 101") == "thumbnails/000001.jpg"
@@ -226,11 +226,11 @@ class TestImages:
 
     def test_only_pictures_on_the_page_are_opened(self, tmp_path: Path, pictures: dict[int, Path]) -> None:
         pictures[102].unlink()
-        report(tmp_path / "out", [0.1, 0.5, 0.3], pictures=pictures, max_images=2)
+        report(tmp_path / "out", [0.1, 0.5, 0.3], images=pictures, max_images=2)
         assert names(tmp_path / "out" / "thumbnails") == ["000000.jpg", "000001.jpg"]
 
     def test_nothing_is_fetched(self, tmp_path: Path) -> None:
-        page = report(tmp_path / "out", [0.1], pictures={100: "https://example.invalid/a.jpg"})
+        page = report(tmp_path / "out", [0.1], images={100: "https://example.invalid/a.jpg"})
         assert page.all("missing")[0].endswith("no such file")
 
 
@@ -268,7 +268,7 @@ class TestPage:
         assert page.all("ul") == ["abcde", "fgh"]
 
     def test_needs_nothing_from_outside(self, tmp_path: Path, pictures: dict[int, Path]) -> None:
-        page = report(tmp_path / "out", [0.1, 0.2], pictures=pictures)
+        page = report(tmp_path / "out", [0.1, 0.2], images=pictures)
         links = [
             str(attributes[name])
             for _, attributes in page.tags
@@ -283,7 +283,7 @@ class TestPage:
         assert "@import" not in text and "url(" not in text
 
     def test_is_fit_for_all_readers(self, tmp_path: Path, pictures: dict[int, Path]) -> None:
-        page = report(tmp_path / "out", [0.1, 0.2], pictures=pictures)
+        page = report(tmp_path / "out", [0.1, 0.2], images=pictures)
         assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
         assert ("html", {"lang": "en"}) in page.tags
         assert ("meta", {"charset": "utf-8"}) in page.tags
@@ -293,7 +293,7 @@ class TestPage:
 
     def test_is_the_same_every_time(self, tmp_path: Path, pictures: dict[int, Path]) -> None:
         for name in ("a", "b"):
-            report(tmp_path / name, [0.1, 0.2], pictures=pictures, signature={"x": 1})
+            report(tmp_path / name, [0.1, 0.2], images=pictures, signature={"x": 1})
         assert names(tmp_path / "a") == names(tmp_path / "b")
         for name in names(tmp_path / "a"):
             if (tmp_path / "a" / name).is_file():
@@ -320,7 +320,7 @@ class TestPage:
 class TestFolder:
     def test_replaces_an_earlier_report_whole(self, tmp_path: Path, pictures: dict[int, Path]) -> None:
         out = tmp_path / "reports" / "out"
-        report(out, [0.1, 0.2], pictures=pictures)
+        report(out, [0.1, 0.2], images=pictures)
         assert "thumbnails/000001.jpg" in names(out)
         report(out, [0.1])
         assert names(out) == ["index.html", "per_image.jsonl", "scores.json"]
@@ -447,7 +447,7 @@ def test_real_pictures(shared_data: Path, tmp_path: Path) -> None:
             captions,
             several,
             signature={},
-            pictures=picture_paths(predictions, references, ids, root / "images"),
+            images=picture_paths(predictions, references, ids, root / "images"),
             max_images=20,
         )
     )
