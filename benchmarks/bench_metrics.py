@@ -51,7 +51,7 @@ def load(folder: Path) -> tuple[Captions, Captions]:
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    """How long a call takes, and what it gives."""
+    """Seconds of a call, and its result."""
     start = time.perf_counter()
     value = run()
     return time.perf_counter() - start, value
@@ -59,22 +59,22 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the reference's chatter."""
+    """Suppress what the reference prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 class Reference:
-    """pycocoevalcap, called as `eval.py` of coco-caption does."""
+    """The metrics of pycocoevalcap, called as `eval.py` of coco-caption does."""
 
     def tokenize(self, captions: Captions) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
         """Tokens of references and predictions by image."""
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-        numbered = {i: [{"caption": one} for one in several] for i, several in enumerate(captions[1])}
-        ours = {i: [{"caption": caption}] for i, caption in enumerate(captions[0])}
+        numbered = {i: [{"caption": caption} for caption in references] for i, references in enumerate(captions[1])}
+        predictions = {i: [{"caption": caption}] for i, caption in enumerate(captions[0])}
         tokenizer = PTBTokenizer()
-        return tokenizer.tokenize(numbered), tokenizer.tokenize(ours)
+        return tokenizer.tokenize(numbered), tokenizer.tokenize(predictions)
 
     def score(self, name: str, tokens: Any) -> dict[str, float]:
         """Corpus scores of one metric."""
@@ -93,25 +93,25 @@ class Reference:
 
 def tokenize(captions: Captions) -> tuple[list[str], list[list[str]]]:
     """Our tokens of predictions and references."""
-    flat = iter(ptb_tokenize([*captions[0], *(one for several in captions[1] for one in several)]))
-    return [next(flat) for _ in captions[0]], [[next(flat) for _ in several] for several in captions[1]]
+    flat = iter(ptb_tokenize([*captions[0], *(reference for references in captions[1] for reference in references)]))
+    return [next(flat) for _ in captions[0]], [[next(flat) for _ in references] for references in captions[1]]
 
 
 def bench_parts(captions: Captions, reference: Reference | None) -> list[tuple[str, float, float | None]]:
-    """(part, our seconds, the reference's seconds) on the pictures of one split."""
+    """Rows (part, our seconds, the reference's seconds) on the pictures of one split."""
     rows: list[tuple[str, float, float | None]] = []
-    ours, tokens = seconds(lambda: tokenize(captions))
-    theirs, their_tokens = seconds(lambda: reference.tokenize(captions)) if reference else (None, None)
-    rows.append(("tokenise", ours, theirs))
+    own_seconds, tokens = seconds(lambda: tokenize(captions))
+    reference_seconds, reference_tokens = seconds(lambda: reference.tokenize(captions)) if reference else (None, None)
+    rows.append(("tokenise", own_seconds, reference_seconds))
     functions: dict[str, Any] = {"bleu": bleu, "rouge_l": rouge_l, "cider_d": cider_d, "meteor": meteor}
     for name, function in functions.items():
-        ours, scores = seconds(lambda function=function: function(*tokens, tokenized=True).corpus)
-        theirs = None
+        own_seconds, scores = seconds(lambda function=function: function(*tokens, tokenized=True).corpus)
+        reference_seconds = None
         if reference:
-            theirs, expected = seconds(lambda name=name: reference.score(name, their_tokens))
+            reference_seconds, expected = seconds(lambda name=name: reference.score(name, reference_tokens))
             worst = max(abs(scores[key] - value) for key, value in expected.items())
             print(f"{name}: {scores}, largest difference from the reference {worst:.1e}", file=sys.stderr)
-        rows.append((name, ours, theirs))
+        rows.append((name, own_seconds, reference_seconds))
     return rows
 
 
@@ -121,9 +121,9 @@ def bench_reward(captions: Captions) -> tuple[float, float]:
     from hf_captioners.metrics import DocumentFrequencies
 
     reward = CiderDReward(DocumentFrequencies.from_references(tokens[1], tokenized=True), tokenized=True)
-    first, _ = seconds(lambda: reward(completions=tokens[0], captions=tokens[1]))
-    again, _ = seconds(lambda: reward(completions=tokens[0], captions=tokens[1]))
-    return len(tokens[0]) / again, len(tokens[0]) / first
+    first_seconds, _ = seconds(lambda: reward(completions=tokens[0], captions=tokens[1]))
+    seconds_again, _ = seconds(lambda: reward(completions=tokens[0], captions=tokens[1]))
+    return len(tokens[0]) / seconds_again, len(tokens[0]) / first_seconds
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     has_reference = importlib.util.find_spec("pycocoevalcap") is not None and shutil.which("java") is not None
     reference = Reference() if has_reference else None
-    test, everything = load(args.captions)
+    test, val2014 = load(args.captions)
     rows = bench_parts(test, reference)
     parts = [row for row in rows if row[0] != "meteor"]
     total = sum(row[1] for row in parts), sum(row[2] for row in parts) if reference else None
@@ -142,14 +142,17 @@ def main() -> None:
     print(f"{platform.machine()}, Python {platform.python_version()}, {len(test[0])} pictures, "
           f"{sum(map(len, test[1]))} references, one process\n")  # fmt: skip
     print("| part | here, s | pycocoevalcap, s | ratio |\n|---|---|---|---|")
-    for name, ours, theirs in rows:
-        print(f"| {name} | {ours:.2f} | " + (f"{theirs:.2f} | {theirs / ours:.1f} |" if theirs else " | |"))
-    rate, first = bench_reward(test)
-    print(f"\nCIDEr-D reward: {rate:,.0f} captions/s with prepared references, {first:,.0f} on the first call")
+    for name, own_seconds, reference_seconds in rows:
+        print(
+            f"| {name} | {own_seconds:.2f} | "
+            + (f"{reference_seconds:.2f} | {reference_seconds / own_seconds:.1f} |" if reference_seconds else " | |")
+        )
+    rate, first_rate = bench_reward(test)
+    print(f"\nCIDEr-D reward: {rate:,.0f} captions/s with prepared references, {first_rate:,.0f} on the first call")
     if not args.without_val2014:
-        took, evaluation = seconds(lambda: CaptionMetrics(["bleu", "rouge_l", "cider_d"])(*everything))
+        took, evaluation = seconds(lambda: CaptionMetrics(["bleu", "rouge_l", "cider_d"])(*val2014))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"val2014, {len(everything[0]):,} pictures, {sum(map(len, everything[1])):,} references, tokenised and "
+        print(f"val2014, {len(val2014[0]):,} pictures, {sum(map(len, val2014[1])):,} references, tokenised and "
               f"scored (BLEU, ROUGE-L, CIDEr-D): {took:.1f} s, at most {memory:.1f} GiB; "
               f"CIDEr-D {evaluation.corpus['cider_d']:.4f}")  # fmt: skip
 

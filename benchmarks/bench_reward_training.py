@@ -1,4 +1,4 @@
-"""Where the time of a step of reward training goes, at the released sizes, with random weights.
+"""Time of the parts of a step of reward training, at the released sizes, with random weights.
 
     python benchmarks/bench_reward_training.py --threads 1
 
@@ -56,7 +56,7 @@ from hf_captioners.rewards import ClipReward
 
 # a trainer's methods that make up a step, each once, none inside another
 METHODS = {
-    "_look": "vision tower",
+    "_run_backbone": "vision tower",
     "_write": "candidates",
     "_reward": "reward",
     "_reference_log_probs": "reference",
@@ -65,7 +65,7 @@ METHODS = {
 PARTS = [*METHODS.values(), "backward", "optimizer"]
 COMMON = {"max_grad_norm": 0.0, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 PIXELS = 224
-NOTHING = 1e-3  # seconds that are not worth a number
+NEGLIGIBLE = 1e-3  # seconds; smaller times are not printed
 Times = dict[str, float]
 
 
@@ -85,7 +85,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add up what passes in a `with` block."""
+        """Add the time of a `with` block to a part."""
         start = self.now()
         yield
         self.inside[name] = self.inside.get(name, 0.0) + self.now() - start
@@ -110,7 +110,7 @@ class Clock:
 
 
 def medians(rounds: int, cases: dict[str, Callable[[], Times]]) -> dict[str, Times]:
-    """What the cases give, by their keys: medians over rounds in which they take turns; one more does not count."""
+    """Medians of the cases' times, by key, over rounds in which they take turns; a first round does not count."""
     results: dict[str, list[Times]] = {key: [] for key in cases}
     for count in range(rounds + 1):
         for key, case in cases.items():
@@ -118,7 +118,8 @@ def medians(rounds: int, cases: dict[str, Callable[[], Times]]) -> dict[str, Tim
             if count:
                 results[key].append(result)
     return {
-        key: {name: median(one[name] for one in several) for name in several[0]} for key, several in results.items()
+        key: {name: median(times[name] for times in case_times) for name in case_times[0]}
+        for key, case_times in results.items()
     }
 
 
@@ -138,7 +139,7 @@ class TrainerStep:
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> float:
-        """Learn from some rows; return the loss."""
+        """Learn from rows; return the loss."""
         trainer = self.trainer
         batches = iter([trainer.data_collator(rows)])
         (inputs,), items = trainer.get_batch_samples(batches, 1, trainer.args.device)
@@ -153,20 +154,20 @@ class TrainerStep:
 
 
 def made_up_words(number: int) -> list[str]:
-    """Words of two or three syllables, as many as asked for."""
-    syllables = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
+    """Words of two or three made-up syllables."""
+    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
     longer = itertools.chain.from_iterable(itertools.product(syllables, repeat=count) for count in (2, 3))
     return ["".join(word) for word in itertools.islice(longer, number)]
 
 
-def pictures_with_captions(number: int, words: list[str], tokens: int) -> list[dict[str, Any]]:
+def image_rows(number: int, words: list[str], tokens: int) -> list[dict[str, Any]]:
     """Rows of cached features with 5 captions each; some words are much more frequent than others, as real ones."""
     draw = random.Random(0)
     frequencies = [1 / rank for rank in range(1, len(words) + 1)]
-    everything = iter(draw.choices(words, frequencies, k=number * 5 * 11))
+    drawn_words = iter(draw.choices(words, frequencies, k=number * 5 * 11))
     rows = []
     for image_id in range(number):
-        captions = [" ".join(itertools.islice(everything, 11)) for _ in range(5)]
+        captions = [" ".join(itertools.islice(drawn_words, 11)) for _ in range(5)]
         rows.append({"image_id": image_id, "captions": captions, "image_features": torch.rand(tokens, 1536).half()})
     return rows
 
@@ -195,14 +196,14 @@ def scst_step(args: argparse.Namespace, rows: list[dict[str, Any]], words: list[
     processor = ExpansionNetV2Processor(CaptionerImageProcessor(), tokenizer)
     model = ExpansionNetV2ForImageCaptioning(config)
     trainer: Any = SCSTTrainer(model, args=options, train_dataset=rows, processing_class=processor)
-    trainer._own_log_probs = clock.timed("reference", trainer._own_log_probs)  # what it is compared with
+    trainer._own_log_probs = clock.timed("reference", trainer._own_log_probs)  # beside the policy's
     return TrainerStep(trainer, clock)
 
 
 def measure_scst(args: argparse.Namespace, clock: Clock) -> dict[str, Times]:
-    """Times of steps with pictures that are new."""
+    """Times of steps with new pictures."""
     words = made_up_words(args.vocabulary - 4)  # and the special ones
-    rows = pictures_with_captions(args.pictures * (args.repeats + 1), words, args.grid)
+    rows = image_rows(args.pictures * (args.repeats + 1), words, args.grid)
     step = scst_step(args, rows, words, clock)
     starts = iter(range(0, len(rows), args.pictures))
 
@@ -217,7 +218,7 @@ def measure_scst(args: argparse.Namespace, clock: Clock) -> dict[str, Times]:
 
 
 class Numbers:
-    """A processor for captions that nothing reads."""
+    """A processor for captions that are never read: token ids as text."""
 
     def batch_decode(self, token_ids: torch.Tensor, **kwargs: Any) -> list[str]:
         return [" ".join(map(str, row)) for row in token_ids.tolist()]
@@ -233,7 +234,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def dico_options(args: argparse.Namespace) -> DiCOConfig:
-    """All captions are of the full length, the last token being their end."""
+    """Options by which all captions have the full length, the last token being their end."""
     return DiCOConfig(
         output_dir=args.folder,
         num_generations=args.beams,
@@ -250,8 +251,8 @@ def dico_options(args: argparse.Namespace) -> DiCOConfig:
     )
 
 
-def dico_pictures(args: argparse.Namespace, policy: Any, reward: ClipReward) -> Iterator[dict[str, Any]]:
-    """For each round its pictures, new rows of them, and rows of their features, which the reward has seen."""
+def dico_rounds(args: argparse.Namespace, policy: Any, reward: ClipReward) -> Iterator[dict[str, Any]]:
+    """The batches of each round by case: pictures, new rows, and rows with cached features and rewards."""
     for _ in range(args.repeats + 1):
         pixels = torch.randn(args.dico_pictures, 3, PIXELS, PIXELS)
         with torch.no_grad():
@@ -266,7 +267,7 @@ def dico_pictures(args: argparse.Namespace, policy: Any, reward: ClipReward) -> 
 
 
 def dico_steps(args: argparse.Namespace, clock: Clock) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The steps of the second table, and what to call them with in each round."""
+    """The steps of the second table, and their batches in each round."""
     policy = DicoForImageCaptioning(DicoCaptionerConfig()).eval()
     clip = CLIPModel(CLIPConfig(text_config={"bos_token_id": 49406, "eos_token_id": 49407}))
     scorer = PacScorer(
@@ -286,7 +287,7 @@ def dico_steps(args: argparse.Namespace, clock: Clock) -> tuple[dict[str, Any], 
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01 * torch.randn_like(parameter))
-    return steps, list(dico_pictures(args, policy, rewards["cached"]))
+    return steps, list(dico_rounds(args, policy, rewards["cached"]))
 
 
 def measure_dico(args: argparse.Namespace, clock: Clock) -> tuple[dict[str, Times], dict[str, list[float]]]:
@@ -295,10 +296,10 @@ def measure_dico(args: argparse.Namespace, clock: Clock) -> tuple[dict[str, Time
     losses: dict[str, list[float]] = {name: [] for name in steps}
 
     def case(name: str) -> Callable[[], Times]:
-        pictures = iter(one[name] for one in rounds)
+        batches = iter(batches_of_round[name] for batches_of_round in rounds)
 
         def run() -> None:
-            losses[name].append(steps[name](next(pictures)))
+            losses[name].append(steps[name](next(batches)))
 
         return lambda: clock.run(run)
 
@@ -313,13 +314,13 @@ def show(times: dict[str, Times], against: str | None = None) -> None:
     for row in (columns, ["---"] * len(columns)):
         print(f"| {' | '.join(row)} |")
     for part in (*PARTS, "rest", "whole"):
-        if all(one[part] < NOTHING for one in times.values()):
+        if all(case_times[part] < NEGLIGIBLE for case_times in times.values()):
             continue
         cells = [part]
-        for name, one in times.items():
-            cells += [f"{one[part]:.3f}", f"{one[part] / one['whole']:.1%}"]
+        for name, case_times in times.items():
+            cells += [f"{case_times[part]:.3f}", f"{case_times[part] / case_times['whole']:.1%}"]
             if against not in (None, name):
-                cells += [f"{times[against][part] / one[part]:.2f}" if one[part] > NOTHING else ""]
+                cells += [f"{times[against][part] / case_times[part]:.2f}" if case_times[part] > NEGLIGIBLE else ""]
         print(f"| {' | '.join(cells)} |")
 
 
@@ -358,7 +359,9 @@ def main() -> None:
             print(f"DiCO: {args.dico_pictures} picture(s) x {args.beams} beams of {args.length} tokens\n")
             times, losses = measure_dico(args, clock)
             show(times, against="recomputed")
-            apart = max(max(one) - min(one) for one in zip(*losses.values(), strict=True))
+            apart = max(
+                max(losses_of_step) - min(losses_of_step) for losses_of_step in zip(*losses.values(), strict=True)
+            )
             print(f"\nlosses about {median(losses['recomputed']):.3f}, at most {apart:.0e} apart")
 
 

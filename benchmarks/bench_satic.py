@@ -34,7 +34,7 @@ BATCHES = 4
 
 
 class Clock:
-    """Seconds of whole runs, and what of them was spent inside of watched parts of the model."""
+    """Seconds of whole runs, and of watched parts of the model in them."""
 
     def __init__(self, device: torch.device, cpu_time: bool) -> None:
         self.device = device
@@ -49,7 +49,7 @@ class Clock:
         return self.read()
 
     def watch(self, name: str, first: torch.nn.Module, last: torch.nn.Module) -> None:
-        """Add up what passes from the start of `first` to the end of `last`; both run once in a call."""
+        """Add up the time from the start of `first` to the end of `last`; both run once in a call."""
         started = 0.0
 
         def start(*unused: Any) -> None:
@@ -72,7 +72,7 @@ class Clock:
 
 
 def medians(rounds: int, cases: dict[Any, Callable[[], dict[str, float]]]) -> dict[Any, dict[str, float]]:
-    """What the cases give, by their keys: medians over rounds in which they take turns; one more does not count."""
+    """Medians of the cases' times, by key, over rounds in which they take turns; a first round does not count."""
     results: dict[Any, list[dict[str, float]]] = {key: [] for key in cases}
     for count in range(rounds + 1):
         for key, case in cases.items():
@@ -80,7 +80,8 @@ def medians(rounds: int, cases: dict[Any, Callable[[], dict[str, float]]]) -> di
             if count:
                 results[key].append(result)
     return {
-        key: {name: median(one[name] for one in several) for name in several[0]} for key, several in results.items()
+        key: {name: median(times[name] for times in case_times) for name in case_times[0]}
+        for key, case_times in results.items()
     }
 
 
@@ -97,14 +98,14 @@ def prefix_again(model: SaticForImageCaptioning, encoded: Any, words: int) -> No
 
 
 class Ends:
-    """Make caption `i` end with its word `ends[i]`, counted from 1; put behind the generator of words."""
+    """A hook of the generator that makes caption `i` end with its word `ends[i]`, counted from 1."""
 
     def __init__(self, ends: list[int], size: int) -> None:
         self.ends, self.size = ends, size
         self.rows, self.done = list(range(len(ends))), 0
 
     def __call__(self, module: torch.nn.Module, inputs: Any, scores: torch.Tensor) -> None:
-        if len(scores) < len(self.rows):  # those that have ended have left
+        if len(scores) < len(self.rows):  # finished captions are no longer in the batch
             self.rows = [row for row in self.rows if self.ends[row] > self.done]
         for place, row in enumerate(self.rows):
             slot = self.ends[row] - 1 - self.done
@@ -118,21 +119,22 @@ class Floor:
 
     def __init__(self, model: SaticForImageCaptioning, clock: Clock) -> None:
         layers = model.model.decoder.layers
-        linears = [one for layer in layers for one in layer.modules() if isinstance(one, torch.nn.Linear)]
-        projections = [one for layer in layers for one in layer.src_attn.linears[1:3]]  # of the memory
-        count = [sum(one.weight.numel() for one in several) for several in (linears, projections)]
+        linears = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+        projections = [linear for layer in layers for linear in layer.src_attn.linears[1:3]]  # of the memory
+        count = [sum(linear.weight.numel() for linear in group) for group in (linears, projections)]
         self.weights = count[0] - count[1] + model.model.generator.proj.weight.numel()
-        left = torch.rand(2048, 2048, dtype=model.dtype, device=model.device)
+        square = torch.rand(2048, 2048, dtype=model.dtype, device=model.device)
         large = torch.rand(16384, 2048, dtype=model.dtype, device=model.device)  # larger than any cache
         column = large[0].clone()
         times = medians(
-            5, {"product": lambda: clock.run(lambda: left @ left), "read": lambda: clock.run(lambda: large @ column)}
+            5,
+            {"product": lambda: clock.run(lambda: square @ square), "read": lambda: clock.run(lambda: large @ column)},
         )
         self.products_per_second = 2048**3 / times["product"]["whole"]
         self.weights_per_second = large.numel() / times["read"]["whole"]
 
     def seconds(self, calls: float, rows: int) -> float:
-        """Of a number of calls with as many rows each."""
+        """Seconds of a number of calls with `rows` rows each."""
         return calls * self.weights * max(rows / self.products_per_second, 1 / self.weights_per_second)
 
 
@@ -167,7 +169,7 @@ def measure(args: argparse.Namespace, model: SaticForImageCaptioning, clock: Clo
             cached, memory = times[size, "cached"], times[size, "memory"]["whole"]
             whole, calls = cached["whole"], cached["calls"] / 2
             rest = whole - decoder[size] - memory
-            shares = [f"{one / whole:.0%}" for one in (cached["layers"], cached["generator"], memory, rest)]
+            shares = [f"{part / whole:.0%}" for part in (cached["layers"], cached["generator"], memory, rest)]
             row = [
                 batch,
                 size,
@@ -184,18 +186,19 @@ def measure(args: argparse.Namespace, model: SaticForImageCaptioning, clock: Clo
 def measure_ends(args: argparse.Namespace, model: SaticForImageCaptioning, clock: Clock) -> Iterator[list[Any]]:
     """The rows of the second table; a time is that of `BATCHES` batches of other lengths."""
     draw = random.Random(0)
-    for batch in (one for one in args.batch_sizes if one > 1):
+    for batch in (size for size in args.batch_sizes if size > 1):
         encoded = model.encode_images(image_features=torch.rand(batch, args.regions, 2048, device=model.device))
         words = [[round(draw.gauss(*WORDS_OF_A_CAPTION)) for _ in range(batch)] for _ in range(BATCHES)]
-        ends = [[min(max(one, 1) + 1, args.tokens) for one in several] for several in words]
+        ends = [[min(max(length, 1) + 1, args.tokens) for length in lengths] for lengths in words]
 
         def case(size: int, stay: bool, encoded: Any = encoded, ends: Any = ends) -> Callable[[], dict[str, float]]:
-            options = {"max_new_tokens": args.tokens, "return_dict_in_generate": stay}  # with it all have to stay
+            # generate keeps finished captions in the batch where it returns a dict
+            options = {"max_new_tokens": args.tokens, "return_dict_in_generate": stay}
 
             def run() -> None:
                 model.config.group_size = size
-                for several in ends:
-                    hook = model.model.generator.register_forward_hook(Ends(several, size))
+                for batch_ends in ends:
+                    hook = model.model.generator.register_forward_hook(Ends(batch_ends, size))
                     model.generate(encoder_outputs=encoded, **options)
                     hook.remove()
 
@@ -204,7 +207,7 @@ def measure_ends(args: argparse.Namespace, model: SaticForImageCaptioning, clock
         cases = {(size, stay): case(size, stay) for size in args.group_sizes for stay in (True, False)}
         times = medians(args.repeats, cases)
         for size in args.group_sizes:
-            stay, leave = (times[size, one]["whole"] / batch / BATCHES * 1e3 for one in (True, False))
+            stay, leave = (times[size, all_stay]["whole"] / batch / BATCHES * 1e3 for all_stay in (True, False))
             calls = times[size, False]["calls"] / 2 / BATCHES
             yield [batch, size, f"{calls:.1f}", f"{stay:.1f}", f"{leave:.1f}", f"{stay / leave:.2f}"]
 
@@ -243,8 +246,8 @@ def main() -> None:
     where = f"{args.device}, {args.dtype}, {args.threads} thread(s), {platform.machine()}"
     print(f"torch {torch.__version__}, {where}, {args.tokens} words, {args.regions} regions\n")
     columns = ["batch", "K", "decoder calls", "ms per caption", "words/s", "layers", "generator", "memory", "rest"]
-    first = f"K={args.group_sizes[0]} / K"
-    columns += ["decoder, ms", "floor, ms", f"decoder, {first}", "again / cached", "use_cache=False / cached"]
+    ratio = f"K={args.group_sizes[0]} / K"
+    columns += ["decoder, ms", "floor, ms", f"decoder, {ratio}", "again / cached", "use_cache=False / cached"]
     with torch.inference_mode():
         show(columns, measure(args, model, clock))
         print()

@@ -43,7 +43,7 @@ class RecomputedStep:
         self.optimizer = torch.optim.AdamW(learning, lr=args.learning_rate, fused=True)  # as Trainer's
 
     def __call__(self, pixel_values: torch.Tensor) -> float:
-        """Learn from some pictures; return the loss."""
+        """Learn from pictures; return the loss."""
         pixel_values, part = pixel_values.to(self.policy.device), self.part
         self.policy.eval()  # the trainers leave it in training mode
         with part("vision tower"), torch.no_grad():
@@ -73,31 +73,31 @@ class RecomputedStep:
     def beam_search(self, memory: torch.Tensor) -> torch.Tensor:
         """The k best captions of each picture, (B * k, L), all of the full length."""
         k, device, config = self.args.num_generations, memory.device, self.policy.config
-        first = torch.arange(0, len(memory), k, device=device)[:, None]
+        first_beam = torch.arange(0, len(memory), k, device=device)[:, None]
         ids = torch.full((len(memory), 1), config.bos_token_id, device=device)
         sums = torch.full((len(memory) // k, k), -1e9, device=device)
         sums[:, 0] = 0.0
         captions = DynamicCache(config=self.decoder.config)
         while ids.shape[1] < self.args.max_completion_length:
-            cache = EncoderDecoderCache(captions, DynamicCache(config=self.decoder.config))  # of the memory nothing
+            cache = EncoderDecoderCache(captions, DynamicCache(config=self.decoder.config))  # memory: not cached
             logits = self.decoder(ids[:, -1:], encoder_hidden_states=memory, past_key_values=cache).logits[:, -1]
             log_probs = logits.log_softmax(-1).index_fill(1, torch.tensor([config.eos_token_id], device=device), -1e9)
             sums, chosen = (log_probs.unflatten(0, (-1, k)) + sums[..., None]).flatten(1).topk(k, dim=1)
-            rows = (first + chosen // log_probs.shape[1]).flatten()
+            rows = (first_beam + chosen // log_probs.shape[1]).flatten()
             ids = torch.cat((ids[rows], (chosen % log_probs.shape[1]).view(-1, 1)), dim=1)
             captions.reorder_cache(rows)
         return torch.nn.functional.pad(ids, (0, 1), value=config.eos_token_id)
 
     def pac_score(self, pixel_values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The rewards (B, k)."""
+        """The rewards of captions, (B, k)."""
         filled = torch.nn.functional.pad(ids, (0, 77 - ids.shape[1]))
-        pictures = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
-        captions = self.clip.get_text_features(input_ids=filled).pooler_output
-        pictures = pictures.repeat_interleave(self.args.num_generations, dim=0)
-        return 2 * torch.cosine_similarity(captions, pictures).view(-1, self.args.num_generations)
+        image_features = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
+        text_features = self.clip.get_text_features(input_ids=filled).pooler_output
+        image_features = image_features.repeat_interleave(self.args.num_generations, dim=0)
+        return 2 * torch.cosine_similarity(text_features, image_features).view(-1, self.args.num_generations)
 
     def log_probs(self, model: Any, features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Of whole captions, (B, k)."""
+        """The log-probabilities of whole captions, (B, k)."""
         memory = self.encode(model, features)
         logits = self.decoders[id(model)](ids, encoder_hidden_states=memory, use_cache=False).logits
         log_probs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
@@ -105,7 +105,7 @@ class RecomputedStep:
 
 
 def stock_decoder(model: Any) -> GPT2LMHeadModel:
-    """transformers' own decoder with the weights of a captioner's, in the same memory."""
+    """transformers' own decoder that shares the weights of a captioner's."""
     decoder = GPT2LMHeadModel(model.decoder.config)
     decoder.load_state_dict(model.decoder.state_dict(), assign=True)
     decoder.tie_weights()

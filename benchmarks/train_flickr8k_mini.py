@@ -1,4 +1,4 @@
-"""Train small captioners on real pictures, caption the test pictures, score them, and lay the results out.
+"""Train small captioners on real pictures, caption the test pictures, score the captions, and write a report.
 
     python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini
     python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini --systems satic clip_gpt2
@@ -57,12 +57,12 @@ def write_features(args: argparse.Namespace, tokens: str) -> Path:
 
 
 class Run:
-    """One captioner of the table.
+    """A captioner of the table.
 
     Attributes:
         name (`str`): of the captioner and of its folder.
         recipe (`Path`): its options.
-        features (`Path`): what it looks at.
+        features (`Path`): its inputs.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Run:
         self.captioner = self.folder / "captioner"
         if not (self.captioner / "trainer_state.json").exists():
             sys.path.insert(0, str(ROOT / "examples"))
-            given = {
+            arguments = {
                 "config": self.recipe,
                 "annotations": args.annotations,
                 "features": self.features,
@@ -81,7 +81,7 @@ class Run:
                 **options,
             }
             train = importlib.import_module(example).main
-            train([word for key, value in given.items() for word in (f"--{key}", str(value))])
+            train([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
         self.state = json.loads((self.captioner / "trainer_state.json").read_text())
 
     def load(self) -> tuple[Any, Any]:
@@ -91,13 +91,13 @@ class Run:
 
 
 def expansionnet_v2(args: argparse.Namespace) -> Iterator[Run]:
-    """ExpansionNet v2."""
+    """Train ExpansionNet v2."""
     recipe, backbone = "expansionnet_v2/flickr8k_mini.yaml", args.data / "vision_backbone"
     yield Run(args, "expansionnet_v2", "train_expansionnet_v2", recipe, backbone=backbone)
 
 
 def satic(args: argparse.Namespace) -> Iterator[Run]:
-    """A teacher that writes word by word, and SATIC with 2 and 4 words a step on its captions."""
+    """Train a teacher that writes word by word, and SATIC with 2 and 4 words a step on its captions."""
     backbone = args.data / "vision_backbone"
     teacher = Run(args, "satic_teacher", "train_satic", "satic/flickr8k_mini_teacher.yaml", backbone=backbone)
     yield teacher
@@ -114,7 +114,7 @@ def satic(args: argparse.Namespace) -> Iterator[Run]:
 
 
 def clip_gpt2(args: argparse.Namespace) -> Iterator[Run]:
-    """CLIP-GPT2, with MobileNetV2 in the place of CLIP and a small GPT-2 from scratch."""
+    """Train CLIP-GPT2, with MobileNetV2 in the place of CLIP and a small GPT-2 from scratch."""
     backbone = args.data / "vision_backbone"
     recipe = "clip_gpt2/flickr8k_mini.yaml"
     yield Run(args, "clip_gpt2", "train_clip_gpt2", recipe, tokens="pooled", backbone=backbone)
@@ -123,7 +123,7 @@ def clip_gpt2(args: argparse.Namespace) -> Iterator[Run]:
 SYSTEMS = {"expansionnet_v2": expansionnet_v2, "satic": satic, "clip_gpt2": clip_gpt2}
 
 
-def caption_test_pictures(args: argparse.Namespace, run: Run) -> list[dict[str, Any]]:
+def caption_test_images(args: argparse.Namespace, run: Run) -> list[dict[str, Any]]:
     """Caption every test picture from its file, greedily and with a beam search."""
     model, processor = run.load()
     images = args.data / "flickr8k_mini/images"
@@ -143,7 +143,7 @@ def decodings(args: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def measure_speed(args: argparse.Namespace, run: Run) -> dict[str, tuple[float, float]]:
-    """By decoding: decoder calls and milliseconds per caption, one picture at a time, from cached features."""
+    """Decoder calls and milliseconds per caption of each decoding, with batches of 1, from cached features."""
     model, processor = run.load()
     store = FeatureStore(run.features)
     names = load_karpathy(args.annotations, split="test")["image_id"][:NUM_TIMED]
@@ -160,15 +160,15 @@ def measure_speed(args: argparse.Namespace, run: Run) -> dict[str, tuple[float, 
         for turn in range(2):  # the first is to warm up
             calls, start = 0, time.perf_counter()
             with torch.inference_mode():
-                for one in inputs:
-                    model.generate(**one, num_beams=beams, max_new_tokens=20)
+                for batch in inputs:
+                    model.generate(**batch, num_beams=beams, max_new_tokens=20)
             if turn:
                 measured[name] = calls / len(names), (time.perf_counter() - start) / len(names) * 1e3
     return measured
 
 
 def plot(history: list[dict[str, float]], path: Path) -> None:
-    """The loss curves."""
+    """Plot the loss curves."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -186,7 +186,7 @@ def plot(history: list[dict[str, float]], path: Path) -> None:
 
 
 def describe_training(run: Run) -> list[str]:
-    """What the training was and how validation went, as Markdown."""
+    """Training time, options and validation scores, as Markdown."""
     history = run.state["log_history"]
     runtime = next(row["train_runtime"] for row in history if "train_runtime" in row)
     evaluations = [row for row in history if "eval_loss" in row]
@@ -218,28 +218,28 @@ def describe_captions(results: list[dict[str, Any]], scores: dict[str, Evaluatio
 
 def finish(args: argparse.Namespace, run: Run) -> tuple[list[str], list[str]]:
     """Caption, score and draw; returns the section of a captioner and its lines of the common table."""
-    results = caption_test_pictures(args, run)
+    results = caption_test_images(args, run)
     metrics = CaptionMetrics(METRICS)
     references, names = [row["references"] for row in results], [row["picture"] for row in results]
-    ways = [name for name, _ in decodings(args)]
-    scores = {way: metrics([row[way] for row in results], references, names) for way in ways}
+    kinds = [name for name, _ in decodings(args)]
+    scores = {decoding: metrics([row[decoding] for row in results], references, names) for decoding in kinds}
     (run.folder / "captions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results))
     plot(run.state["log_history"], run.folder / "loss.png")
     images = args.data / "flickr8k_mini/images"
-    cards = [SheetItem(images / row["picture"], row[ways[-1]], row["references"][:2]) for row in results[:NUM_SHOWN]]
+    cards = [SheetItem(images / row["picture"], row[kinds[-1]], row["references"][:2]) for row in results[:NUM_SHOWN]]
     sheet = run.folder / "contact_sheet.png"
     contact_sheet(cards, sheet, columns=5, cell_width=200, title=f"{run.name}, Flickr8k mini, test, as they came")
     speed = measure_speed(args, run)
     lines = []
-    for way in ways:
-        corpus, (calls, milliseconds) = scores[way].corpus, speed[way]
+    for decoding in kinds:
+        corpus, (calls, milliseconds) = scores[decoding].corpus, speed[decoding]
         numbers = " | ".join(f"{corpus[name] * 100:.1f}" for name in ("cider_d", "bleu_4", "meteor"))
-        lines.append(f"| {run.name} | {way} | {numbers} | {calls:.1f} | {milliseconds:.1f} |")
+        lines.append(f"| {run.name} | {decoding} | {numbers} | {calls:.1f} | {milliseconds:.1f} |")
     return [f"## {run.name}", "", *describe_training(run), *describe_captions(results, scores)], lines
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Train, caption and score the chosen captioners."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
     parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")

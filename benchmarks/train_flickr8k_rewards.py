@@ -1,4 +1,4 @@
-"""Train with rewards on real pictures, and say what became better and what worse.
+"""Train with rewards on real pictures, and report which scores became better or worse.
 
     python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini
     python benchmarks/train_flickr8k_rewards.py --data ../shared/data --out runs/flickr8k_mini
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from train_flickr8k_mini import NUM_SHOWN, RECIPES, ROOT, caption_test_pictures, decodings, write_features
+from train_flickr8k_mini import NUM_SHOWN, RECIPES, ROOT, caption_test_images, decodings, write_features
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners.cli.main import main as hf_captioners_cli
@@ -53,7 +53,7 @@ FACTORS = {"mean_length": 1.0, "vocabulary_size": 1.0}
 
 
 class RewardRun:
-    """A captioner, before or after reward training; has what `caption_test_pictures` asks for."""
+    """A captioner, before or after reward training, with the attributes that `caption_test_images` uses."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RewardRun:
         self.captioner = self.folder / "captioner"
         self.recipe = RECIPES / recipe
         if not (self.captioner / "trainer_state.json").exists():
-            given = {
+            arguments = {
                 "config": self.recipe,
                 "model": args.out / START / "captioner",
                 "annotations": args.annotations,
@@ -77,7 +77,9 @@ class RewardRun:
                 "output_dir": self.captioner,
                 **options,
             }
-            run_example(example, *phase, *[word for key, value in given.items() for word in (f"--{key}", str(value))])
+            run_example(
+                example, *phase, *[word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+            )
         self.state = json.loads((self.captioner / "trainer_state.json").read_text())
 
     def load(self) -> tuple[Any, Any]:
@@ -87,13 +89,13 @@ class RewardRun:
 
 
 def run_example(example: str, *words: str) -> None:
-    """One of the example scripts."""
+    """Run an example script."""
     sys.path.insert(0, str(ROOT / "examples"))
     importlib.import_module(example).main(list(words))
 
 
 def train_clip(args: argparse.Namespace) -> Path:
-    """The small CLIP model."""
+    """Train the small CLIP model."""
     folder = args.out / "clip"
     if not (folder / "config.json").exists():
         options = {
@@ -108,7 +110,7 @@ def train_clip(args: argparse.Namespace) -> Path:
 
 
 def cross_entropy(args: argparse.Namespace) -> RewardRun:
-    """Where all start."""
+    """The captioner that all trainings start from."""
     return RewardRun(args, START)
 
 
@@ -144,49 +146,52 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
-def score(rows: list[dict[str, Any]], way: str, pictures: torch.Tensor, scorer: ClipScorer) -> dict[str, Any]:
+def score(
+    rows: list[dict[str, Any]], decoding: str, image_features: torch.Tensor, scorer: ClipScorer
+) -> dict[str, Any]:
     """Numbers of the captions of one way of decoding, and CIDEr-D and CLIP-S per picture."""
-    captions, references = [row[way] for row in rows], [row["references"] for row in rows]
+    captions, references = [row[decoding] for row in rows], [row["references"] for row in rows]
     evaluation = CaptionMetrics(["bleu", "meteor", "cider_d", "diversity"])(captions, references)
-    clip, _ = scorer.score(pictures, captions)
-    recall = clip_recall(pictures, captions, scorer=scorer).corpus
+    clip, _ = scorer.score(image_features, captions)
+    recall = clip_recall(image_features, captions, scorer=scorer).corpus
     numbers = dict(evaluation.corpus, clip_s=float(clip.mean()))
     numbers.update({f"recall_{k}": recall[f"text_to_image_recall_at_{k}"] for k in (1, 5, 10)})
     return {"numbers": numbers, "cider_d": np.asarray(evaluation.per_image["cider_d"]), "clip_s": clip.double().numpy()}
 
 
-def describe_clip(rows: list[dict[str, Any]], pictures: torch.Tensor, scorer: ClipScorer) -> list[str]:
-    """How often the first reference of a picture scores higher than what is worse, as Markdown: what CLIP judges."""
+def describe_clip(rows: list[dict[str, Any]], image_features: torch.Tensor, scorer: ClipScorer) -> list[str]:
+    """Shares of pictures whose first reference scores higher than a worse caption, as Markdown."""
     true, rng = [row["references"][0] for row in rows], random.Random(0)
     worse = {
         "that of the next picture": true[1:] + true[:1],
-        "its words in another order": [" ".join(rng.sample(one.split(), len(one.split()))) for one in true],
-        "itself twice": [f"{one} {one}" for one in true],
+        "its words in another order": [" ".join(rng.sample(caption.split(), len(caption.split()))) for caption in true],
+        "itself twice": [f"{caption} {caption}" for caption in true],
     }
-    score, _ = scorer.score(pictures, true)
+    score, _ = scorer.score(image_features, true)
     shares = {
-        name: float((score > scorer.score(pictures, captions)[0]).double().mean()) for name, captions in worse.items()
+        name: float((score > scorer.score(image_features, captions)[0]).double().mean())
+        for name, captions in worse.items()
     }
-    told = ", ".join(f"{name} {share * 100:.0f} %" for name, share in shares.items())
-    return [f"The CLIP model scores a reference above another caption in so many of the pictures: {told}.", ""]
+    text = ", ".join(f"{name} {share * 100:.0f} %" for name, share in shares.items())
+    return [f"The CLIP model scores a reference above another caption in so many of the pictures: {text}.", ""]
 
 
-def describe(way: str, scores: dict[str, dict[str, Any]]) -> list[str]:
-    """The scores of one way of decoding as Markdown, with what changed against the start."""
-    lines = [f"### {way}", "", f"| training | {' | '.join(SHOWN_SCORES.values())} |"]
+def describe(decoding: str, scores: dict[str, dict[str, Any]]) -> list[str]:
+    """The scores of one way of decoding as Markdown, with the differences to the start."""
+    lines = [f"### {decoding}", "", f"| training | {' | '.join(SHOWN_SCORES.values())} |"]
     lines.append("|---" * (len(SHOWN_SCORES) + 1) + "|")
-    for name, one in scores.items():
-        cells = [f"{one['numbers'][key] * FACTORS.get(key, 100.0):.1f}" for key in SHOWN_SCORES]
+    for name, result in scores.items():
+        cells = [f"{result['numbers'][key] * FACTORS.get(key, 100.0):.1f}" for key in SHOWN_SCORES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Difference to cross-entropy, with a 95 % interval over pictures:", ""]
     lines += ["| training | CIDEr-D x 100 | CLIP-S x 100 |", "|---|---|---|"]
-    first = next(iter(scores))
-    for name, one in scores.items():
-        if name == first:
+    start = next(iter(scores))
+    for name, result in scores.items():
+        if name == start:
             continue
         cells = []
         for key in ("cider_d", "clip_s"):
-            gains = (one[key] - scores[first][key]) * 100
+            gains = (result[key] - scores[start][key]) * 100
             low, high = interval(gains)
             cells.append(f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -194,7 +199,7 @@ def describe(way: str, scores: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the trainings and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
     parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")
@@ -208,18 +213,20 @@ def main() -> None:
     runs = {name: train(args) for name, train in TRAININGS.values()}
     clip = train_clip(args)
     scorer = ClipScorer(clip, prefix="")
-    captions = {name: caption_test_pictures(args, run) for name, run in runs.items()}
-    images, first = args.data / "flickr8k_mini/images", next(iter(captions.values()))
-    pictures = scorer.image_features([str(images / row["picture"]) for row in first])
-    lines = describe_clip(first, pictures, scorer)
-    for way, _ in decodings(args):
-        lines += describe(way, {name: score(rows, way, pictures, scorer) for name, rows in captions.items()})
+    captions = {name: caption_test_images(args, run) for name, run in runs.items()}
+    images, start_rows = args.data / "flickr8k_mini/images", next(iter(captions.values()))
+    image_features = scorer.image_features([str(images / row["picture"]) for row in start_rows])
+    lines = describe_clip(start_rows, image_features, scorer)
+    for decoding, _ in decodings(args):
+        lines += describe(
+            decoding, {name: score(rows, decoding, image_features, scorer) for name, rows in captions.items()}
+        )
     lines += describe_training(runs)
     beam = decodings(args)[-1][0]
     lines += [f"First {NUM_SHOWN} test pictures, {beam}:", "", f"| picture | {' | '.join(runs)} |"]
     lines.append("|---" * (len(runs) + 1) + "|")
-    for several in list(zip(*captions.values(), strict=True))[:NUM_SHOWN]:
-        lines.append(f"| {several[0]['picture']} | {' | '.join(row[beam] for row in several)} |")
+    for rows in list(zip(*captions.values(), strict=True))[:NUM_SHOWN]:
+        lines.append(f"| {rows[0]['picture']} | {' | '.join(row[beam] for row in rows)} |")
     text = "\n".join(lines) + "\n"
     (args.out / "rewards.md").write_text(text)
     trained = [str(run.captioner) for name, run in runs.items() if name != "cross-entropy"]
