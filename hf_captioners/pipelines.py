@@ -34,6 +34,7 @@ CAPTIONERS = {
     "dico": ("DicoCaptionerConfig", "DicoForImageCaptioning", "DicoProcessor"),
     "expansionnet_v2": ("ExpansionNetV2Config", "ExpansionNetV2ForImageCaptioning", "ExpansionNetV2Processor"),
     "satic": ("SaticConfig", "SaticForImageCaptioning", "SaticProcessor"),
+    "scdnet": ("ScdnetConfig", "ScdnetForImageCaptioning", "ScdnetProcessor"),
 }
 
 

@@ -29,6 +29,7 @@ example:
   hf-captioners convert dico dico-ViTL14.zip --tokenizer openai/clip-vit-large-patch14 --out dico
   hf-captioners convert bottom_up pytorch_model.bin --original-config config.yaml --objects objects_vocab.txt \
       --attributes attributes_vocab.txt --out bottom-up
+  hf-captioners convert scdnet stage2.pth --stage1 stage1.pth --vocabulary vocabulary.txt --out scdnet
   hf-captioners convert pac_score clip_ViT-B-32.pth --vocabulary openai/clip-vit-base-patch32 --out pac-s
   hf-captioners convert document_frequency coco-train-words.p --out coco-train-words.safetensors"""
 
@@ -67,7 +68,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--vocabulary",
         metavar="FILE",
         help="the original vocabulary pickle, or a .json list of words whose index is the id; required by "
-        "expansionnet_v2. For pac_score the folder or Hub name of a CLIP tokenizer, which is written beside the model",
+        "expansionnet_v2. For scdnet, which requires it too, vocabulary.txt. For pac_score the folder or Hub name of a "
+        "CLIP tokenizer, which is written beside the model",
     )
     parser.add_argument(
         "--original-config",
@@ -83,6 +85,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="NAME=ID",
         help="ids of PAD, SOS, EOS, UNK, when the vocabulary does not call them so (PAD=8 SOS=9 EOS=7 UNK=10)",
     )
+    _add_own_options(parser)
+    parser.add_argument("--backbone", type=Path, metavar="FILE", help="the backbone, for a features-only checkpoint")
+    parser.add_argument("--features-only", action="store_true", help="leave the backbone out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
+    add_trust_option(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Options of single sources."""
     parser.add_argument("--infos", type=Path, metavar="FILE.pkl", help="options and words beside a checkpoint of satic")
     parser.add_argument(
         "--num-heads",
@@ -108,12 +121,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         choices=("caffe",),
         help="find the regions of a bottom_up in the layout of the Hub as Caffe does: those that SATIC was trained on",
     )
-    parser.add_argument("--backbone", type=Path, metavar="FILE", help="the backbone, for a features-only checkpoint")
-    parser.add_argument("--features-only", action="store_true", help="leave the backbone out")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
-    add_trust_option(parser)
-    parser.set_defaults(run=run)
-    return parser
+    parser.add_argument(
+        "--stage1", type=Path, metavar="FILE", help="the first stage of an scdnet, to make a cascade of both stages"
+    )
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the moving average of the weights of an scdnet (default: where the checkpoint has it)",
+    )
+    parser.add_argument(
+        "--crop-positions", action="store_true", help="drop the positions that no caption of an scdnet reaches"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -144,6 +162,9 @@ def run(args: argparse.Namespace) -> int:
             objects=args.objects,
             attributes=args.attributes,
             convention=args.convention,
+            stage1=args.stage1,
+            ema=args.ema,
+            crop_positions=args.crop_positions,
             overwrite=args.overwrite,
             trust_remote_code=args.trust_remote_code,
         )

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from .document_frequency import FrequencyReport
     from .writing import ConversionReport
 
-MODEL_TYPES = ("expansionnet_v2", "satic", "clip_gpt2", "dico", "bottom_up", "pac_score", "document_frequency")
+MODEL_TYPES = (
+    "expansionnet_v2",
+    "satic",
+    "clip_gpt2",
+    "dico",
+    "scdnet",
+    "bottom_up",
+    "pac_score",
+    "document_frequency",
+)
 
 __all__ = ["MODEL_TYPES", "convert"]
 
@@ -39,6 +48,9 @@ def convert(
     objects: str | Path | None = None,
     attributes: str | Path | None = None,
     convention: str | None = None,
+    stage1: str | Path | None = None,
+    ema: bool | None = None,
+    crop_positions: bool = False,
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ConversionReport | FrequencyReport:
@@ -46,9 +58,10 @@ def convert(
 
     Args:
         model_type (`str`):
-            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, `"dico"`, `"bottom_up"` for a detector of
-            regions, or `"pac_score"` for the evaluator of PAC-S, which becomes a `CLIPModel`. `"document_frequency"`
-            for the pickle behind a CIDEr-D reward, such as `coco-train-words.p`, which becomes a file.
+            `"expansionnet_v2"`, `"satic"`, `"clip_gpt2"` for a ClipCap, `"dico"`, `"scdnet"`, `"bottom_up"` for a
+            detector of regions, or `"pac_score"` for the evaluator of PAC-S, which becomes a `CLIPModel`.
+            `"document_frequency"` for the pickle behind a CIDEr-D reward, such as `coco-train-words.p`, which becomes a
+            file.
         checkpoint (`str` or `Path`):
             The original checkpoint, `.pth` or `.safetensors`; for `dico` its folder, an archive of that, or the weights
             with `config.json` beside them. Never unpickled beyond tensors and plain values.
@@ -58,8 +71,9 @@ def convert(
         original_config (`str`, `Path` or `Mapping`, *optional*):
             The original's settings in its own names, as a JSON file or a dict; sizes are read from the tensors.
         vocabulary (`str`, `Path`, `Sequence[str]` or `Mapping`, *optional*):
-            The words: the original's file, a JSON file, or a list whose index is the id. Required by `expansionnet_v2`.
-            For `pac_score` the folder of a CLIP tokenizer, to be written beside the model.
+            The words: the original's file, a JSON file, or a list whose index is the id. Required by `expansionnet_v2`
+            and `scdnet` (`vocabulary.txt`). For `pac_score` the folder of a CLIP tokenizer, to be written beside the
+            model.
         special (`Mapping[str, int]`, *optional*):
             Ids of PAD, SOS, EOS and UNK when the vocabulary does not name them so.
         backbone (`str` or `Path`, *optional*):
@@ -81,6 +95,12 @@ def convert(
             For `clip_gpt2`: whether it was trained on embeddings of length 1. By default not.
         objects (`str` or `Path`, *optional*), attributes (`str` or `Path`, *optional*), convention (`str`, *optional*):
             For `bottom_up`, see [`~hf_captioners.conversion.bottom_up.convert`].
+        stage1 (`str` or `Path`, *optional*):
+            For `scdnet`: the checkpoint of the first stage, with which that of a second stage becomes a cascade.
+        ema (`bool`, *optional*):
+            For `scdnet`: whether to take the moving average of the weights. By default it is taken where there is one.
+        crop_positions (`bool`, *optional*, defaults to `False`):
+            For `scdnet`: drop the positions that no caption reaches.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier conversion in `out_dir`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -122,6 +142,9 @@ def convert(
         "objects": objects,
         "attributes": attributes,
         "convention": convention,
+        "stage1": stage1,
+        "ema": ema,
+        "crop_positions": crop_positions or None,
         "trust_remote_code": trust_remote_code or None,
     }
     used_options = {name: value for name, value in options.items() if value is not None}

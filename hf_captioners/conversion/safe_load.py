@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,8 +35,15 @@ class CheckpointError(ValueError):
     """A file that cannot be read safely, or that does not hold what was expected. The message names the file."""
 
 
+class MissingStateError(CheckpointError):
+    """A checkpoint without the part that was asked for."""
+
+
 def load_checkpoint(
-    path: str | Path, max_pickle_bytes: int = MAX_PICKLE_BYTES, max_shared_bytes: int = MAX_SHARED_BYTES
+    path: str | Path,
+    max_pickle_bytes: int = MAX_PICKLE_BYTES,
+    max_shared_bytes: int = MAX_SHARED_BYTES,
+    at: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Load the model part of a checkpoint, on the CPU, without running code from it.
 
@@ -50,6 +57,9 @@ def load_checkpoint(
         max_shared_bytes (`int`, *optional*, defaults to 512 MiB):
             How many bytes the tensors may have more than the file stores, by being views of the same storage. Tied
             weights are; converted, each is written out.
+        at (`Sequence[str]`, *optional*):
+            Keys that lead to another part of the file, such as `("trainer", "ema")`. By default the first of
+            `STATE_KEYS` that is there.
 
     Returns:
         `dict[str, Tensor]`: name -> tensor, in the file's order, without the prefixes of wrappers
@@ -59,7 +69,8 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is not a checkpoint, names something that runs commands, holds no tensors, has a
-            tensor that is larger than its own data, or is beyond a limit.
+            tensor that is larger than its own data, or is beyond a limit. A `MissingStateError` if there is nothing at
+            `at`.
 
     Example:
 
@@ -75,10 +86,12 @@ def load_checkpoint(
     """
     path = _existing_file(path, "checkpoint")
     if path.suffix == ".safetensors":
+        if at:
+            raise MissingStateError(f"{path}: a .safetensors file has no parts, so no {'.'.join(at)}")
         state: Mapping[str, Tensor] = _load_safetensors(path)
         _check_state(path, state, "at the top level")
     else:
-        state = _load_torch(path, max_pickle_bytes, max_shared_bytes)
+        state = _load_torch(path, max_pickle_bytes, max_shared_bytes, at)
     try:
         names = unwrapped_names(state)
     except ValueError as error:
@@ -211,12 +224,13 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _load_torch(path: Path, max_pickle_bytes: int, max_shared_bytes: int) -> dict[str, Tensor]:
+def _load_torch(path: Path, max_pickle_bytes: int, max_shared_bytes: int, at: Sequence[str]) -> dict[str, Tensor]:
     try:
         file = open_torch_file(path, max_pickle_bytes)
         if not isinstance(file.content, Mapping):
             raise CheckpointError(f"{path}: holds {_kind(file.content)}, expected a dict of tensors")
-        state, keys = find_state(file.content, lambda value: isinstance(value, SavedTensor))
+        state, keys = find_state(_part(path, file.content, at), lambda value: isinstance(value, SavedTensor))
+        keys = [*at, *keys]
         where = "under " + " and there ".join(map(repr, keys)) if keys else "at the top level"
         _check_state(path, state, where)
         _check_shared(path, state.values(), max_shared_bytes)
@@ -225,8 +239,18 @@ def _load_torch(path: Path, max_pickle_bytes: int, max_shared_bytes: int) -> dic
         raise
     except Exception as error:  # malformed files raise almost anything, as for plain pickles
         raise _unreadable(path, error) from error
-    _warn_unread(path, [*file.unread, *_other_states(file, keys)])
+    _warn_unread(path, [*file.unread, *([] if at else _other_states(file, keys))])
     return tensors
+
+
+def _part(path: Path, content: Mapping[Any, Any], at: Sequence[str]) -> Mapping[Any, Any]:
+    """What lies behind some keys."""
+    for key in at:
+        inner = content.get(key)
+        if not isinstance(inner, Mapping):
+            raise MissingStateError(f"{path}: has no state dict {'.'.join(at)}")
+        content = inner
+    return content
 
 
 def _kind(value: Any) -> str:

@@ -113,7 +113,9 @@ def _words(vocab: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
     return texts, [f"vocab has {show(repeated_words[0])} twice"] if repeated_words else []
 
 
-def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    words: Sequence[str], model_max_length: int, unknown_word: str | None = None
+) -> PreTrainedTokenizerFast:
     """Make the tokenizer of an infos file's words.
 
     The original learns from Karpathy's tokens, which are the runs of letters and digits of a caption in lower case; so
@@ -123,6 +125,7 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
         words (`Sequence[str]`): see [`Infos`]. If the last one is not `UNK`, the tokenizer has no unknown word, and a
             caption with a word that is not in the vocabulary is an error.
         model_max_length (`int`): longest caption in tokens, start and end included.
+        unknown_word (`str`, *optional*): the unknown word, if it is another one.
 
     Returns:
         `PreTrainedTokenizerFast`: `tokenizer(caption).input_ids` is 0, words, 0; pad, bos and eos are one token.
@@ -137,12 +140,12 @@ def build_tokenizer(words: Sequence[str], model_max_length: int) -> PreTrainedTo
 
     ```
     """
-    unknown_word = UNKNOWN if words[-1] == UNKNOWN else None
+    unknown_word = UNKNOWN if unknown_word is None and words[-1] == UNKNOWN else unknown_word
     ids = {word: index for index, word in enumerate(words)}
     backend = Tokenizer(
         models.WordLevel(ids) if unknown_word is None else models.WordLevel(ids, unk_token=unknown_word)
     )
-    ordinary = words[1:-1] if unknown_word else words[1:]
+    ordinary = [word for word in words[1:] if word != unknown_word]
     if all(re.fullmatch(r"\w+", word) and word == word.lower() for word in ordinary):
         backend.normalizer = normalizers.Lowercase()
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{N}_]+"), behavior="removed", invert=True)

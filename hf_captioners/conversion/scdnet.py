@@ -1,0 +1,296 @@
+"""SCD-Net (arXiv 2212.03099): from the authors' checkpoints to a `save_pretrained` folder.
+
+Sources: `model_Epoch_*.pth` of one stage, or of both stages of a cascade, with the weights under `model` and their
+moving average under `trainer.ema`; `vocabulary.txt`; the settings in X-modaler's names. The model keeps the authors'
+parameter names; those of a cascade's first stage stand under `first_stage.`. Which stage a checkpoint is shows in the
+width of its input. The number of heads, the places of a caption and the noise schedule are in no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_captioners.modeling.configuration_scdnet import ScdnetConfig
+from hf_captioners.modeling.diffusion_scdnet import bits_needed
+from hf_captioners.modeling.image_processing_captioner import CaptionerImageProcessor
+from hf_captioners.modeling.modeling_scdnet import ScdnetForImageCaptioning
+from hf_captioners.modeling.processing_scdnet import ScdnetProcessor
+
+from .pickle_limits import show
+from .safe_load import MissingStateError, load_checkpoint, load_json
+from .scdnet_words import build_tokenizer, read_words
+from .source import Source
+from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+
+MODEL_TYPE = "scdnet"
+EMA = ("trainer", "ema")
+FIRST = "first_stage."
+POSITIONS = "embeddings_pos.position_embeddings.weight"
+CROPPED = 64  # positions of retrieved sentences that stay when the tables are cropped
+
+# Our name of a setting, its place in X-modaler's configuration, and the released value.
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "num_attention_heads": ("MODEL.BERT.NUM_ATTENTION_HEADS", 8),
+    "caption_length": ("MODEL.MAX_SEQ_LEN", 20),
+    "bit_scale": ("MODEL.TOKEN_EMBED.BIT_SCALE", 1.0),
+    "noise_schedule": ("DIFFUSION.NOISE_SCHEDULE", "cosine"),
+    "label_smoothing": ("LOSSES.LABELSMOOTHING", 0.1),
+    "visual_dropout": ("MODEL.VISUAL_EMBED.DROPOUT", 0.5),
+    "dropout": ("MODEL.BERT.HIDDEN_DROPOUT_PROB", 0.1),
+    "attention_dropout": ("MODEL.BERT.ATTENTION_PROBS_DROPOUT_PROB", 0.1),
+}
+ASSUMED = ("num_attention_heads", "caption_length", "bit_scale", "noise_schedule")  # wrong ones caption badly
+_SAMPLING = "DECODE_STRATEGY.DIFFUSION."
+
+
+def convert(
+    checkpoint: str | Path,
+    out_dir: str | Path,
+    *,
+    vocabulary: str | Path | Sequence[str] | None = None,
+    stage1: str | Path | None = None,
+    original_config: str | Path | Mapping[str, Any] | None = None,
+    special: Mapping[str, int] | None = None,
+    ema: bool | None = None,
+    crop_positions: bool = False,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Convert a checkpoint into a folder for `from_pretrained`: model, generation defaults and processor.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            A first or second stage as `.pth` or `.safetensors`.
+        out_dir (`str` or `Path`):
+            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        vocabulary (`str`, `Path` or `Sequence[str]`):
+            Required. `vocabulary.txt`, a word on each line, or the words; the id of a word counts from 1. Word 0 is
+            start, end and padding.
+        stage1 (`str` or `Path`, *optional*):
+            The first stage, with which a second stage becomes a cascade that owns both.
+        original_config (`str`, `Path` or `Mapping`, *optional*):
+            X-modaler's settings, of both stages, as a JSON file or a dict of dicts. Sizes are read from the tensors.
+        special (`Mapping[str, int]`, *optional*):
+            `{"UNK": id}`, the unknown word. By default the last word if it is called so (UNK, <unk>).
+        ema (`bool`, *optional*):
+            Take the moving average of the weights, which all published numbers are of, or not. By default it is taken
+            where the checkpoint has it.
+        crop_positions (`bool`, *optional*, defaults to `False`):
+            Drop positions that are never reached: of captions those beyond their length, of retrieved sentences those
+            beyond 64.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace an earlier conversion in `out_dir`.
+
+    Returns:
+        [`ConversionReport`]
+
+    Raises:
+        FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
+        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
+            misshapen or contradictory. All such problems are named together, and nothing is written.
+    """
+    check_out_dir(out_dir, MODEL_TYPE, overwrite)
+    if vocabulary is None:
+        raise ConversionError("vocabulary is required: without the words the converted model could not write captions")
+    given = read_settings(original_config)
+    words, unknown = read_words(vocabulary, special)
+    sources = {"": _read_source(checkpoint, ema, given, crop_positions)}
+    if stage1 is not None:
+        sources[FIRST] = _read_source(stage1, ema, given, crop_positions)
+    config = build_config(sources, given, len(words), unknown)
+    model = fill_model(sources, config)
+    _set_decoding(model, given)
+    processor = ScdnetProcessor(CaptionerImageProcessor(), build_tokenizer(words, unknown, config.caption_length + 1))
+    with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    names = dict.fromkeys(("PAD", "SOS", "EOS"), (0, words[0]))
+    return ConversionReport(
+        out_dir=Path(out_dir),
+        used=[prefix + name for prefix, source in sources.items() for name in source.used],
+        dropped=[prefix + name for prefix, source in sources.items() for name in source.dropped],
+        config=config,
+        special_tokens=names | ({} if unknown is None else {"UNK": (unknown, words[unknown])}),
+        assumed={place: released for name in ASSUMED for place, released in [SETTINGS[name]] if place not in given},
+    )
+
+
+def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read X-modaler's settings.
+
+    Args:
+        original_config (`str`, `Path`, `Mapping` or `None`): JSON file, or dict of dicts.
+
+    Returns:
+        `dict[str, Any]`: place, names joined with dots -> value.
+
+    Raises:
+        ConversionError: not a dict, or a setting that this model does not have.
+    """
+    if original_config is None:
+        return {}
+    where = str(original_config) if isinstance(original_config, str | Path) else "original_config"
+    content = load_json(original_config) if isinstance(original_config, str | Path) else original_config
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"{where}: expected names and values, found {type(content).__name__}")
+    given = _flat(content)
+    released = {
+        "MODEL.META_ARCHITECTURE": ("BitDiffusionRefTransformerEncoderDecoder",),
+        "MODEL.TOKEN_EMBED.ACTIVATION": ("none",),
+        "MODEL.VISUAL_EMBED.ACTIVATION": ("relu",),
+        "MODEL.VISUAL_EMBED.LOCATION_SIZE": (0,),
+        "MODEL.BERT.HIDDEN_ACT": ("relu",),
+    }
+    problems = [
+        f"{place}={show(given[place])} is not supported, only {values[0]!r}"
+        for place, values in released.items()
+        if place in given and given[place] not in values
+    ]
+    raise_problems(where, problems)
+    return given
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _setting(given: Mapping[str, Any], name: str) -> Any:
+    place, released = SETTINGS[name]
+    return given.get(place, released)
+
+
+def _read_source(path: str | Path, ema: bool | None, given: Mapping[str, Any], crop: bool) -> Source:
+    """The weights of a stage, those of the moving average if they are wanted."""
+    try:
+        tensors = load_checkpoint(path) if ema is False else load_checkpoint(path, at=EMA)
+    except MissingStateError as error:
+        if ema:
+            raise ConversionError(
+                f"{path}: has no moving average of the weights ({'.'.join(EMA)}); give ema=False"
+            ) from error
+        tensors = load_checkpoint(path)
+    for part, rows in (("token_embed.", _setting(given, "caption_length")), ("r_token_embed.", CROPPED)):
+        if crop and part + POSITIONS in tensors:
+            tensors[part + POSITIONS] = tensors[part + POSITIONS][:rows]
+    return Source(Path(path), tensors)
+
+
+def _sizes(source: Source, given: Mapping[str, Any], words: int) -> dict[str, Any]:
+    """The sizes of a stage, as its tensors show them."""
+    places = {
+        "vocab_size": ("predictor.logits.weight", 0),
+        "hidden_size": ("predictor.logits.weight", 1),
+        "input_size": ("token_embed.embeddings.weight", 1),
+        "intermediate_size": ("encoder.layers.0.intermediate.dense.weight", 0),
+        "feature_size": ("visual_embed.embeddings.weight", 1),
+        "time_frequencies": ("token_embed.time_embed.0.weights", 0),
+        "caption_positions": ("token_embed." + POSITIONS, 0),
+        "retrieved_positions": ("r_token_embed." + POSITIONS, 0),
+    }
+    source.check_places(places.values(), "an SCD-Net checkpoint")
+    sizes: dict[str, Any] = {name: source.shape(tensor)[axis] for name, (tensor, axis) in places.items()}
+    bits, width = bits_needed(sizes["vocab_size"]), sizes.pop("input_size")
+    problems = []
+    if sizes["vocab_size"] != words:
+        problems.append(
+            f"the vocabulary has {words - 1} words, with the implicit first one {words}, but the tensors have "
+            f"{sizes['vocab_size']}"
+        )
+    if width not in (2 * bits, 3 * bits):
+        problems.append(
+            f"token_embed.embeddings.weight reads {width} numbers; with {bits} bits a first stage has {2 * bits} and a "
+            f"second {3 * bits}"
+        )
+    if (said := given.get("MODEL.VOCAB_SIZE", words)) != words:
+        problems.append(f"MODEL.VOCAB_SIZE: original_config says {show(said)}, but the vocabulary has {words}")
+    raise_problems(str(source.path), problems)
+    layers = {
+        "visual_layers": source.count("encoder.layers."),
+        "semantic_layers": source.count("r_encoder.layers."),
+        "decoder_layers": source.count("decoder.g_layers."),
+    }
+    return {**sizes, **layers, "sees_previous": width == 3 * bits}
+
+
+def build_config(
+    sources: Mapping[str, Source], given: Mapping[str, Any], words: int, unknown: int | None
+) -> ScdnetConfig:
+    """Make the configuration from the shapes of the tensors and the settings.
+
+    Args:
+        sources (`Mapping[str, Source]`): the stage under `""`, and a first stage that it is to own under
+            `"first_stage."`.
+        given (`Mapping[str, Any]`): see [`read_settings`].
+        words (`int`): words of the vocabulary, with word 0.
+        unknown (`int`, *optional*): id of the unknown word.
+
+    Returns:
+        [`ScdnetConfig`]
+
+    Raises:
+        ConversionError: the tensors contradict the vocabulary, the settings or each other.
+    """
+    common = {name: _setting(given, name) for name in SETTINGS}
+    common["max_position_embeddings"] = common.pop("caption_length") + 1
+    sizes = {prefix: _sizes(source, given, words) for prefix, source in sources.items()}
+    main, path = sizes[""], sources[""].path
+    if FIRST in sizes and not main["sees_previous"]:
+        raise ConversionError(f"{path}: is a first stage, which has no use for stage1; give the second stage")
+    if FIRST in sizes and sizes[FIRST]["sees_previous"]:
+        raise ConversionError(f"{sources[FIRST].path}: is a second stage; give a first stage as stage1")
+    try:
+        first = ScdnetConfig(**sizes[FIRST], **common, unk_token_id=unknown) if FIRST in sizes else None
+        return ScdnetConfig(**main, **common, unk_token_id=unknown, first_stage=first)
+    except (StrictDataclassError, ValueError) as error:
+        raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def fill_model(sources: Mapping[str, Source], config: ScdnetConfig) -> ScdnetForImageCaptioning:
+    """Make the model and give it the original's weights.
+
+    Names and shapes of all tensors are compared with a model without storage before the first weight is read.
+
+    Args:
+        sources, config: see [`build_config`].
+
+    Returns:
+        [`ScdnetForImageCaptioning`]: in float32, for saving only: buffers that are not saved have no storage.
+
+    Raises:
+        ConversionError: tensors are missing, extra, misshapen or not of floating point.
+    """
+    with torch.device("meta"):
+        model = ScdnetForImageCaptioning(config)
+    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    for prefix, source in sources.items():
+        own = {name for name in shapes if name.startswith(FIRST) == (prefix == FIRST)}
+        targets = {name.removeprefix(prefix): {name: shapes[name]} for name in shapes if name in own}
+        source.check(targets)
+        state |= source.state_dict(targets)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _set_decoding(model: ScdnetForImageCaptioning, given: Mapping[str, Any]) -> None:
+    """The settings' way of sampling, where they say one; lists are for the stages of a cascade."""
+    options = {
+        "num_inference_steps": given.get(_SAMPLING + "TIMESTEPS"),
+        "time_difference": given.get(_SAMPLING + "TIME_DIFFERENCE"),
+        "sample_noise": given.get(_SAMPLING + "SAMPLE_NOISE"),
+    }
+    if model.is_cascade:
+        options |= {
+            "num_inference_steps": given.get(_SAMPLING + "CAS_TIMESTEPS") or None,
+            "time_difference": given.get(_SAMPLING + "CAS_TIME_DIFFERENCE") or None,
+            # X-modaler lists the first network first
+            "cascade_weights": given.get("MODEL.MODEL_WEIGHTS"),
+        }
+    vars(model.generation_config).update({name: value for name, value in options.items() if value is not None})

@@ -1,0 +1,250 @@
+"""Bit diffusion of SCD-Net: words as bits, the noise schedule, and the samplers; no weights.
+
+A word's id is a vector of analog bits, -b or +b, most significant first. Time t runs from 0, words, to 1, noise. All
+numbers of the schedule are float32 and computed in the original's order of operations, in every precision of the
+network: the log-SNR at t = 1, -33.89, exists only because float32 has no exact pi / 2, and in shorter types the
+schedule means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+NOISE_SCHEDULES = ("cosine", "linear")
+SAMPLERS = ("paper", "ddim")
+TRAINING_END = 0.999  # times of training are drawn from [0, 0.999)
+
+
+def bits_needed(vocab_size: int) -> int:
+    """Bits of a word of a vocabulary, `ceil(log2 vocab_size)`, at least 1."""
+    return max(1, (vocab_size - 1).bit_length())
+
+
+def ids_to_bits(ids: torch.Tensor, num_bits: int, vocab_size: int, scale: float = 1.0) -> torch.Tensor:
+    """Analog bits of words, the most significant first.
+
+    Args:
+        ids (`torch.LongTensor` of any shape): words; those beyond the vocabulary count as its last one.
+        num_bits (`int`): bits of a word.
+        vocab_size (`int`): words.
+        scale (`float`, defaults to 1.0): b.
+
+    Returns:
+        `torch.FloatTensor` of shape `(*ids.shape, num_bits)`: -b and +b.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_captioners.modeling.diffusion_scdnet import bits_to_ids, ids_to_bits
+    >>> bits = ids_to_bits(torch.tensor([0, 5, 99]), 3, vocab_size=7)
+    >>> bits.tolist(), bits_to_ids(bits).tolist()
+    ([[-1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0]], [0, 5, 6])
+
+    ```
+    """
+    places = torch.arange(num_bits - 1, -1, -1, device=ids.device)
+    digits = (ids.clamp(0, vocab_size - 1)[..., None] >> places) & 1  # (…, n)
+    return (digits.float() * 2 - 1) * scale
+
+
+def bits_to_ids(bits: torch.Tensor) -> torch.Tensor:
+    """Words of analog bits: a digit is 1 where the value is above 0. May lie beyond the vocabulary.
+
+    Args:
+        bits (`torch.Tensor` of shape `(…, n)`): the most significant first.
+
+    Returns:
+        `torch.LongTensor` of shape `(…)`
+    """
+    places = torch.arange(bits.shape[-1] - 1, -1, -1, device=bits.device)
+    return ((bits > 0).long() << places).sum(-1)
+
+
+def log_snr(times: torch.Tensor, schedule: str = "cosine") -> torch.Tensor:
+    """The logarithm of the signal-to-noise ratio, which the network is told instead of the time.
+
+    Args:
+        times (`torch.Tensor`): in [0, 1].
+        schedule (`str`, defaults to `"cosine"`): or `"linear"`.
+
+    Returns:
+        `torch.FloatTensor` of the same shape.
+    """
+    times = times.float()
+    if schedule == "linear":
+        return -torch.log(torch.expm1(1e-4 + 10 * times**2))
+    angle = (times + 0.008) / 1.008 * math.pi * 0.5  # in this order: see the top of this module
+    return -torch.log((torch.cos(angle) ** -2 - 1).clamp(min=1e-5))
+
+
+def signal_and_noise(log_ratios: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of signal and noise, alpha and sigma, whose squares sum to 1.
+
+    Args:
+        log_ratios (`torch.FloatTensor`): see `log_snr`.
+
+    Returns:
+        `tuple[torch.FloatTensor, torch.FloatTensor]`
+    """
+    return log_ratios.sigmoid().sqrt(), (-log_ratios).sigmoid().sqrt()
+
+
+def corrupt(bits: torch.Tensor, noise: torch.Tensor, log_ratios: torch.Tensor) -> torch.Tensor:
+    """Noisy bits, alpha x + sigma noise.
+
+    Args:
+        bits, noise (`torch.FloatTensor` of shape `(N, L, n)`): clean bits and standard normal noise.
+        log_ratios (`torch.FloatTensor` of shape `(N,)`): log-SNR of each caption.
+
+    Returns:
+        `torch.FloatTensor` of shape `(N, L, n)`
+    """
+    alpha, sigma = signal_and_noise(log_ratios)
+    return alpha[:, None, None] * bits + sigma[:, None, None] * noise
+
+
+@dataclass
+class SamplingPlan:
+    """What T steps of a sampler need of the schedule, each a `torch.FloatTensor` of shape `(T,)`.
+
+    Attributes:
+        log_ratios: log-SNR that the network is told.
+        alpha, sigma: of the state before a step.
+        next_alpha, next_sigma: of the state behind it.
+        kept: c of the paper's update, `-expm1(log_snr(t) - log_snr(t'))`.
+        noisy: where noise may be added, not behind the last step.
+    """
+
+    log_ratios: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+    next_alpha: torch.Tensor
+    next_sigma: torch.Tensor
+    kept: torch.Tensor
+    noisy: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, num_steps: int, time_difference: float = 0.0, schedule: str = "cosine", device: torch.device | str = "cpu"
+    ) -> SamplingPlan:
+        """The plan of evenly spaced steps from t = 1 to 0.
+
+        Args:
+            num_steps (`int`): T.
+            time_difference (`float`, defaults to 0.0): how many steps the state is ahead of the time that the network
+                is told.
+            schedule (`str`, defaults to `"cosine"`): see `log_snr`.
+            device (`torch.device`, defaults to the CPU): where the numbers are wanted; they are computed on the CPU, so
+                that they are the same everywhere.
+
+        Returns:
+            [`SamplingPlan`]
+
+        Raises:
+            ValueError: fewer steps than one.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {num_steps}.")
+        times = torch.linspace(1.0, 0.0, num_steps + 1)
+        behind = (times[1:] - time_difference / num_steps).clamp(min=0.0)
+        ratios, next_ratios = log_snr(times[:-1], schedule), log_snr(behind, schedule)
+        parts = (*signal_and_noise(ratios), *signal_and_noise(next_ratios), -torch.expm1(ratios - next_ratios))
+        return cls(*(part.to(device) for part in (ratios, *parts, behind > 0)))
+
+    def __len__(self) -> int:
+        return len(self.log_ratios)
+
+    def update(
+        self, step: int, state: torch.Tensor, clean: torch.Tensor, sampler: str, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The state behind a step.
+
+        Args:
+            step (`int`): which.
+            state (`torch.FloatTensor` of shape `(N, L, n)`): before it.
+            clean (`torch.FloatTensor` of shape `(N, L, n)`): the bits that the network predicts.
+            sampler (`str`): `"paper"`, the mean of the ancestral posterior, evaluated as the original does; `"ddim"`,
+                where the noise that the prediction leaves is kept.
+            noise (`torch.FloatTensor` of shape `(N, L, n)`, *optional*): to be added by the paper's sampler.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N, L, n)`
+        """
+        alpha, next_alpha, kept = self.alpha[step], self.next_alpha[step], self.kept[step]
+        if sampler == "ddim":
+            left = (state - alpha * clean) / self.sigma[step]
+            return next_alpha * clean + self.next_sigma[step] * left
+        mean = next_alpha * (state * (1 - kept) / alpha + kept * clean)
+        if noise is None:
+            return mean
+        variance = (self.next_sigma[step] ** 2 * kept).clamp(min=1e-20)
+        return torch.where(self.noisy[step], mean + variance.sqrt() * noise, mean)
+
+
+@dataclass
+class Denoised:
+    """What a sampler gives for N captions of L places.
+
+    Attributes:
+        state (`torch.FloatTensor` of shape `(N, L, n)`): behind the last step; the words are its signs.
+        states, predictions (`list[torch.FloatTensor]`): what the network saw in each step, and the bits it expected,
+            where a trajectory was asked for.
+        probabilities (`list[torch.FloatTensor]`): of the words in the first and the last step, `(N, L, V)` each.
+    """
+
+    state: torch.Tensor
+    states: list[torch.Tensor] = field(default_factory=list)
+    predictions: list[torch.Tensor] = field(default_factory=list)
+    probabilities: list[torch.Tensor] = field(default_factory=list)
+
+
+def denoise(
+    predict: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    plan: SamplingPlan,
+    noise: torch.Tensor,
+    table: torch.Tensor,
+    sampler: str = "paper",
+    step_noise: Sequence[torch.Tensor] | None = None,
+    keep: bool = False,
+) -> Denoised:
+    """Write captions: refine noise, all words at once.
+
+    Args:
+        predict (`Callable`): `predict(step, state, self_condition)` gives the probabilities of the words
+            `(N, L, V)` in float32.
+        plan ([`SamplingPlan`]): the steps.
+        noise (`torch.FloatTensor` of shape `(N, L, n)`): the state at the start.
+        table (`torch.FloatTensor` of shape `(V, n)`): bits of all words.
+        sampler (`str`, defaults to `"paper"`): see `SamplingPlan.update`.
+        step_noise (`Sequence[torch.FloatTensor]`, *optional*): noise to add in each step, by the paper's sampler.
+        keep (`bool`, defaults to `False`): also return the trajectory.
+
+    Returns:
+        [`Denoised`]
+
+    Raises:
+        ValueError: another sampler; noise for the steps of DDIM, or not for every step.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}.")
+    if step_noise is not None and (sampler == "ddim" or len(step_noise) != len(plan)):
+        raise ValueError(f"noise of {len(step_noise)} steps for the sampler {sampler!r} with {len(plan)} steps.")
+    result = Denoised(noise)
+    known, limit = torch.zeros_like(noise), table.amax()
+    for step in range(len(plan)):
+        words = predict(step, result.state, known)  # (N, L, V)
+        clean = words @ table  # (N, L, n), the expected bits
+        if keep:
+            result.states.append(result.state)
+            result.predictions.append(clean)
+            if step in (0, len(plan) - 1):
+                result.probabilities.append(words)
+        known = clean.clamp(-limit, limit)
+        added = None if step_noise is None else step_noise[step]
+        result.state = plan.update(step, result.state, known, sampler, added)
+    return result

@@ -1,0 +1,104 @@
+"""Processor of SCD-Net: pictures or region features, the sentence that was retrieved for each, and captions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+
+from .processing_captioner import CaptionerProcessor
+
+_MAX_SEED = 2**62
+
+
+class ScdnetProcessor(CaptionerProcessor):
+    """Prepare pictures, retrieved sentences and captions for SCD-Net, and turn token ids into text.
+
+    Args:
+        image_processor (`BaseImageProcessor`): for pictures.
+        tokenizer (`PreTrainedTokenizerBase`): of words (`build_word_tokenizer`).
+
+    Columns of a row beside `image` or `image_features`, see `__call__`: `retrieved`, `previous`, `guide`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_captioners import CaptionerImageProcessor, ScdnetProcessor, build_word_tokenizer
+    >>> tokenizer = build_word_tokenizer(["EOS", "PAD", "SOS", "UNK", "barks", "dog", "the"])
+    >>> processor = ScdnetProcessor(CaptionerImageProcessor(), tokenizer)
+    >>> batch = processor(image_features=torch.zeros(1, 3, 8), retrieved=["The dog."])
+    >>> batch["retrieved_ids"].tolist(), batch["retrieved_mask"].tolist()
+    ([[2, 6, 5]], [[1, 1, 1]])
+
+    ```
+    """
+
+    image_columns = {
+        **CaptionerProcessor.image_columns,
+        "retrieved": "retrieved",
+        "previous": "previous",
+        "guide": "guide",
+    }
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | None = None,
+        image_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        return_tensors: str = "pt",
+        retrieved: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        previous: Sequence[str] | None = None,
+        guide: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Make a model's inputs; see [`CaptionerProcessor.__call__`].
+
+        Args:
+            images, text, text_target, image_features, return_tensors, kwargs: as there.
+            retrieved (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture, or for every
+                caption, the sentence that was retrieved, or a list of them of which the first one is taken.
+            previous (`Sequence[str]`, *optional*): for every picture or caption what the first stage wrote, for a
+                second stage.
+            guide (`Sequence[str]`, *optional*): for every picture the sentence that guides self-critical training.
+            seeds (`Sequence[int]`, *optional*): for every caption what the chance of its training step depends on.
+
+        Returns:
+            `BatchFeature`: beside the entries there, `retrieved_ids` and `retrieved_mask` `(R, T)`, start token first;
+            `previous_ids` and `guide_ids` `(R, T)`, words, end token, padding; `seeds` `(N,)`.
+        """
+        batch = super().__call__(images, text, text_target, image_features, return_tensors, **kwargs)
+        if retrieved is not None:
+            sentences = [one if isinstance(one, str) else one[0] if one else "" for one in retrieved]
+            batch["retrieved_ids"], batch["retrieved_mask"] = self._retrieved(sentences)
+        for name, captions in (("previous_ids", previous), ("guide_ids", guide)):
+            if captions is not None:
+                labels = self._labels(list(captions))
+                batch[name] = labels.masked_fill(labels == -100, self.tokenizer.pad_token_id)
+        if seeds is not None:
+            batch["seeds"] = torch.as_tensor(seeds)
+        return batch
+
+    def _retrieved(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Start token and words of sentences, and the mask of what is no padding, both (R, T)."""
+        encoded = self._encode(sentences, truncation=True)
+        rows = [torch.tensor(ids[:-1]) for ids in encoded]  # without the end token
+        lengths = torch.tensor([len(row) for row in rows])
+        pad: int = self.tokenizer.pad_token_id
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+    def training_extras(
+        self, shown: Sequence[Sequence[str]], captions: Sequence[Sequence[str]], draws: Sequence[random.Random]
+    ) -> dict[str, Any]:
+        """For every caption what its time, its noise and the self-conditioning are drawn from."""
+        return {"seeds": [draw.randrange(_MAX_SEED) for mine, draw in zip(shown, draws, strict=True) for _ in mine]}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "retrieved_ids", "retrieved_mask", "previous_ids", "guide_ids", "seeds"]
