@@ -40,7 +40,7 @@ ARGUMENTS = Path(TRAINING_ARGS_NAME).with_suffix(".json").name
 
 
 class CheckpointingTrainer(Trainer):
-    """What [`CaptionerTrainer`] does with the files of a run.
+    """File handling of [`CaptionerTrainer`]: the checkpoints and the model of a run.
 
     1. A checkpoint is written in a hidden folder and renamed when all processes have written their part.
     2. `resume_from_checkpoint=True` takes the newest whole checkpoint and names those that it passes over; a path to
@@ -104,11 +104,11 @@ class CheckpointingTrainer(Trainer):
 
     def _newest_whole(self, run: Path) -> Path | None:
         """The newest checkpoint that lacks nothing on any process; those that are passed over are named in the log."""
-        found = {path.name: flaws(path, self.checkpoint_parts(path)) for path in checkpoints_of(run)}
+        lacking = {path.name: flaws(path, self.checkpoint_parts(path)) for path in checkpoints_of(run)}
         if self.args.world_size > 1:
-            for theirs in gather_object([found]):
-                found = {name: sorted({*found[name], *theirs[name]}) for name in found if name in theirs}
-        for name, problems in found.items():
+            for theirs in gather_object([lacking]):
+                lacking = {name: sorted({*lacking[name], *theirs[name]}) for name in lacking if name in theirs}
+        for name, problems in lacking.items():
             if not problems:
                 return run / name
             if self.is_world_process_zero():
@@ -188,7 +188,7 @@ class CheckpointingTrainer(Trainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As in `Trainer`, somewhere else first."""
+        """Save a checkpoint as `Trainer` does, somewhere else first."""
         run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         staged = run / UNFINISHED / name
         if self.is_local_process_zero():
@@ -224,7 +224,7 @@ class CheckpointingTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As in `Trainer`, with the arguments as JSON: a pickle in a folder for others is code to whoever loads it.
+        """Save as `Trainer` does, but the arguments as JSON: a pickle in a folder for others is code to its reader.
 
         Nothing reads the pickle, resuming included.
         """

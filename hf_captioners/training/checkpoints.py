@@ -35,13 +35,13 @@ def checkpoints_of(run: Path) -> list[Path]:
     Returns:
         `list[Path]`
     """
-    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in run.iterdir()] if run.is_dir() else []
-    steps = [(int(match[1]), path) for match, path in found if match and path.is_dir()]
+    matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in run.iterdir()] if run.is_dir() else []
+    steps = [(int(match[1]), path) for match, path in matches if match and path.is_dir()]
     return [path for _, path in sorted(steps, reverse=True)]
 
 
 def flaws(checkpoint: Path, parts: Sequence[tuple[str, ...]]) -> list[str]:
-    """What a checkpoint lacks.
+    """List what a checkpoint lacks.
 
     Args:
         checkpoint (`Path`): the folder.
@@ -113,7 +113,7 @@ def rotate(run: Path, limit: int | None, keep: Sequence[str | Path | None]) -> N
     kept = {Path(path).resolve() for path in keep if path is not None}
     checkpoints = checkpoints_of(run)
     surplus = len(checkpoints) - max(limit, len(kept))
-    for checkpoint in [one for one in reversed(checkpoints) if one.resolve() not in kept][: max(surplus, 0)]:
+    for checkpoint in [path for path in reversed(checkpoints) if path.resolve() not in kept][: max(surplus, 0)]:
         remove(checkpoint)
 
 
@@ -162,7 +162,7 @@ def filled_whole(folder: Path) -> Iterator[Path]:
     with system_errors(folder):
         yield staged
     settle(staged)
-    for path in sorted((one for one in staged.rglob("*") if one.is_file()), key=lambda one: one.name in _LAST):
+    for path in sorted((path for path in staged.rglob("*") if path.is_file()), key=lambda path: path.name in _LAST):
         target = folder / path.relative_to(staged)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)

@@ -1,4 +1,4 @@
-"""Rows of a data set to a batch that a captioner learns from, by cross-entropy or by reward."""
+"""Collators: rows of a data set become a batch that a captioner learns from, by cross-entropy or by reward."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class PictureCollator:
 
     @staticmethod
     def column_of(row: Mapping[str, Any], name: str) -> Any:
-        """What a row has in a column that another row of its batch has."""
+        """Value of a row in a column that another row of its batch has."""
         if name not in row:
             raise ValueError(
                 f"{row_name(row)}: the row lacks {name!r}, which another row of the batch has; give "
@@ -180,7 +180,7 @@ class CaptionCollator(PictureCollator):
         if self.training:
             draws = [self._random(row, "extras") for row in rows]
             extras = self.processor.training_extras(shown, [row["captions"] for row in rows], draws)
-        captions = [caption for one in shown for caption in one]
+        captions = [caption for chosen in shown for caption in chosen]
         batch = dict(prepare_rows(self.processor, opened, text_target=captions, **extras))
         self._check_labels(batch["labels"], captions, rows)
         return batch

@@ -141,7 +141,7 @@ class RepeatedSteps(Sampler):
         self.times = times
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch, also by a resumed run."""
+        """Set the epoch; called before each, also by a resumed run."""
         if isinstance(self.sampler, SeedableRandomSampler):
             self.sampler.set_epoch(epoch)
 

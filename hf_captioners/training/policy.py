@@ -1,4 +1,4 @@
-"""What the trainers ask of a model: a captioner of this package, or a `VisionEncoderDecoderModel` of transformers.
+"""Interface of trainers to a model: a captioner of this package, or a `VisionEncoderDecoderModel` of transformers.
 
 A policy holds no model. Its methods take the model itself, not what DistributedDataParallel makes of it, with adapters
 of peft around it or without.
@@ -203,7 +203,7 @@ class EncoderDecoderPolicy(WordByWordPolicy):
 
 
 def policy_of(model: Any) -> CaptionerPolicy:
-    """How to speak to a model.
+    """Choose the policy through which trainers call a model.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the captioner, with adapters or without.

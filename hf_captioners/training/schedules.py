@@ -162,9 +162,9 @@ class RectifiedAdam(torch.optim.RAdam):
 
     def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
         """A group's parameters to update and those to leave."""
-        steps = {one: int(self.state.get(one, {}).get("step", 0)) + 1 for one in group["params"]}
-        early = [one for one, step in steps.items() if _length(step, group["betas"][1]) <= 5]
-        late = [one for one in group["params"] if one not in set(early)]
+        steps = {parameter: int(self.state.get(parameter, {}).get("step", 0)) + 1 for parameter in group["params"]}
+        early = [parameter for parameter, step in steps.items() if _length(step, group["betas"][1]) <= 5]
+        late = [parameter for parameter in group["params"] if parameter not in set(early)]
         return [{**group, "params": late}, {**group, "params": early, "lr": 0.0}]
 
 

@@ -48,7 +48,7 @@ class SCSTConfig(RewardTrainingConfig):
 
     @property
     def normalization(self) -> str:
-        """What the loss is divided by; see [`self_critical_loss`]."""
+        """Divisor of the loss; see [`self_critical_loss`]."""
         if self.normalize_tokens:
             return "token"
         return "caption" if self.length_normalize else "none"

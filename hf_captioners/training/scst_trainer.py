@@ -77,7 +77,9 @@ class SCSTTrainer(RewardTrainer):
                 rewards = rewards - self.args.beta * kl
             rollout.advantages = advantages(rewards, self.args.baseline, rollout.greedy_rewards, rollout.valid)
         if self.args.normalize_advantages and self.model.training:  # an evaluation must not depend on its batches
-            deviation = self._gathered(torch.cat([_advantages(one).flatten() for one in rollouts])).std(correction=0)
+            deviation = self._gathered(torch.cat([_advantages(rollout).flatten() for rollout in rollouts])).std(
+                correction=0
+            )
             for rollout in rollouts:
                 rollout.advantages = _advantages(rollout) / (deviation + 1e-8)
 

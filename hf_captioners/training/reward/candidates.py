@@ -86,8 +86,8 @@ class Candidates:
     @property
     def firsts(self) -> torch.Tensor:
         """`torch.BoolTensor` of shape `(B, k)`: candidates that say what no earlier one of their picture says."""
-        seen = [self.texts[row - row % self.k : row] for row in range(len(self.texts))]
-        first = [text not in earlier for text, earlier in zip(self.texts, seen, strict=True)]
+        earlier_texts = [self.texts[row - row % self.k : row] for row in range(len(self.texts))]
+        first = [text not in earlier for text, earlier in zip(self.texts, earlier_texts, strict=True)]
         return torch.tensor(first, device=self.sequences.device).view(-1, self.k)
 
 
@@ -197,7 +197,7 @@ def generation_options(
 
 
 def _warpers(args: Any) -> list[LogitsProcessor]:
-    """What shapes the distribution that is sampled from, in the order of transformers."""
+    """Logits processors that shape the distribution to sample from, in the order of transformers."""
     warpers: list[LogitsProcessor] = []
     if args.temperature != 1.0:
         warpers.append(TemperatureLogitsWarper(args.temperature))

@@ -26,7 +26,7 @@ TOO_LATE = ("num_beams", *OF_SAMPLING, "top_h", "typical_p", "epsilon_cutoff", "
 
 @dataclass
 class RewardTrainingConfig(CaptionerTrainingArguments):
-    r"""What [`SCSTConfig`] and [`DiCOConfig`] have in common. Names are TRL's where TRL has the option.
+    r"""Options that [`SCSTConfig`] and [`DiCOConfig`] share. Names are TRL's where TRL has the option.
 
     A batch is a batch of pictures: TRL's trainers count completions, here `per_device_train_batch_size` pictures have
     `num_generations` captions each.

@@ -43,7 +43,7 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rewards:
-    """What completions are worth.
+    """Reward values of completions.
 
     Attributes:
         names (`list[str]`): of the functions, each once.
@@ -102,14 +102,14 @@ class RewardFunctions:
     def __init__(
         self, reward_funcs: RewardFunction | Sequence[RewardFunction], reward_weights: Sequence[float] | None = None
     ) -> None:
-        several = isinstance(reward_funcs, (list, tuple))
-        self.functions: list[Any] = list(reward_funcs) if several else [reward_funcs]  # type: ignore[arg-type]
+        is_sequence = isinstance(reward_funcs, (list, tuple))
+        self.functions: list[Any] = list(reward_funcs) if is_sequence else [reward_funcs]  # type: ignore[arg-type]
         if not self.functions:
             raise ValueError("no reward functions; expected at least one")
         for function in self.functions:
             _check_function(function)
         self.names = _distinct([_name(function) for function in self.functions])
-        weights = [1.0] * len(self.names) if reward_weights is None else [float(one) for one in reward_weights]
+        weights = [1.0] * len(self.names) if reward_weights is None else [float(weight) for weight in reward_weights]
         if len(weights) != len(self.names):
             raise ValueError(f"{len(weights)} reward_weights for {len(self.names)} functions; expected one each")
         if not all(map(math.isfinite, weights)):
@@ -125,7 +125,7 @@ class RewardFunctions:
         trainer_state: Any = None,
         **columns: Any,
     ) -> Rewards:
-        """What completions are worth.
+        """Compute the rewards of completions.
 
         Args:
             completions (`Sequence[str]`): generated captions.
@@ -143,13 +143,13 @@ class RewardFunctions:
             RewardError: a function raised something.
         """
         number = len(completions)
-        given = {"prompts": [""] * number, **columns, "completions": completions, "trainer_state": trainer_state}
+        columns = {"prompts": [""] * number, **columns, "completions": completions, "trainer_state": trainer_state}
         if completion_ids is not None:
-            given["completion_ids"] = completion_ids
-        _check_lengths(given, number)
+            columns["completion_ids"] = completion_ids
+        _check_lengths(columns, number)
         log = _Log(number)
-        outputs = zip(self.names, self._outputs(given, log), strict=True)
-        per_function = torch.stack([_values(name, output, given, number) for name, output in outputs], dim=1)
+        outputs = zip(self.names, self._outputs(columns, log), strict=True)
+        per_function = torch.stack([_values(name, output, columns, number) for name, output in outputs], dim=1)
         total = (per_function * self.weights).nansum(dim=1)
         without = per_function.isnan().all(dim=1)
         total[without] = torch.nan
@@ -157,21 +157,21 @@ class RewardFunctions:
             row = int(without.nonzero()[0])
             logger.warning(
                 "%d of %d completions have no reward and are left out: %s gave None, first for completion %d%s, %r",
-                *(int(without.sum()), number, " and ".join(self.names), row, _image(given, row), completions[row]),
+                *(int(without.sum()), number, " and ".join(self.names), row, _image(columns, row), completions[row]),
             )
         return Rewards(list(self.names), per_function, total, log.extra(), log.metrics())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loop": None}  # a thread cannot be pickled; the next call starts another
 
-    def _outputs(self, given: Mapping[str, Any], log: _Log) -> list[Any]:
-        """What each function returns: the sync ones one after another, then the async ones at the same time."""
+    def _outputs(self, columns: Mapping[str, Any], log: _Log) -> list[Any]:
+        """Outputs of each function: the sync ones one after another, then the async ones at the same time."""
         outputs: list[Any] = []
         waiting: dict[int, Awaitable[Any]] = {}
         try:
             for position, (name, function) in enumerate(zip(self.names, self.functions, strict=True)):
                 logging_to = {"log_extra": functools.partial(log.add_column, name), "log_metric": log.add_metric}
-                arguments = _wanted(name, function, {**given, **logging_to})
+                arguments = _wanted(name, function, {**columns, **logging_to})
                 with _named(name):
                     outputs.append(function(**arguments))
                 if inspect.isawaitable(outputs[-1]):
@@ -192,7 +192,7 @@ class RewardFunctions:
 
 
 async def _gather(names: list[str], awaitables: list[Awaitable[Any]]) -> list[Any]:
-    """What the awaitables give. All of them come to their end before the first failure is raised."""
+    """Results of awaitables. All of them come to their end before the first failure is raised."""
 
     async def wait(name: str, awaitable: Awaitable[Any]) -> Any:
         with _named(name):
@@ -240,7 +240,7 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _Log:
-    """What the functions log during a call."""
+    """Log of the functions during a call."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -304,13 +304,13 @@ def _wanted(name: str, function: RewardFunction, arguments: dict[str, Any]) -> d
     except ValueError:  # compiled, without a signature
         return arguments
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for one in parameters:
-        if one.kind not in variable and one.default is one.empty and one.name not in arguments:
-            found = ", ".join(sorted(arguments))
-            raise ValueError(f"the reward {name!r} needs {one.name!r}, but there are only {found}")
-    if any(one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters):
+    for parameter in parameters:
+        if parameter.kind not in variable and parameter.default is parameter.empty and parameter.name not in arguments:
+            names = ", ".join(sorted(arguments))
+            raise ValueError(f"the reward {name!r} needs {parameter.name!r}, but there are only {names}")
+    if any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return arguments
-    return {one.name: arguments[one.name] for one in parameters if one.name in arguments}
+    return {parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments}
 
 
 @contextmanager
@@ -322,16 +322,16 @@ def _named(name: str) -> Iterator[None]:
         raise RewardError(f"the reward {name!r} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_lengths(given: Mapping[str, Any], number: int) -> None:
+def _check_lengths(columns: Mapping[str, Any], number: int) -> None:
     if not number:
         raise ValueError("no completions; expected at least one")
-    for name, values in given.items():
+    for name, values in columns.items():
         if isinstance(values, (list, tuple)) and len(values) != number:
             raise ValueError(f"{len(values)} values of {name!r} for {number} completions; expected one each")
 
 
-def _values(name: str, output: Any, given: Mapping[str, Any], number: int) -> Tensor:
-    """What a function returned, as float32 of shape (completions,), NaN for `None`."""
+def _values(name: str, output: Any, columns: Mapping[str, Any], number: int) -> Tensor:
+    """Returned values of a function, as float32 of shape (completions,), NaN for `None`."""
     values = output.tolist() if isinstance(output, (Tensor, np.ndarray)) else output
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise ValueError(f"the reward {name!r} returned {_shown(output)}, expected a list of {number} numbers or None")
@@ -344,7 +344,7 @@ def _values(name: str, output: Any, given: Mapping[str, Any], number: int) -> Te
     for row, value in enumerate(values):
         numbers.append(math.nan if value is None else _number(value))
         if value is not None and not math.isfinite(numbers[-1]):
-            where = f"completion {row}{_image(given, row)}"
+            where = f"completion {row}{_image(columns, row)}"
             raise ValueError(f"the reward {name!r} gave {_shown(value)} for {where}, expected a finite number or None")
     return torch.tensor(numbers, dtype=torch.float32)
 
@@ -357,8 +357,8 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _image(given: Mapping[str, Any], row: int) -> str:
-    return f" (image_id {given['image_id'][row]!r})" if "image_id" in given else ""
+def _image(columns: Mapping[str, Any], row: int) -> str:
+    return f" (image_id {columns['image_id'][row]!r})" if "image_id" in columns else ""
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is logged of candidates."""
+"""Logged numbers of candidates."""
 
 from __future__ import annotations
 

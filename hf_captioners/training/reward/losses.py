@@ -100,7 +100,7 @@ def self_critical_loss(
 
 
 def loss_items(mask: torch.Tensor, normalization: str) -> torch.Tensor:
-    """What the sum of [`self_critical_loss`] is divided by: the number of tokens or of candidates, shape `()`."""
+    """Divisor of the sum in [`self_critical_loss`]: the number of tokens or of candidates, shape `()`."""
     _check_normalization(normalization)
     return mask.sum() if normalization == "token" else torch.tensor(len(mask), device=mask.device)
 
@@ -111,10 +111,10 @@ def _check_normalization(normalization: str) -> None:
 
 
 def _check_shape(
-    name: str, given: torch.Tensor, other_name: str, other: torch.Tensor, expected: tuple[int, ...]
+    name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor, expected: tuple[int, ...]
 ) -> None:
-    if given.shape != expected:
-        shapes = f"{tuple(given.shape)}, but {other_name} has {tuple(other.shape)}"
+    if tensor.shape != expected:
+        shapes = f"{tuple(tensor.shape)}, but {other_name} has {tuple(other.shape)}"
         raise ValueError(f"{name} has the shape {shapes}; expected {tuple(expected)}.")
 
 
@@ -132,7 +132,7 @@ def _checked_rewards(rewards: torch.Tensor, valid: torch.Tensor | None) -> tuple
 
 @dataclass
 class DiCOLoss:
-    """What [`dico_loss`] gives; B pictures, k candidates.
+    """Result of [`dico_loss`]; B pictures, k candidates.
 
     Attributes:
         per_image (`torch.Tensor` of shape `(B,)`): loss, with gradient; 0 for a picture without a loser.

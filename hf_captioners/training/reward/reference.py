@@ -20,7 +20,7 @@ class ReferenceModel:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the policy's model, before training.
-        policy ([`CaptionerPolicy`]): how to speak to it.
+        policy ([`CaptionerPolicy`]): how the trainer calls it.
         ref_model (`PreTrainedModel`, *optional*): the reference. By default, if the model has adapters that learned
             before, a frozen copy of them; if they are fresh, the model without them; otherwise a frozen copy of the
             model that shares its backbone, where that does not learn.

@@ -1,4 +1,4 @@
-"""What a micro-batch is when it comes to the loss."""
+"""A micro-batch as the loss reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .functions import Rewards
 
 @dataclass
 class Rollout:
-    """What a micro-batch of B pictures is when it comes to the loss; k candidates of each picture.
+    """A micro-batch of B pictures as the loss reads it; k candidates of each picture.
 
     Attributes:
         image_inputs (`dict[str, Any]`): for the policy's `encode`; features where the backbone does not learn.

@@ -41,7 +41,7 @@ Logs = Sequence[Mapping[str, Any]]
 
 _CLIPPED = "completions/clipped_ratio"
 _START_LOGS = 3  # their median is where the run started; more would count a fast collapse as the start
-_FEW_TOKENS = 5.0  # a start with shorter captions is taken as this long: it has not learnt to speak yet
+_FEW_TOKENS = 5.0  # a start with shorter captions is taken as this long: it has not learnt to write captions yet
 _ENDED_ONCE = 0.5
 _NEVER_ENDED = 10  # times patience
 _NOISE_FACTOR = 4.0
@@ -165,7 +165,7 @@ class CollapseCallback(TrainerCallback):
             logger.error("training stopped at step %d: %s (%s)", state.global_step, self.diagnosis, advice)
 
     def _warn(self, history: Logs) -> None:
-        """Once, in the log in which captions have been without an end for `patience` logs from the start on."""
+        """Warn once, in the log in which captions have been without an end for `patience` logs from the start on."""
         clipped = _Run([entry for entry in history if _is_of_training(entry)], self.patience).values(_CLIPPED)
         if 0 < self.patience == len(clipped) and _CLIPPED in history[-1] and min(clipped) >= self.max_clipped:
             logger.warning(
@@ -214,7 +214,12 @@ class _Run:
 
 def _not_finite(run: _Run) -> str | None:
     last = _Run(run.logs[-1:], 1)
-    bad = [f"{key} is {one}" for key in ("loss", "reward", "kl") for one in last.values(key) if not math.isfinite(one)]
+    bad = [
+        f"{key} is {number}"
+        for key in ("loss", "reward", "kl")
+        for number in last.values(key)
+        if not math.isfinite(number)
+    ]
     norms = run.window("grad_norm")
     if norms and not any(math.isfinite(norm) for norm in norms):  # single ones are usual with float16
         bad.append(f"grad_norm is {norms[-1]}, and no number in the last {run.patience} logs")

@@ -1,4 +1,4 @@
-"""What the policy says while it learns from rewards: a table in the terminal, and all of it in a file.
+"""Completions of the policy while it learns from rewards: a table in the terminal, and all of it in a file.
 
 The table goes to stderr, through running progress bars without tearing them. The file of a step,
 `completions/completions_00010.jsonl`, has one JSON object per completion: `step`, `image_id`, `completion`, `rewards`
@@ -135,7 +135,7 @@ def _record(row: CompletionRow, step: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold."""
+    """Turn a value into one that JSON can hold."""
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -159,8 +159,8 @@ def _table(rows: Sequence[CompletionRow], step: int, number: int | None) -> Tabl
     for index, row in enumerate(shown):
         first = index == 0 or shown[index - 1].image_id != row.image_id
         last = index + 1 == len(shown) or shown[index + 1].image_id != row.image_id
-        picture = printable(str(row.image_id)) if first else ""
-        texts = [picture, printable(row.completion) or "(nothing)"]
+        image = printable(str(row.image_id)) if first else ""
+        texts = [image, printable(row.completion) or "(nothing)"]
         numbers = [*(row.rewards.get(name) for name in names), row.reward, *(row.extra.get(name) for name in extras)]
         table.add_row(*map(Text, [*texts, *map(_shown, numbers)]), end_section=last)  # Text: brackets are no markup
     return table
@@ -172,8 +172,8 @@ def _best_first(rows: Sequence[CompletionRow]) -> list[CompletionRow]:
     def key(row: CompletionRow) -> float:
         return -row.reward if math.isfinite(row.reward) else math.inf
 
-    pictures = groupby(rows, key=lambda row: row.image_id)
-    return [row for _, candidates in pictures for row in sorted(candidates, key=key)]
+    images = groupby(rows, key=lambda row: row.image_id)
+    return [row for _, candidates in images for row in sorted(candidates, key=key)]
 
 
 def _shown(value: Any) -> str:

@@ -43,7 +43,7 @@ class FiniteCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         rows, self.rows = self.rows, []
-        gradients = [one.grad for one in kwargs["model"].parameters() if one.grad is not None]
+        gradients = [parameter.grad for parameter in kwargs["model"].parameters() if parameter.grad is not None]
         if self.gradients and gradients:
             largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
             if not largest.isfinite():
