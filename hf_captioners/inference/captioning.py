@@ -23,11 +23,11 @@ _Row: TypeAlias = Mapping[str, Any]
 
 
 class CaptionRecord(TypedDict, total=False):
-    """What became of one image: who it is, and `caption`, or `captions`, or `error`.
+    """Result for an image: its `image_id` or its file, and `caption`, or `captions`, or `error`.
 
     Attributes:
         image_id (`int` or `str`): of a row that has one.
-        image (`str`): the file or address, as it was given, of a row that says so.
+        image (`str`): the file or address, as it was given, of a row that has one.
         caption (`str`): the caption.
         captions (`list[str]`): with `num_return_sequences`, best first.
         error (`str`): why there is none.
@@ -126,8 +126,8 @@ class Captioner:
         ids = self.model.generate(**inputs, **{"num_return_sequences": 1, **self.options})
         self.has_worked = True
         captions = self.processor.batch_decode(ids, skip_special_tokens=True)  # which ours do anyway
-        each = len(captions) // number
-        return [captions[start : start + each] for start in range(0, len(captions), each)]
+        per_image = len(captions) // number
+        return [captions[start : start + per_image] for start in range(0, len(captions), per_image)]
 
 
 def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int) -> Iterator[CaptionRecord]:
@@ -146,7 +146,7 @@ def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_wo
 
 
 def _name(row: _Row) -> CaptionRecord:
-    """Who a row is: its `image_id`, and its file or address."""
+    """Identity of a row: its `image_id`, and its file or address."""
     name: CaptionRecord = {}
     if "image_id" in row:
         name["image_id"] = row["image_id"]
@@ -202,13 +202,13 @@ def _caption_chunk(
 
 
 def _caption_opened(captioner: Captioner, rows: list[_Row]) -> list[list[str] | ImageError]:
-    """Captions of a batch; if it fails, of its rows one by one, so that only the guilty ones have an error."""
+    """Captions of a batch; if it fails, of its rows one by one, so that only rows at fault have an error."""
     if not rows:
         return []
     try:
         return list(captioner.caption_rows(rows))
     except (torch.OutOfMemoryError, torch.AcceleratorError, NotImplementedError):
-        raise  # RuntimeErrors that no image is guilty of
+        raise  # RuntimeErrors that no image has caused
     except (ValueError, RuntimeError) as error:
         if len(rows) == 1:
             if not isinstance(error, ImageError) and not captioner.has_worked:

@@ -57,7 +57,7 @@ class Regions:
         return len(self.objects)
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict of plain values per region: `box`, `refined_box`, `object`, `score`, `attribute`, its score."""
+        """Dict of plain values per region: `box`, `refined_box`, `object`, `score`, `attribute`, its score."""
         arrays = self.arrays
         return [
             {
@@ -172,7 +172,7 @@ class RegionDetector:
         )
 
     def metadata(self) -> dict[str, Any]:
-        """What the regions depend on: the detector's name, digests of weights and preprocessing, and its settings."""
+        """Origin of the regions: the detector's name, digests of weights and preprocessing, and its settings."""
         return {
             "detector": self._name,
             "detector_sha256": weights_sha256(self.model),
@@ -204,7 +204,7 @@ def images_by_id(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[ImageId,
 
 
 class _Outputs(Protocol):
-    """Where regions go: a store, or the files of other projects."""
+    """Destination of regions: a store, or the files of other projects."""
 
     def __contains__(self, image_id: object) -> bool: ...
     def __len__(self) -> int: ...
@@ -310,8 +310,8 @@ class _Prepared(Dataset[tuple[int, Any]]):
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
-            picture = open_image(self._images[index][1])
-            return index, dict(self._image_processor(picture, return_tensors="pt"))
+            image = open_image(self._images[index][1])
+            return index, dict(self._image_processor(image, return_tensors="pt"))
         except (ValueError, OSError) as error:
             return index, str(error)
 

@@ -1,4 +1,4 @@
-"""Where to run."""
+"""The device to run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several captioners that write one caption together."""
+"""Ensembles: captioners that write a caption together."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
         return None
 
     def encode_images(self, *args: Any, **kwargs: Any) -> CaptionerEncoderOutput:
-        """What every member sees, in `hidden_states`; the other fields are the first member's."""
+        """Encoder outputs of every member, in `hidden_states`; the other fields are the first member's."""
         members = tuple(model.encode_images(*args, **kwargs) for model in self.models)
         return CaptionerEncoderOutput(**{**members[0], "hidden_states": members})
 
@@ -129,6 +129,6 @@ def _check_members(models: Sequence[AutoregressiveCaptioner]) -> None:
             ours, theirs = getattr(first.config, name), getattr(model.config, name)
             if ours != theirs:
                 raise ValueError(f"model {index} has {name}={theirs}, the first one {ours}: not one vocabulary.")
-        groups = [one.config.to_dict().get("group_size") for one in (first, model)]  # of SATIC
+        groups = [member.config.to_dict().get("group_size") for member in (first, model)]  # of SATIC
         if groups[0] != groups[1]:
             raise ValueError(f"model {index} has group_size={groups[1]}, the first one {groups[0]}: not one step.")

@@ -110,7 +110,7 @@ class FeatureExtractor:
         return reader.tokens(self.model(pixel_values=pixel_values))
 
     def metadata(self) -> dict[str, str]:
-        """What the features depend on: the backbone's name, digests of its weights and of the preprocessing."""
+        """Origin of the features: the backbone's name, digests of its weights and of the preprocessing."""
         return {
             "backbone": f"{self._name}, pooled" if self._pooled else self._name,
             "backbone_sha256": weights_sha256(self._backbone),
@@ -129,7 +129,7 @@ def _load(folder: str, pooled: bool, options: dict[str, Any]) -> PreTrainedModel
 
 @dataclass(frozen=True)
 class FeatureSummary:
-    """What [`write_features`] has done.
+    """Result of [`write_features`].
 
     Attributes:
         folder (`str`): The store.
@@ -146,7 +146,7 @@ class FeatureSummary:
     errors: dict[ImageId, str]
 
 
-class _Pictures(Dataset[tuple[ImageId, "Tensor | str"]]):
+class _Images(Dataset[tuple[ImageId, "Tensor | str"]]):
     """Preprocessed pictures `[3, height, width]` of the rows; the reason instead where one cannot be used."""
 
     def __init__(self, rows: datasets.Dataset, image_processor: Any) -> None:
@@ -218,8 +218,8 @@ def write_features(
     errors: dict[ImageId, str] = {}
     with FeatureWriter(out_dir, dtype=dtype, shard_bytes=shard_bytes, metadata=extractor.metadata()) as writer:
         todo = [index for index, image_id in enumerate(ids) if image_id not in writer]
-        pictures = _Pictures(rows.select(todo), extractor.image_processor)
-        loader = DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=list)
+        images = _Images(rows.select(todo), extractor.image_processor)
+        loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list)
         with progress(total=len(ids), initial=len(ids) - len(todo), desc="features", unit="image") as bar:
             for batch in loader:
                 errors |= _add_batch(writer, extractor, batch)
@@ -232,13 +232,13 @@ def _add_batch(
     writer: FeatureWriter, extractor: FeatureExtractor, batch: list[tuple[ImageId, Tensor | str]]
 ) -> dict[ImageId, str]:
     """Store the features of a batch; returns the images that have none, and why."""
-    pictures = {image_id: picture for image_id, picture in batch if isinstance(picture, Tensor)}
-    errors = {image_id: picture for image_id, picture in batch if isinstance(picture, str)}
-    if len({picture.shape for picture in pictures.values()}) > 1:
+    pixels = {image_id: image for image_id, image in batch if isinstance(image, Tensor)}
+    errors = {image_id: reason for image_id, reason in batch if isinstance(reason, str)}
+    if len({image.shape for image in pixels.values()}) > 1:
         raise ValueError("the image processor makes pictures of different sizes; expected batch_size=1 with it")
-    if pictures:
-        features = extractor(torch.stack(list(pictures.values())))
-        for image_id, rows in zip(pictures, features, strict=True):
+    if pixels:
+        features = extractor(torch.stack(list(pixels.values())))
+        for image_id, rows in zip(pixels, features, strict=True):
             try:
                 writer.add(image_id, rows)
             except FeatureError as error:

@@ -58,8 +58,7 @@ _SHOWN = 8
 
 @dataclass
 class LeftOutFiles:
-    """
-    Count what [`find_images`] does not take from folders. `str()` says it in a line.
+    """Count what [`find_images`] does not take from folders. `str()` gives it in a line.
 
     Files of `OTHER_SUFFIXES`, as captions beside pictures, and hidden ones are not counted.
 
@@ -97,8 +96,7 @@ def _listed(counts: list[str]) -> str:
 def find_images(
     paths: _Path | Iterable[_Path], recursive: bool = True, left_out: LeftOutFiles | None = None
 ) -> Iterator[Path | str]:
-    """
-    Lists the pictures of files and folders.
+    """List the pictures of files and folders.
 
     What is given by name is always taken, whatever its suffix and whether or not it exists, so that a wrong name shows
     up as a failed picture. In a folder, files with one of the suffixes of `IMAGE_SUFFIXES` (any case) are taken if
@@ -152,15 +150,15 @@ def as_iterable(paths: _Path | Iterable[_Path]) -> Iterable[_Path]:
 
 
 def _walk(root: Path, recursive: bool, left_out: LeftOutFiles) -> Iterator[Path]:
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     stack = [root]
     while stack:
         folder = stack.pop()
         try:
             status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listing:
                 entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
         except OSError:

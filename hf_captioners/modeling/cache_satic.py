@@ -93,7 +93,7 @@ class GroupCacheLayer(MemoryCacheLayer):
         return 0 if self.keys is None else self.keys.shape[2]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """As [`GroupState.reorder_cache`], but only noted: the rows move when the next group comes."""
+        """Note what [`GroupState.reorder_cache`] does at once: the rows move when the next group comes."""
         if self.keys is not None:
             self.rows = compose(self.rows, beam_idx.to(self.keys.device))
 

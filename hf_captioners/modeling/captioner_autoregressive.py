@@ -1,7 +1,7 @@
 """Captioners that write word by word: each word is predicted from those before it.
 
-Beside what every captioner says, such a model says `decode`, `start_cache`, its `decodings`, and, if its loss is not
-torch's cross-entropy, `word_loss` or `caption_loss`.
+Beside the parts of every captioner, such a model defines `decode`, `start_cache`, its `decodings`, and, if its loss
+is not torch's cross-entropy, `word_loss` or `caption_loss`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Decoding(NamedTuple):
 
 
 class DecodeOptions(NamedTuple):
-    """What `decode` is asked for.
+    """Outputs that `decode` is asked for.
 
     Args:
         logits_to_keep (`int`, defaults to 0): only the logits of the last places; 0 for all.
@@ -65,7 +65,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
     decodings: ClassVar[Mapping[str, Decoding]] = {"standard": Decoding()}
     word_loss: ClassVar[Callable[..., torch.Tensor]] = staticmethod(smoothed_cross_entropy)
 
-    # -- what a model says -------------------------------------------------------------------------------------------
+    # -- what a model defines ----------------------------------------------------------------------------------------
 
     def decode(
         self, input_ids: torch.Tensor, encoder_outputs: CaptionerEncoderOutput, cache: Any, options: DecodeOptions
@@ -250,7 +250,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         return None if write is None else loop_of(write)
 
     def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """As in transformers; where its loops keep logits as `scores`, they become log-probabilities in the end.
+        """Processors of transformers; where its loops keep logits as `scores`, these become log-probabilities at last.
 
         A start token that is also the end token is no word that is repeated: else a caption could not end.
         """

@@ -123,7 +123,7 @@ class GridBackbone:
 
     @staticmethod
     def tokens(output: ModelOutput) -> torch.Tensor:
-        """What a captioner takes of the vision model's output: (B, L, feature_size)."""
+        """Part of the vision model's output that a captioner takes: (B, L, feature_size)."""
         return grid_tokens(output["last_hidden_state"])
 
     @classmethod
@@ -154,7 +154,7 @@ class GridBackbone:
 
     @classmethod
     def width(cls, backbone: PreTrainedModel) -> int:
-        """Width of the tokens, seen on one black picture.
+        """Width of the tokens, measured on a black picture.
 
         Raises:
             ValueError: see `tokens`.
@@ -176,7 +176,7 @@ class PooledBackbone(GridBackbone):
 
     @staticmethod
     def model_class(config: Any) -> Any:
-        """As above; `AutoModel` would leave CLIP's projection out."""
+        """Load a tower as above; `AutoModel` would leave CLIP's projection out."""
         return CLIPVisionModelWithProjection if config.model_type == "clip_vision_model" else AutoModel
 
     @classmethod

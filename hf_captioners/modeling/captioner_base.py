@@ -1,9 +1,9 @@
 """The captioner: everything that all of them do alike, whatever their way of writing.
 
-A model says what is its own: which inputs make a picture (`image_inputs`), how features become a memory (`encode`), how
-captions are scored and with which loss (`score_captions`, `sequence_log_probs`), and how they are written
-(`write_captions`, `default_decoding`). For captioners that write word by word `captioner_autoregressive.py` has the
-last three.
+A model defines what is its own: which inputs make a picture (`image_inputs`), how features become a memory
+(`encode`), how captions are scored and with which loss (`score_captions`, `sequence_log_probs`), and how they are
+written (`write_captions`, `default_decoding`). For captioners that write word by word `captioner_autoregressive.py`
+has the last three.
 """
 
 import contextlib
@@ -64,11 +64,11 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         return False
 
     def new_backbone(self) -> PreTrainedModel | None:
-        """A fresh backbone as the configuration says; `None` for a model of cached features."""
+        """A fresh backbone as the configuration describes it; `None` for a model of cached features."""
         return None if self.config.features_only else self.backbone_reader.from_config(self.config.vision_config)
 
     def post_init(self) -> None:
-        """As in transformers, and set the paper's decoding, which a checkpoint's `generation_config.json` replaces."""
+        """Set the paper's decoding besides, which a checkpoint's `generation_config.json` replaces."""
         super().post_init()
         names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
         tokens = {name: getattr(self.config, name) for name in names}
@@ -187,7 +187,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         return count
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but a frozen backbone stays in evaluation mode: no drop path, no moving statistics."""
+        """Set the mode; a frozen backbone stays in evaluation mode: no drop path, no moving statistics."""
         super().train(mode)
         if self.backbone is not None and not any(p.requires_grad for p in self.backbone.parameters()):
             self.backbone.eval()
@@ -271,8 +271,8 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             features = self.extract_image_features(pixel_values)
         encoded = self.encode(features, image_attention_mask, **inputs)
         states = encoded.hidden_states if output_hidden_states else None
-        seen = features if encoded.image_features is None else encoded.image_features
-        return dataclasses.replace(encoded, image_features=seen, hidden_states=states)
+        features = features if encoded.image_features is None else encoded.image_features
+        return dataclasses.replace(encoded, image_features=features, hidden_states=states)
 
     def encode(self, features: torch.Tensor, mask: torch.Tensor | None, **inputs: Any) -> CaptionerEncoderOutput:
         """Encode features; every model has its own.
@@ -435,7 +435,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
             kwargs: the model's `image_inputs`, see `encode_images`; and generation options, as `num_beams`,
                 `max_length`, `num_return_sequences` or `do_sample`. `decoding` (`str`) names the way of decoding, a key
                 of the model's `decodings`: `"paper"` is the model's own, `"standard"` transformers'. By default what
-                the generation config says, where earlier versions have `beam_rule`.
+                the generation config has, where earlier versions have `beam_rule`.
 
         Returns:
             `torch.LongTensor` of shape `(B * num_return_sequences, length)`, start token first, padded after the end;
@@ -470,7 +470,7 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, decoding: str | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """As in transformers; the way of decoding is an option of the result, and a known one."""
+        """Merge the options as transformers does; the way of decoding is an option of the result, and a known one."""
         merged: Any
         merged, rest = super()._prepare_generation_config(generation_config, **kwargs)
         options = vars(merged)
@@ -516,8 +516,8 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         raise NotImplementedError(f"{type(self).__name__} must define write_candidates.")
 
     def _prepare_special_tokens(self, generation_config: Any, has_mask: bool | None = None, **kwargs: Any) -> None:
-        """As in transformers, without its warning that padding equal to the end token needs an attention mask: here
-        nothing that is padded with it is ever read."""
+        """Prepare as transformers does, without its warning that padding equal to the end token needs an attention
+        mask: here nothing that is padded with it is ever read."""
         super()._prepare_special_tokens(generation_config, None, **kwargs)
 
     # -- files -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Decoding word by word: the stepper of all loops, and the captioners' own beam searches, each of which is a rule.
 
-A rule is a subclass of [`BeamSearch`] that says how hypotheses compete: of [`FinishedStay`] if finished captions stay
-in the beam, or with a [`FinishedPool`] if they leave it.
+A rule is a subclass of [`BeamSearch`] that defines how hypotheses compete: of [`FinishedStay`] if finished captions
+stay in the beam, or with a [`FinishedPool`] if they leave it.
 
 What `output_scores` and `output_logits` give is the same for every captioner and every decoding, greedy, sampled or
 with beams: `logits` are what the model gave, before softmax and processors; `scores` are log-probabilities after the
@@ -32,7 +32,7 @@ from .captioner_layers import at_least_float32
 
 
 class LoweringProcessor(LogitsProcessor):
-    """A processor that only lowers log-probabilities and looks at each caption for itself."""
+    """A processor that only lowers log-probabilities and treats each caption by itself."""
 
 
 class LogProbabilities(LogitsProcessor):
@@ -44,7 +44,7 @@ class LogProbabilities(LogitsProcessor):
 
 
 class NoRepeatedNgrams(NoRepeatNGramLogitsProcessor):
-    """As in transformers, without the start token."""
+    """Processor of transformers, without the start token."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """(N, V) -> (N, V)"""
@@ -52,7 +52,7 @@ class NoRepeatedNgrams(NoRepeatNGramLogitsProcessor):
 
 
 class RepeatedWordPenalty(RepetitionPenaltyLogitsProcessor):
-    """As in transformers, without the start token."""
+    """Processor of transformers, without the start token."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """(N, V) -> (N, V)"""
@@ -60,7 +60,7 @@ class RepeatedWordPenalty(RepetitionPenaltyLogitsProcessor):
 
 
 def behind_start(processor: Any) -> Any:
-    """A processor that looks for repetitions behind the start token only; other processors as they are."""
+    """A processor that counts repetitions behind the start token only; other processors as they are."""
     if type(processor) is NoRepeatNGramLogitsProcessor:
         return NoRepeatedNgrams(processor.ngram_size)
     if type(processor) is RepetitionPenaltyLogitsProcessor:
@@ -79,7 +79,7 @@ LOWERING_PROCESSORS = (
 
 
 class WordSteps:
-    """Asks a captioner for one word after the other, and keeps the scores that the caller wants.
+    """Ask a captioner for the words in turn, and keep the scores that the caller wants.
 
     Args:
         model ([`AutoregressiveCaptioner`]): the captioner.
@@ -91,7 +91,7 @@ class WordSteps:
 
     Attributes:
         only_lowers (`bool`): whether all processors are of those that only lower log-probabilities, so that the sum of
-            a hypothesis cannot rise, and look at each caption for itself.
+            a hypothesis cannot rise, and treat each caption by itself.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class WordSteps:
     def output(
         self, sequences: torch.Tensor, words: int | None = None, **beams: torch.Tensor
     ) -> torch.Tensor | GenerateEncoderDecoderOutput | GenerateBeamEncoderDecoderOutput:
-        """What `generate` returns.
+        """Output of `generate`.
 
         Args:
             sequences (`torch.LongTensor` of shape `(N, length)`): the captions.
@@ -200,18 +200,18 @@ class BeamSearch:
 
     nothing = -torch.inf  # sum of all hypotheses but the first at the start, where all are the same prompt
     options: ClassVar[tuple[str, ...]] = ()  # of `captioner_options.OWN_BEAMS`, those that the rule has
-    group_size = 1  # words between two looks at whether the search is over
+    group_size = 1  # words between two checks whether the search is over
 
     def __init__(self, prompts: torch.Tensor, steps: WordSteps) -> None:
         self.config = config = steps.config
         images, device = prompts.shape[0] // config.num_beams, prompts.device
-        self.ids = prompts
+        self.ids = prompts  # (B * K, prompt)
         self.start = prompts.shape[1]
         self.eos, self.pad = config._eos_token_tensor, config._pad_token_tensor
         self.first_rows = torch.arange(images, device=device)[:, None] * config.num_beams  # (B, 1)
-        self.sums = torch.full((images, config.num_beams), self.nothing, device=device)  # float64 once such are added
+        self.sums = torch.full((images, config.num_beams), self.nothing, device=device)  # (B, K), float64 later
         self.sums[:, 0] = 0.0
-        self.sources = prompts.new_empty(prompts.shape[0], 0)
+        self.sources = prompts.new_empty(prompts.shape[0], 0)  # (B * K, 0)
 
     def advance(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Append a word to every hypothesis, by scores (B * K, V); returns the rows (B * K,) that they continue."""
@@ -227,9 +227,9 @@ class BeamSearch:
 
     def continue_with(self, rows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Let the hypotheses be `words` (B, K) behind those in `rows` (B, K); returns the rows (B * K,)."""
-        rows = rows.flatten()
-        self.ids = torch.cat((self.ids.index_select(0, rows), words.view(-1, 1)), dim=1)
-        self.sources = torch.cat((self.sources.index_select(0, rows), rows[:, None]), dim=1)
+        rows = rows.flatten()  # (B * K,)
+        self.ids = torch.cat((self.ids.index_select(0, rows), words.view(-1, 1)), dim=1)  # (B * K, length + 1)
+        self.sources = torch.cat((self.sources.index_select(0, rows), rows[:, None]), dim=1)  # (B * K, steps + 1)
         return rows
 
     @classmethod
@@ -271,14 +271,14 @@ class FinishedStay(BeamSearch):
         super().__init__(prompts, steps)
         self.start_length = self.prompt_length()
         self.lengths = torch.full_like(self.sums, self.start_length, dtype=torch.long)  # (B, K)
-        self.finished = torch.zeros_like(self.sums, dtype=torch.bool)
+        self.finished = torch.zeros_like(self.sums, dtype=torch.bool)  # (B, K)
 
     def prompt_length(self) -> int:
-        """How many tokens of the prompt the length of a caption counts."""
+        """Number of the prompt's tokens that the length of a caption counts."""
         return self.start
 
     def rank(self, sums: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """By what candidates survive: sums and lengths (B, K * K), the end token counted."""
+        """Scores by which candidates survive, of sums and lengths (B, K * K), the end token counted."""
         return sums
 
     def score(self, sums: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -295,9 +295,9 @@ class FinishedStay(BeamSearch):
         lengths = (self.lengths + (~self.finished).long()).repeat_interleave(beams, dim=1)  # (B, K * K)
         chosen = self.rank(sums, lengths).topk(beams).indices  # (B, K)
         self.sums, self.lengths = sums.gather(1, chosen), lengths.gather(1, chosen)
-        origin = chosen // beams
-        finished = self.finished.gather(1, origin)
-        words = torch.where(finished, self.pad, words.flatten(1).gather(1, chosen))
+        origin = chosen // beams  # (B, K)
+        finished = self.finished.gather(1, origin)  # (B, K)
+        words = torch.where(finished, self.pad, words.flatten(1).gather(1, chosen))  # (B, K)
         self.finished = finished | torch.isin(words, self.eos)
         return self.continue_with(self.first_rows + origin, words)
 
@@ -306,21 +306,21 @@ class FinishedStay(BeamSearch):
         itself only, at no cost."""
         beams = log_probs.shape[1]
         if self.config.do_sample:
-            words = torch.multinomial(log_probs.exp().flatten(0, 1), beams).view(-1, beams, beams)
-            gains = log_probs.gather(-1, words)
+            words = torch.multinomial(log_probs.exp().flatten(0, 1), beams).view(-1, beams, beams)  # (B, K, K)
+            gains = log_probs.gather(-1, words)  # (B, K, K)
         else:
-            gains, words = log_probs.topk(beams, dim=-1)
-        itself = torch.full_like(gains, -torch.inf)
+            gains, words = log_probs.topk(beams, dim=-1)  # (B, K, K)
+        itself = torch.full_like(gains, -torch.inf)  # (B, K, K)
         itself[..., 0] = 0.0
         return words, torch.where(self.finished[..., None], itself, gains)
 
     def best(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        scores, order = self.score(self.sums, self.lengths).sort(dim=1, descending=True, stable=True)
+        scores, order = self.score(self.sums, self.lengths).sort(dim=1, descending=True, stable=True)  # (B, K)
         rows = (self.first_rows + order[:, :count]).flatten()  # (B * count,)
-        words = self.lengths.flatten()[rows] - self.start_length  # of each caption, without the prompt
+        words = self.lengths.flatten()[rows] - self.start_length  # (B * count,), without the prompt
         longest = int(words.max())
         written = torch.arange(longest, device=rows.device) < words[:, None]  # (B * count, longest)
-        sources = self.sources[rows, :longest].masked_fill(~written, -1)
+        sources = self.sources[rows, :longest].masked_fill(~written, -1)  # (B * count, longest)
         return self.ids[rows, : self.start + longest], scores[:, :count].flatten(), sources
 
 
@@ -339,10 +339,10 @@ class FinishedPool:
         self.start, self.dtype = search.start, search.sums.dtype
         self.limit = max(search.config.max_length, search.start)
         self.pad = int(search.pad)
-        self.scores = torch.full((images, count), -torch.inf, dtype=torch.float64, device=search.ids.device)
-        self.lengths = torch.full_like(search.ids.view(images, count, -1)[..., 0], search.start)
-        self.ids = search.ids.new_full((images, count, self.limit), self.pad)
-        self.sources = search.ids.new_full((images, count, self.limit - search.start), -1)
+        self.scores = torch.full((images, count), -torch.inf, dtype=torch.float64, device=search.ids.device)  # (B, K)
+        self.lengths = torch.full_like(search.ids.view(images, count, -1)[..., 0], search.start)  # (B, K)
+        self.ids = search.ids.new_full((images, count, self.limit), self.pad)  # (B, K, limit)
+        self.sources = search.ids.new_full((images, count, self.limit - search.start), -1)  # (B, K, limit - prompt)
 
     def add(self, scores: torch.Tensor, ids: torch.Tensor, sources: torch.Tensor) -> None:
         """Add captions and keep the best ones.
@@ -355,9 +355,10 @@ class FinishedPool:
         missing = self.limit - ids.shape[-1]
         count = self.scores.shape[1]
         scores, order = torch.cat((self.scores, scores.double()), dim=1).sort(dim=1, descending=True, stable=True)
+        # scores and order (B, K + M)
         self.scores, kept = scores[:, :count], order[:, :count]  # (B, K)
-        lengths = torch.full_like(ids[..., 0], ids.shape[-1])
-        self.lengths = torch.cat((self.lengths, lengths), dim=1).gather(1, kept)
+        lengths = torch.full_like(ids[..., 0], ids.shape[-1])  # (B, M)
+        self.lengths = torch.cat((self.lengths, lengths), dim=1).gather(1, kept)  # (B, K)
         self.ids = _keep(self.ids, torch.nn.functional.pad(ids, (0, missing), value=self.pad), kept)
         self.sources = _keep(self.sources, torch.nn.functional.pad(sources, (0, missing), value=-1), kept)
 
@@ -365,11 +366,12 @@ class FinishedPool:
         """See [`BeamSearch.best`]."""
         longest = int(self.lengths[:, :count].max())
         ids, sources = self.ids[:, :count, :longest], self.sources[:, :count, : longest - self.start]
-        scores = self.scores[:, :count].to(self.dtype)
+        # (B, count, longest) and (B, count, longest - prompt)
+        scores = self.scores[:, :count].to(self.dtype)  # (B, count)
         return ids.flatten(0, 1), scores.flatten(), sources.flatten(0, 1)
 
 
 def _keep(before: torch.Tensor, new: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Rows `kept` (B, K) of both (B, K + M, width)."""
-    both = torch.cat((before, new), dim=1)
-    return both.gather(1, kept[..., None].expand(-1, -1, both.shape[-1]))
+    both = torch.cat((before, new), dim=1)  # (B, K + M, width)
+    return both.gather(1, kept[..., None].expand(-1, -1, both.shape[-1]))  # (B, K, width)

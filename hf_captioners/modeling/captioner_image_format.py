@@ -3,7 +3,7 @@
 A decoder is on the list if it is a part of Pillow (or `pillow-heif`), starts no other program, and declares the size
 of the picture before it decodes. So these are not:
 
-- EPS and PostScript (Ghostscript runs what the file says), WMF and EMF (Windows draws them), PDF, SVG;
+- EPS and PostScript (Ghostscript runs the program in the file), WMF and EMF (Windows draws them), PDF, SVG;
 - containers and stubs (HDF5, FITS, GRIB, MPEG, ICO, ICNS, PSD, DDS), formats without a signature (TGA, PCX), RAW;
 - JPEG XL: `pillow-jxl-plugin` decodes the whole picture before its size can be compared with a limit.
 
@@ -65,8 +65,7 @@ _PYTHON_CODECS = ("ppm", "ppm_plain", "bmp_rle")
 
 
 def sniff_format(head: bytes) -> str | None:
-    """
-    Names the picture format that bytes begin like.
+    """Name the picture format that bytes begin like.
 
     Args:
         head (`bytes`): the first bytes of a file, `SIGNATURE_BYTES` or more.
@@ -100,8 +99,7 @@ def _heif_reader() -> type[ImageFile.ImageFile] | None:
 
 
 def open_header(data: bytes, max_scans: int, max_pixels: int) -> ImageFile.ImageFile:
-    """
-    Parses the header of a picture. Nothing is decoded yet.
+    """Parse the header of a picture. Nothing is decoded yet.
 
     Args:
         data (`bytes`): the whole file.
@@ -148,7 +146,7 @@ _SOS, _EOI = 0xDA, 0xD9
 
 
 def _check_scans(data: bytes, max_scans: int) -> None:
-    """Counts the scans of a JPEG up to the limit, as libjpeg walks through it (ITU-T T.81, annex B)."""
+    """Count the scans of a JPEG up to the limit, as libjpeg walks through it (ITU-T T.81, annex B)."""
     scans, position = 0, 2
     while match := _MARKER.search(data, position):
         marker, position = match[1][0], match.end()
@@ -167,7 +165,7 @@ _COD_OR_COC = re.compile(rb"\xff([\x52\x53])")
 
 
 def _check_jpeg2000(data: bytes) -> None:
-    """Compares tiles and code-blocks of all codestreams in a file (ISO/IEC 15444-1, annex A.5 and A.6)."""
+    """Compare tiles and code-blocks of all codestreams in a file (ISO/IEC 15444-1, annex A.5 and A.6)."""
     for siz in _SIZ.finditer(data):
         fields = data[siz.end() : siz.end() + 38]
         if len(fields) < 38:

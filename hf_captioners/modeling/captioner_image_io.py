@@ -30,7 +30,7 @@ _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _ROWS = 256
 _WHITE = (255, 255, 255, 255)
 
-# What PIL's parsers and decoders let out on damaged or hostile bytes. MemoryError is not here: it says nothing about
+# What PIL's parsers and decoders let out on damaged or hostile bytes. MemoryError is not here: it tells nothing about
 # the picture. DecompressionBombWarning is raised where the program turned warnings into errors.
 _DECODER_ERRORS = (
     OSError,
@@ -51,8 +51,7 @@ _DECODER_ERRORS = (
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """
-    Converts a PIL image of any mode to 8-bit RGB.
+    """Convert a PIL image of any mode to 8-bit RGB.
 
     Transparency (an alpha channel, a transparent colour or palette entry) is composited on white. CMYK, YCbCr, HSV,
     grey and 1-bit images go through PIL's own conversion. Deep images are scaled to 8 bits, where PIL would clip them:
@@ -96,7 +95,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Composites a picture with transparency on white; in strips, as PIL needs three pictures of four bytes a pixel."""
+    """Composite a picture with transparency on white; in strips, as PIL needs three pictures of four bytes a pixel."""
     opaque = Image.new("RGB", image.size)
     for top in range(0, image.height, _ROWS):
         strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
@@ -108,7 +107,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_grey(image: Image.Image) -> Image.Image:
-    """Scales a 16-bit, 32-bit or float image to mode "L" (see `to_rgb`)."""
+    """Scale a 16-bit, 32-bit or float image to mode "L" (see `to_rgb`)."""
     values: np.ndarray = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -139,8 +138,7 @@ def open_image(
     timeout: float = 10.0,
     rgb: bool = True,
 ) -> Image.Image:
-    """
-    Opens a picture from outside and returns its first frame, upright, as 8-bit RGB.
+    """Open a picture from outside and return its first frame, upright, as 8-bit RGB.
 
     The formats: JPEG, PNG (also APNG), WebP, GIF, BMP, TIFF, JPEG 2000, Netpbm, AVIF where PIL has it, and HEIC where
     `pillow-heif` is installed. The content decides, not the name. Safe to call from several threads.

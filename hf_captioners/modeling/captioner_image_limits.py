@@ -1,4 +1,4 @@
-"""Limits of opening pictures from outside, and the error that says which was reached.
+"""Limits of opening pictures from outside, and the error that names the one that was reached.
 
 The defaults hold where neither an argument nor an environment variable sets another value. Every limit is compared with
 what a file declares before anything is decoded.
@@ -30,8 +30,7 @@ class ImageError(ValueError):
 
 
 def limit_of(quantity: str, default: int) -> int:
-    """
-    Looks up a limit.
+    """Look up a limit.
 
     Args:
         quantity (`str`): `"bytes"`, `"pixels"` or `"scans"`.

@@ -47,8 +47,7 @@ def describe_source(source: ImageSource) -> str:
 
 
 def read_source(source: EncodedSource, max_bytes: int, timeout: float) -> bytes:
-    """
-    Reads the encoded bytes of a picture.
+    """Read the encoded bytes of a picture.
 
     Args:
         source (`EncodedSource`): see `open_image`.
@@ -71,7 +70,7 @@ def read_source(source: EncodedSource, max_bytes: int, timeout: float) -> bytes:
 
 
 def _read(source: EncodedSource, max_bytes: int, timeout: float) -> bytes:
-    """Reads the bytes; returns more than `max_bytes` of them only if the caller held them already."""
+    """Read the bytes; return more than `max_bytes` of them only if the caller held them already."""
     if isinstance(source, Mapping):
         inner = source.get("bytes") if source.get("bytes") is not None else source.get("path")
         if inner is None:
@@ -88,7 +87,7 @@ def _read(source: EncodedSource, max_bytes: int, timeout: float) -> bytes:
 
 
 def _read_text(text: str, max_bytes: int, timeout: float) -> bytes:
-    """Reads what a text leads to: a URL, a data: URI, base64 text, or else a path."""
+    """Read what a text leads to: a URL, a data: URI, base64 text, or else a path."""
     if scheme := _URL.match(text):
         if scheme[1].lower() not in ("http", "https"):
             raise ImageError(f"the URL scheme {shorten(scheme[1])!r} is not supported; use http or https, or a path")

@@ -50,7 +50,7 @@ class _SocketReader(io.RawIOBase):
 
 
 class _BoundedSocket:
-    """What `http.client` needs of a socket."""
+    """Parts of a socket that `http.client` needs."""
 
     def __init__(self, connection: socket.socket, deadline: _Deadline) -> None:
         self.connection, self.deadline = connection, deadline
@@ -128,8 +128,7 @@ def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
 
 
 def read_url(url: str, max_bytes: int, timeout: float) -> bytes:
-    """
-    Fetches a picture.
+    """Fetch a picture.
 
     Args:
         url (`str`): http or https.

@@ -30,7 +30,7 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
 
 
 def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of given tokens, without those of all the others in memory.
+    """Log-probabilities of tokens, without those of all the others in memory.
 
     Args:
         logits (`torch.Tensor` of shape `(N, T, V)`): scores.
@@ -58,7 +58,7 @@ def token_entropies(logits: torch.Tensor) -> torch.Tensor:
 
 
 def ended_before(tokens: torch.Tensor, eos_token_id: int | list[int]) -> torch.Tensor:
-    """Where a caption is over already.
+    """Positions at which a caption is over already.
 
     Args:
         tokens (`torch.LongTensor` of shape `(N, T)`): words, without the start token, which may equal the end token.

@@ -1,4 +1,4 @@
-"""What the captioners return."""
+"""Outputs of the captioners."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CaptionerEncoderOutput(ModelOutput):
     hidden_states: tuple | None = None
 
     def rows(self, index: Any) -> Self:
-        """Some of the pictures.
+        """Select pictures.
 
         Args:
             index (`slice` or `torch.LongTensor`): which rows.
@@ -80,7 +80,7 @@ class CaptionerOutput(ModelOutput):
 
 @dataclass
 class CandidateOutput(ModelOutput):
-    """What `write_candidates` returns.
+    """Output of `write_candidates`.
 
     Args:
         sequences (`torch.LongTensor` of shape `(images * candidates, length)`):

@@ -56,7 +56,7 @@ def foreign_code(source: Any, allowed: bool) -> Iterator[None]:
 def load_pretrained(
     loader: Any, source: str | os.PathLike[str] | None, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """`loader.from_pretrained(source, …)`, in which foreign code runs only if `trust_remote_code` says so.
+    """`loader.from_pretrained(source, …)`, in which foreign code runs only if `trust_remote_code` allows it.
 
     Args:
         loader (`type`): a class with `from_pretrained`, such as `AutoProcessor`.
@@ -115,13 +115,13 @@ def _kernels(settings: Any) -> Iterator[str]:
     if isinstance(settings, dict):
         for name, value in settings.items():
             if name.lstrip("_").split("_implementation")[0] in ("attn", "experts"):
-                yield from (one for one in _texts(value) if "/" in one)
+                yield from (name for name in _texts(value) if "/" in name)
             yield from _kernels(value)
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        for one in value.values():
-            yield from _texts(one)
+        for item in value.values():
+            yield from _texts(item)
     elif isinstance(value, str):
         yield value

@@ -24,7 +24,7 @@ from .captioner_base import CaptionerPreTrainedModel
 
 @dataclass(frozen=True)
 class UnknownWords:
-    """What captions have that a vocabulary has not.
+    """Words and characters of captions that a vocabulary lacks.
 
     Attributes:
         words (`Counter[str]`): the unknown words and how often each is there.
@@ -143,7 +143,9 @@ def _add_rows(model: CaptionerPreTrainedModel, count: int) -> None:
     if scores.bias is not None:
         scores.bias = _longer(scores.bias, count)
     embedding.num_embeddings = scores.out_features = size = len(embedding.weight)
-    owners = [one for one in model.modules() if isinstance(one, PreTrainedModel)]  # a GPT-2 inside has its own numbers
+    owners = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel)
+    ]  # a GPT-2 inside has its own numbers
     for owner in owners:
         if owner.get_input_embeddings() is embedding:
             owner.config.get_text_config().vocab_size = size

@@ -51,7 +51,7 @@ _NO_SPACE = rf"(?<=[{SPACELESS}\p{{M}}]) (?=[{SPACELESS}{_KATAKANA}])|(?<=[{_KAT
 
 @functools.lru_cache(maxsize=1)
 def word_rule() -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
-    """What brings text to one form, and what cuts it into words.
+    """Parts that bring text to one form and that cut it into words.
 
     Returns:
         `tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]`
@@ -86,8 +86,8 @@ def split_unicode_words(captions: Iterable[str]) -> list[list[str]]:
 
 
 def known_word_rule(vocabulary: Iterable[str]) -> pre_tokenizers.PreTokenizer:
-    """What cuts text in one form into words, those of a vocabulary being known: in scripts without spaces the longest
-    known word is taken, and a single letter where none begins.
+    """Pre-tokenizer that cuts normalised text into words, those of a vocabulary being known: in scripts without spaces
+    the longest known word is taken, and a single letter where none begins.
 
     Args:
         vocabulary (`Iterable[str]`): the words.
@@ -115,7 +115,7 @@ def known_word_rule(vocabulary: Iterable[str]) -> pre_tokenizers.PreTokenizer:
 
 
 def word_decoder() -> decoders.Decoder:
-    """What joins words to text: with spaces, but for scripts that have none.
+    """Decoder that joins words to text: with spaces, but for scripts that have none.
 
     Returns:
         `decoders.Decoder`

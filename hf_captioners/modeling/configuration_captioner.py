@@ -1,4 +1,4 @@
-"""What the configurations of all captioners share."""
+"""Fields and checks that the configurations of all captioners share."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class CaptionerConfig(PreTrainedConfig):
         return width
 
     def _backbone_width(self, vision_config: PreTrainedConfig) -> int | None:
-        """Width of what the captioner reads of its backbone, if the backbone's configuration says it."""
+        """Width of what the captioner reads of its backbone, if the backbone's configuration has it."""
         return vision_config.to_dict().get("hidden_size")
 
     def validate_architecture(self) -> None:

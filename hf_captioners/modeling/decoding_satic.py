@@ -1,6 +1,6 @@
-"""How SATIC writes a caption: greedy decoding, sampling and beam search, K words for a call of the decoder.
+"""Decoding of SATIC: greedy decoding, sampling and beam search, K words for a call of the decoder.
 
-The loops ask the model for one word after the other, and `cache_satic.py` sees to it that the decoder runs once for a
+The loops ask the model for the words in turn, and the cache (`cache_satic.py`) makes the decoder run once for a
 group. So processors and searches see the scores of every word, and the loops of transformers work as well.
 
 Where this differs from the authors' code:
@@ -26,7 +26,7 @@ UNKNOWN_PENALTY = 1000.0
 
 
 class UnknownWordPenalty(LoweringProcessor):
-    """Lowers the log-probability of the unknown word by 1000.
+    """Lower the log-probability of the unknown word by 1000.
 
     Args:
         unk_token_id (`int`): the unknown word.
@@ -58,8 +58,8 @@ def group_words(prompts: torch.Tensor, steps: WordSteps, criteria: StoppingCrite
     size, start = steps.model.config.group_size, prompts.shape[1]
     limit = 1 + (config.max_length - 1) // size * size if quirks else config.max_length
     captions = _Captions(prompts, max(limit, start), config._eos_token_tensor, config._pad_token_tensor)
-    seen = config.do_sample or config.return_dict_in_generate or criteria or not steps.only_lowers
-    may_leave = steps.cache is not None and not seen  # nobody sees the other rows
+    rows_matter = config.do_sample or config.return_dict_in_generate or criteria or not steps.only_lowers
+    may_leave = steps.cache is not None and not rows_matter  # finished rows are read nowhere
     for length in range(start, limit):
         log_probs = steps.next_scores(captions.ids[:, :length])  # (R, V)
         words = torch.multinomial(log_probs.softmax(-1), 1)[:, 0] if config.do_sample else log_probs.argmax(-1)  # (R,)
@@ -68,7 +68,7 @@ def group_words(prompts: torch.Tensor, steps: WordSteps, criteria: StoppingCrite
         if group_is_full:
             if criteria:
                 captions.stop(criteria(captions.ids[:, : length + 1], log_probs))
-            going_on = captions.going_on()
+            going_on = captions.going_on()  # (rows,)
             if not len(going_on):
                 break
             if may_leave and 2 * len(going_on) <= len(captions.ids):
@@ -101,18 +101,18 @@ class SaticBeams(BeamSearch):
         gains, words = log_probs.view(images, beams, -1).topk(beams)  # (B, K, K): of each hypothesis, best first
         # equal sums: a better rank within its hypothesis goes first, then the better hypothesis
         sums = (self.sums[..., None] + gains).transpose(1, 2).flatten(1)  # (B, K * K), rank by rank
-        sums, order = sums.sort(dim=1, descending=True, stable=True)
+        sums, order = sums.sort(dim=1, descending=True, stable=True)  # (B, K * K)
         self.sums, chosen = sums[:, :beams], order[:, :beams]  # (B, K)
         words = words.transpose(1, 2).flatten(1).gather(1, chosen)  # (B, K)
-        rows = self.continue_with(self.first_rows + chosen % beams, words)
+        rows = self.continue_with(self.first_rows + chosen % beams, words)  # (B * K,)
         self._finish(torch.isin(words, self.eos) | (self.ids.shape[1] == self.config.max_length))
         return rows
 
     def _finish(self, finished: torch.Tensor) -> None:
         """Move hypotheses (B, K) to the pool. What is out of the beam has the sum -inf and is never chosen again."""
         written = self.ids.shape[1] - self.start
-        scores = self.normalize(self.sums.double(), written).masked_fill(~finished, -torch.inf)
-        self.sums = self.sums.masked_fill(finished, -torch.inf)
+        scores = self.normalize(self.sums.double(), written).masked_fill(~finished, -torch.inf)  # (B, K)
+        self.sums = self.sums.masked_fill(finished, -torch.inf)  # (B, K)
         shape = self.sums.shape
         self.pool.add(scores, self.ids.view(*shape, -1), self.sources.view(*shape, written))
 
@@ -129,7 +129,7 @@ class SaticBeams(BeamSearch):
 
 
 def length_normalizer(penalty: float | str) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """How a beam's final score follows from its sum of log-probabilities and its number n of words.
+    """Rule that makes a beam's final score of its sum of log-probabilities and its number n of words.
 
     Args:
         penalty (`float` or `str`): a number a, for sum / n^a, as in transformers; or in the original's notation `""`
@@ -167,7 +167,7 @@ def length_normalizer(penalty: float | str) -> Callable[[torch.Tensor, int], tor
 
 
 class _Captions:
-    """What greedy decoding and sampling write: `ids` (R, limit), the `rows` (R,) of all captions that are still in."""
+    """Output of greedy decoding and sampling: `ids` (R, limit), the `rows` (R,) of all captions that are still in."""
 
     def __init__(self, prompts: torch.Tensor, limit: int, eos: torch.Tensor, pad: torch.Tensor) -> None:
         self.eos, self.pad = eos, pad
@@ -181,10 +181,10 @@ class _Captions:
 
     def append(self, words: torch.Tensor, stop: bool) -> None:
         """Append words (R,) to the captions that have not stopped; those that have ended stop now if `stop` is true."""
-        self.ids[:, self.length] = words = torch.where(self.stopped, self.pad, words)
+        self.ids[:, self.length] = words = torch.where(self.stopped, self.pad, words)  # (R,)
         self.length += 1
-        self.lengths = self.lengths + ~self.stopped
-        self.ended = self.ended | torch.isin(words, self.eos)
+        self.lengths = self.lengths + ~self.stopped  # (R,)
+        self.ended = self.ended | torch.isin(words, self.eos)  # (R,)
         if stop:
             self.stopped = self.ended
 
@@ -198,9 +198,9 @@ class _Captions:
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with some rows; the others have stopped."""
-        self.all_ids[self.rows] = self.ids
+        self.all_ids[self.rows] = self.ids  # (N, limit)
         self.rows, self.ids, self.lengths = self.rows[rows], self.ids[rows], self.lengths[rows]
-        self.ended, self.stopped = self.ended[rows], self.stopped[rows]
+        self.ended, self.stopped = self.ended[rows], self.stopped[rows]  # (rows,), as all of the above but ids
 
     def sequences(self) -> torch.Tensor:
         """All captions, as wide as the longest one, which is among those that are still in."""

@@ -164,13 +164,13 @@ class DynamicExpansion(nn.Module):
         own_scores = torch.matmul(conditions * self.scale, keys_t)  # (R, T, T)
         # (R, T, N, T): position i, slot e, token j
         scores = self.dropout(slot_scores[:, None] + own_scores[:, :, None])
-        seen = torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()[:, None, :]  # j <= i
+        causal = torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()[:, None, :]  # j <= i
         later = torch.ones(length, length, dtype=torch.bool, device=keys.device).triu()[:, None, :]  # i <= t
         # (R, T, N, d), outside the dropout of f
         bias = (self.bias_exp_vectors.weight + conditions[:, :, None]).to(positive.dtype)
 
         def one_class(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            forward = _normalize(part * seen, 3, self.eps).flatten(1, 2)  # (R, T*N, T)
+            forward = _normalize(part * causal, 3, self.eps).flatten(1, 2)  # (R, T*N, T)
             slots = self.dropout(torch.matmul(forward.to(values.dtype), values)) + bias.flatten(1, 2)
             backward = _normalize(part * later, (1, 2), self.eps).flatten(1, 2).transpose(1, 2)  # (R, T, T*N)
             return self.dropout(torch.matmul(backward.to(values.dtype), slots))

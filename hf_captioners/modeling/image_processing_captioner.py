@@ -42,15 +42,15 @@ def open_picture(source: ImageSource, image_processor: Any, **limits: Any) -> Im
             make gigabytes of it (1 x 60000 pixels fit into a few kilobytes).
     """
     settings = image_processor.to_dict()
-    picture = open_image(source, rgb=not settings.get("black_non_rgb", False), **limits)
+    image = open_image(source, rgb=not settings.get("black_non_rgb", False), **limits)
     edge = (settings.get("size") or {}).get("shortest_edge")
     max_pixels = limit_of("pixels", MAX_PIXELS)
-    if edge and edge**2 * max(picture.size) > max_pixels * min(picture.size):
-        width, height = picture.size
+    if edge and edge**2 * max(image.size) > max_pixels * min(image.size):
+        width, height = image.size
         raise ImageError(
             f"{describe_source(source)}: {width} x {height} pixels are too narrow a picture to scale to {edge}"
         )
-    return picture
+    return image
 
 
 def open_resized(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
@@ -72,28 +72,28 @@ def open_resized(source: ImageSource, image_processor: Any, **limits: Any) -> Im
     Raises:
         ImageError: see `open_picture`.
     """
-    picture = open_picture(source, image_processor, **limits)
-    is_large = picture.width * picture.height > _SMALL
-    is_plain = picture.mode == "RGB" and not picture.has_transparency_data
-    return _resized(picture, image_processor) if is_large and is_plain and _resizes_first(image_processor) else picture
+    image = open_picture(source, image_processor, **limits)
+    is_large = image.width * image.height > _SMALL
+    is_plain = image.mode == "RGB" and not image.has_transparency_data
+    return _resized(image, image_processor) if is_large and is_plain and _resizes_first(image_processor) else image
 
 
-def _resized(picture: Image.Image, image_processor: Any) -> Image.Image:
+def _resized(image: Image.Image, image_processor: Any) -> Image.Image:
     """A picture at the size that an image processor which `_resizes_first` gives it."""
     size = SizeDict(**dict(image_processor.size))
     in_torch = isinstance(image_processor, TorchvisionBackend)
     if in_torch:
-        pixels = image_processor.process_image(picture)  # (3, H, W)
+        pixels = image_processor.process_image(image)  # (3, H, W)
         pixels = image_processor.resize(pixels, size, resample=image_processor.resample)  # (3, height, width)
         return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     shape: Any = (size.height, size.width)
     if size.shortest_edge:
-        no_pixels = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # takes no memory
+        no_pixels = np.broadcast_to(np.uint8(0), (3, image.height, image.width))  # takes no memory
         shape = get_resize_output_image_size(
             no_pixels, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
         )
     # `PilBackend.resize` makes a PIL picture of its array and resizes that: the same without the copies
-    return picture.resize((shape[1], shape[0]), image_processor.resample)
+    return image.resize((shape[1], shape[0]), image_processor.resample)
 
 
 def _resizes_first(image_processor: Any) -> bool:
@@ -159,7 +159,7 @@ class CaptionerImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open paths and URLs (or lists of them) with `open_image`; pictures pass."""
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(one) for one in image_url_or_urls]
+            return [self.fetch_images(url) for url in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, Path)):
             # in its own mode: an option of the call may ask for black pictures
             return open_image(image_url_or_urls, rgb=False)

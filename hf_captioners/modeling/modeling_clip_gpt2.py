@@ -1,4 +1,4 @@
-"""CLIP-GPT2, the low-cost captioner: an image embedding becomes a token (or several) in front of GPT-2's words.
+"""CLIP-GPT2, the low-cost captioner: an image embedding becomes a token (or more) in front of GPT-2's words.
 
 There is no paper; the description is a public project's. ClipCap (arXiv 2111.09734) is the same idea with more image
 tokens, and its checkpoints load here. The towers are transformers' own: `CLIPVisionModelWithProjection` (or any vision
@@ -11,7 +11,7 @@ start token in front: GPT-2 never sees it, the last token before the words stand
 tokens have N x T scores, and `generate` is transformers' own, with GPT-2's own cache behind it.
 
 Loading in 8 or 4 bits works as for any model of transformers, with `quantization_config=BitsAndBytesConfig(…)`; nothing
-here looks at the type of a linear layer's weights.
+here depends on the type of a linear layer's weights.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ NO_ANCHOR = -100  # padding of `anchor_ids`
 
 @dataclass
 class ClipGpt2EncoderOutput(CaptionerEncoderOutput):
-    """What GPT-2 reads before the words, and what the tag predictor says.
+    """Input of GPT-2 before the words, and scores of the tag predictor.
 
     Args:
         last_hidden_state, image_attention_mask, image_features, hidden_states: see [`CaptionerEncoderOutput`].
@@ -233,7 +233,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         *args: Any,
         **inputs: Any,
     ) -> CaptionerEncoderOutput:
-        """What GPT-2 reads before the words, for any number of captions; see `CaptionerPreTrainedModel.encode_images`.
+        """Input of GPT-2 before the words, for any number of captions; see `CaptionerPreTrainedModel.encode_images`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): preprocessed pictures.
@@ -279,7 +279,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         )
 
     def _as_mapped(self, features: Any) -> torch.Tensor:
-        """Features as mapper and tag predictor see them."""
+        """Features in the form that mapper and tag predictor read."""
         if self.config.normalize_prefix:
             features = nn.functional.normalize(at_least_float32(features), dim=-1)
         return features.to(self.gpt.dtype)
@@ -362,7 +362,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             )
         states, weights = output.hidden_states, output.attentions  # without those of the prefix:
         states = None if states is None else tuple(state[:, -length:] for state in states)  # (N, T, d)
-        weights = None if weights is None else tuple(one[:, :, -length:] for one in weights)  # (N, H, T, C + T - 1)
+        weights = None if weights is None else tuple(layer[:, :, -length:] for layer in weights)  # (N, H, T, C + T - 1)
         return CaptionerOutput(logits=output.logits, decoder_hidden_states=states, decoder_attentions=weights)
 
     def _behind_prefix(
@@ -386,9 +386,9 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """GPT-2 on embeddings (R, L, d); the mask (R, C) of the prefix makes it skip padding, in positions too."""
         positions = None
         if mask is not None:
-            seen = embeddings.shape[1] + (0 if cache is None else cache.get_seq_length())
-            mask = nn.functional.pad(mask[:, :seen], (0, max(seen - mask.shape[1], 0)), value=1)
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+            length = embeddings.shape[1] + (0 if cache is None else cache.get_seq_length())
+            mask = nn.functional.pad(mask[:, :length], (0, max(length - mask.shape[1], 0)), value=1)  # (R, length)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]  # (R, L)
         return self.gpt(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -403,8 +403,8 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     ) -> None:
         """GPT-2's positions count; the start token takes none, what stands before the words does."""
         words, prefix = input_ids.shape[1], encoder_outputs.last_hidden_state.shape[1]
-        seen = 0 if cache is None else cache.get_seq_length()
-        length = seen + words if seen else prefix + words - 1
+        cached = 0 if cache is None else cache.get_seq_length()
+        length = cached + words if cached else prefix + words - 1
         longest = self.gpt.config.n_positions
         if length > longest:
             raise ValueError(

@@ -15,7 +15,7 @@ Where this differs from the original:
 3. Padding is not learned: -100 and the padding token are no targets (`config.pad_in_loss` brings the original's loss
    back). The original also trains on a decoder input of start tokens only, by a mistake in a shape.
 4. Padded image features are possible, and masked.
-5. Captions are at most 30 tokens long by default, as in the original's scripts; its configuration says 20.
+5. Captions are at most 30 tokens long by default, as in the original's scripts; its configuration has 20.
 
 The original can write the padding token like a word; `generation_config.suppress_tokens = [config.pad_token_id]`
 forbids it. That is off by default, as in the original.
@@ -210,11 +210,11 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         self.post_init()
 
     def default_decoding(self) -> dict[str, Any]:
-        """The original's."""
+        """Beam search of the original."""
         return {"num_beams": 5, "decoding": "paper", "max_length": min(LONGEST, self.config.max_position_embeddings)}
 
     def freeze_backbone(self, trainable: str = "none") -> int:
-        """As in every captioner. The layer norm behind CLIP's last layer never learns: nothing here reads it."""
+        """Freeze as every captioner does. The layer norm behind CLIP's last layer never learns: nothing reads it."""
         count = super().freeze_backbone(trainable)
         if self.backbone is None or self.backbone.config.model_type != "clip_vision_model":
             return count

@@ -16,7 +16,7 @@ Where this differs from the authors' code:
 3. The keys and values of the memory are projected once for a picture and shared by its captions.
 4. Stochastic depth acts on both branches of a Swin block, as in the authors' backbone (transformers has it on one).
 5. A backbone trained from scratch starts from transformers' initialisation, not from Xavier's.
-6. The training loss is normalised by the targets of the whole optimizer step when the trainer says how many there are.
+6. The training loss is normalised by the targets of the whole optimizer step when the trainer passes their number.
 """
 
 from typing import Any, cast

@@ -13,7 +13,7 @@ Where this differs from the authors' code:
 3. Features without a mask are as with a mask of ones, also with batch normalisation.
 4. The keys and values of the memory are projected once for a picture and shared by its captions.
 5. Layer normalisations are float32 in every precision and under autocast.
-6. The training loss is normalised by the targets of the whole optimizer step when the trainer says how many there are.
+6. The training loss is normalised by the targets of the whole optimizer step when the trainer passes their number.
 7. Decoding: see `decoding_satic.py` and `cache_satic.py`.
 """
 
@@ -198,8 +198,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             return self.self_attn(words, keys, values, self_mask)
 
         hidden = self.sublayer[0](hidden, attend_to_words)
-        picture = memory_keys, memory_values, memory_mask, all_weights
-        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, *picture))
+        memory = memory_keys, memory_values, memory_mask, all_weights
+        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, *memory))
         return self.sublayer[2](hidden, self.feed_forward)
 
 
@@ -303,7 +303,7 @@ class EncoderDecoder(nn.Module):
 
 
 def group_inputs(ids: torch.Tensor, size: int, first: int = 0) -> torch.Tensor:
-    """What the decoder is fed with: a group reads the words of the group before it, the first one the start token.
+    """Input of the decoder: a group reads the words of the group before it, the first one the start token.
 
     Args:
         ids (`torch.LongTensor` of shape `(N, T)`): captions, start token first.
@@ -330,8 +330,8 @@ def group_inputs(ids: torch.Tensor, size: int, first: int = 0) -> torch.Tensor:
 
 
 def group_mask(start: int, stop: int, size: int, device: torch.device) -> torch.Tensor | None:
-    """Which of the places 0 to `stop` the places `start` to `stop` see, (stop - start, stop): their own group of `size`
-    and those before it. `None`: everything, which holds for one group."""
+    """Mask of the places 0 to `stop` that the places `start` to `stop` see, (stop - start, stop): their own group of
+    `size` and those before it. `None`: everything, which holds for one group."""
     if stop - start == size:
         return None
     groups = torch.arange(stop, device=device) // size
@@ -359,7 +359,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     `max_length` counts the start token: 21 for captions of at most 20 words, which is the default.
 
     The logits at place j of a caption are those of word j + 1, whatever K is; of the words up to j they depend on those
-    of the finished groups. With `labels` the decoder sees what `config.training_mask` says, without what it sees when
+    of the finished groups. With `labels` the decoder sees what `config.training_mask` allows, without what it sees when
     it writes.
 
     Args:
@@ -478,7 +478,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         options: DecodeOptions,
         weights: Any,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """As `_score`, after the words in `cache`. Runs the decoder only if a new group can be scored."""
+        """Score as `_score`, after the words in `cache`. Runs the decoder only if a new group can be scored."""
         state = cast(GroupState, cache.layers[0])
         size, known = self.config.group_size, state.groups * self.config.group_size
         words = state.append(ids)  # (R, n)
@@ -507,7 +507,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         self_mask: torch.Tensor | None,
         weights: list[torch.Tensor] | None,
     ) -> list[torch.Tensor]:
-        """Of the input (R, T): the embedded words, the output of each layer, and its normalisation, (R, T, d) each."""
+        """Hidden states (R, T, d) of the input (R, T): embedded words, output of each layer and its normalisation."""
         caches: list[Any] = [None] * len(self.model.decoder.layers) if cache is None else cache.layers[1:]
         start = 0 if cache is None else caches[0].get_seq_length()
         memory, mask = encoder_outputs.last_hidden_state, encoder_outputs.image_attention_mask
@@ -519,7 +519,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         return [*states, self.model.decoder.norm(states[-1])]
 
     def _original_training_mask(self, slots: torch.Tensor) -> torch.Tensor:
-        """What the original shows in teacher forcing, (N, 1, T, T): no start token and no padding but the first place.
+        """Mask of the original in teacher forcing, (N, 1, T, T): no start token and no padding but the first place.
 
         Its input also ends one place before the last group of a caption of `label_length` words is full.
         """
@@ -536,8 +536,8 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:
-        """As in every captioner, but no length penalty unless one was asked for; transformers' default is 1.0, and a
-        generation config without beams cannot be saved with another one."""
+        """Merge as every captioner does, but without length penalty unless the caller sets it; transformers' default is
+        1.0, and a generation config without beams cannot be saved with another value."""
         merged, rest = super()._prepare_generation_config(generation_config, **kwargs)
         places = (self.generation_config, generation_config)
         asked = [None if place is None else place.length_penalty for place in places]
@@ -563,7 +563,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         return super()._choose_decoding(generation_config)
 
     def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """As in every captioner, and the paper's penalty of the unknown word before all others."""
+        """Processors of every captioner, and the paper's penalty of the unknown word before all others."""
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         options, unknown = vars(generation_config), self.config.unk_token_id
         suppress = options.get("suppress_unk", "beams")

@@ -32,7 +32,7 @@ class ImageToTextPipeline(Pipeline):
     Accepts a path, a URL, a PIL picture, a tensor of cached features `(tokens, width)`, a row (a `dict` with `image` or
     `image_features`, and with what else the captioner looks at, as `anchors`), or a list, generator or dataset of
     these. A key of a row that the captioner does not know is an error. Returns `[{"generated_text": "…"}]` for a
-    picture and a list of that for several.
+    picture and a list of that for a list.
 
     Args of a call (all *optional*; also accepted by `pipeline(…)`):
         prompt (`str`): how the caption begins.
@@ -96,7 +96,7 @@ class ImageToTextPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs: Any, prompt: str | None = None, timeout: float | None = None) -> dict[str, Any]:
-        """One image as the model's inputs, each with a batch dimension of 1."""
+        """An image as the model's inputs, each with a batch dimension of 1."""
         row = self._row(inputs)
         if "image" in row:
             limits = {} if timeout is None else {"timeout": timeout}

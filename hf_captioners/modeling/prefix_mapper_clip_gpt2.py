@@ -1,4 +1,4 @@
-"""From an image embedding to image tokens of GPT-2's width: linear, MLP, and the transformer of ClipCap.
+"""Mappers from an image embedding to image tokens of GPT-2's width: linear, MLP, and the transformer of ClipCap.
 
 ClipCap: Prefix for Image Captioning, R. Mokady, A. Hertz and A. H. Bermano, 2021 (arXiv 2111.09734). Parameter names of
 the MLP and the transformer are those of the published checkpoints, where they stand below `clip_project.`.
@@ -21,7 +21,7 @@ def _widths(config: ClipGpt2Config) -> tuple[int, int]:
 
 
 class LinearMapper(nn.Module):
-    """One linear layer, D to P * d."""
+    """Linear layer, D to P * d."""
 
     def __init__(self, config: ClipGpt2Config) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class MapperAttention(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(R, L, d) -> (R, L, d)"""
         projected = (self.to_queries(hidden), *self.to_keys_values(hidden).chunk(2, dim=-1))
-        query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in projected)
-        # (R, H, L, head); fused whatever `attn_implementation` says: there is no mask that could differ
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
+        # (R, H, L, head); fused whatever `attn_implementation` is: there is no mask that could differ
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.project(mixed.transpose(1, 2).flatten(2))
 

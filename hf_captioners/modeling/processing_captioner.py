@@ -18,7 +18,7 @@ from .tokenization_limits import check_tokenizer
 
 
 def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One batch of features of different lengths.
+    """A batch of features of different lengths.
 
     Args:
         features (`torch.Tensor` or `Sequence[torch.Tensor]`): one picture `(N, D)`, a batch `(B, N, D)`, or a list of
@@ -34,18 +34,18 @@ def pad_features(features: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch
     """
     if isinstance(features, torch.Tensor):
         features = [features] if features.ndim == 2 else features
-    rows = [torch.as_tensor(one) for one in features]
+    rows = [torch.as_tensor(image) for image in features]
     if not rows:
         raise ValueError("image_features is empty: give at least one picture's features (tokens, width).")
     width = rows[0].shape[-1] if rows[0].ndim == 2 else "width"
-    for index, one in enumerate(rows):
-        if one.ndim != 2 or one.shape[-1] != width or one.shape[0] == 0:
+    for index, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[-1] != width or row.shape[0] == 0:
             raise ValueError(
-                f"image_features[{index}] must be (tokens, {width}) with tokens > 0, not {tuple(one.shape)}."
+                f"image_features[{index}] must be (tokens, {width}) with tokens > 0, not {tuple(row.shape)}."
             )
-        check_features(one, f"image_features[{index}]")
+        check_features(row, f"image_features[{index}]")
     batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(one) for one in rows])
+    lengths = torch.tensor([len(row) for row in rows])
     return batch, (torch.arange(batch.shape[1]) < lengths[:, None]).long()
 
 
@@ -163,14 +163,14 @@ class CaptionerProcessor(ProcessorMixin):
     def _prompts(self, texts: list[str]) -> torch.Tensor:
         ids = self._encode(texts, add_special_tokens=False)
         self._refuse_unknown_words(texts, ids)
-        lengths = sorted({len(one) for one in ids})
+        lengths = sorted({len(row) for row in ids})
         if len(lengths) > 1:
             raise ValueError(f"the beginnings in text must have the same number of tokens in a batch, not {lengths}.")
-        return torch.tensor([[self.tokenizer.bos_token_id, *one] for one in ids])
+        return torch.tensor([[self.tokenizer.bos_token_id, *row] for row in ids])
 
     def _refuse_unknown_words(self, texts: list[str], ids: list[list[int]]) -> None:
         """Refuse beginnings that would show up in the caption as the unknown word."""
-        wrong = [text for text, one in zip(texts, ids, strict=True) if self.tokenizer.unk_token_id in one]
+        wrong = [text for text, row in zip(texts, ids, strict=True) if self.tokenizer.unk_token_id in row]
         if wrong:
             known = self.tokenizer.get_vocab().keys() - {self.tokenizer.unk_token}
             unknown = sorted({word for text in wrong for word in self._split(text)} - known)
@@ -238,16 +238,16 @@ class CaptionerProcessor(ProcessorMixin):
         )
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """One caption as text; see `batch_decode`."""
+        """A caption as text; see `batch_decode`."""
         return self.batch_decode([token_ids], **kwargs)[0]
 
     def _words(self, ids: Any) -> list[int]:
-        ids = [int(one) for one in ids]
+        ids = [int(token) for token in ids]
         tokenizer: PreTrainedTokenizerBase = self.tokenizer
         if tokenizer.eos_token_id in ids[1:]:  # some models start with their end token
             ids = ids[: ids.index(tokenizer.eos_token_id, 1)]
         silent = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
-        return [one for one in ids if one not in silent]
+        return [token for token in ids if token not in silent]
 
     def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
         """Captions of `generate`'s output, for transformers' `image-text-to-text` pipeline."""

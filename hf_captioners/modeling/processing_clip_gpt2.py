@@ -162,7 +162,7 @@ class ClipGpt2Processor(CaptionerProcessor):
         if not self.tags:
             return {}
         known = frozenset(self.tags)
-        anchors = [self._draw(one, known, draw) for mine, draw in zip(shown, draws, strict=True) for one in mine]
+        anchors = [self._draw(text, known, draw) for texts, draw in zip(shown, draws, strict=True) for text in texts]
         return {"anchors": anchors, "tag_captions": captions}
 
     def _draw(self, caption: str, tags: frozenset[str], draw: random.Random) -> list[str]:
@@ -207,8 +207,8 @@ class ClipGpt2Processor(CaptionerProcessor):
             raise ValueError("tag_captions need a processor with tags: make it with tags=build_tags(captions).")
         column = {tag: index for index, tag in enumerate(self.tags)}
         targets = torch.zeros(len(captions), len(self.tags))
-        for row, mine in enumerate(captions):
-            for caption in mine:
+        for row, texts in enumerate(captions):
+            for caption in texts:
                 targets[row, [column[word] for word in content_words(caption, column)]] = 1.0
         return targets
 
@@ -222,5 +222,5 @@ def _rows_of_features(features: Any) -> Any:
     if isinstance(features, (torch.Tensor, np.ndarray)):
         tensor = torch.as_tensor(features)
         return tensor.view(1, 1, -1) if tensor.ndim == 1 else tensor[:, None] if tensor.ndim == 2 else tensor
-    rows = [torch.as_tensor(one) for one in features]
-    return [one[None] if one.ndim == 1 else one for one in rows]
+    rows = [torch.as_tensor(image) for image in features]
+    return [row[None] if row.ndim == 1 else row for row in rows]

@@ -74,7 +74,7 @@ class DicoProcessor(CaptionerProcessor):
         return cls(image_processor, load_tokenizer(tokenizer or backbone, **options))
 
     def batch_decode(self, token_ids: Any, sentences: bool = False, **kwargs: Any) -> list[str]:
-        """As [`CaptionerProcessor.batch_decode`], without the spaces that CLIP's words leave before punctuation."""
+        """Captions of [`CaptionerProcessor.batch_decode`], without the spaces of CLIP's words before punctuation."""
         captions = super().batch_decode(token_ids, sentences, **kwargs)
         return [self.tokenizer.clean_up_tokenization(caption) for caption in captions]
 

@@ -1,4 +1,4 @@
-"""Which proposals of the bottom-up detector become regions, and in which order.
+"""Selection of the proposals of the bottom-up detector that become regions, and their order.
 
 The three programs choose differently, and captioners see the difference: SCD-Net reads the first 50 rows only.
 

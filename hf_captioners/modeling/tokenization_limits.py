@@ -50,10 +50,10 @@ def check_tokenizer(source: str | Path, max_growth: float = MAX_GROWTH, **option
     """
     places = {name: value for name, value in options.items() if name in _PLACES}
     try:
-        found = cached_file(str(source), FILE, **places)
-    except OSError:  # a tokenizer of another kind, or none: the loader says so
+        file = cached_file(str(source), FILE, **places)
+    except OSError:  # a tokenizer of another kind, or none: the loader reports it
         return
-    path = Path(str(found))
+    path = Path(str(file))
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; the limit of a tokenizer file is {MAX_BYTES}")
     try:
