@@ -9,8 +9,11 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from ..data.printable import printable
 from ..data.rows import FeatureDataset, training_captions
+from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_vocabulary import has_words, unknown_words
 from ..modeling.tokenization_words import MANY_UNKNOWN
 
@@ -108,6 +111,41 @@ def check_captions(dataset: Any) -> None:
     for row in rows:
         if "captions" in row:
             captions_of(row)
+
+
+def check_feature_size(model: Any, dataset: Any) -> None:
+    """Check that the features of a data set are as wide as those that a captioner reads.
+
+    Args:
+        model (`PreTrainedModel`): the captioner, without adapters.
+        dataset (`Dataset`, `FeatureDataset` or `list`): rows; the first one's features are looked at.
+
+    Raises:
+        ValueError: they are of another width.
+    """
+    if isinstance(dataset, FeatureDataset):
+        source, width = f"the features of {dataset.store.folder}", dataset.store.feature_size
+    else:
+        source, width = "image_features of the first row", _first_feature_size(dataset)
+    if width is None or not isinstance(model, CaptionerPreTrainedModel) or width == model.config.feature_size:
+        return
+    name, own = printable(model.config.name_or_path) or "the new captioner", model.config.feature_size
+    raise ValueError(
+        f"{printable(source)} are {width} wide, but {name}, a {type(model).__name__}, reads {own} (feature_size): "
+        "compute them with the model's own backbone, or take another captioner."
+    )
+
+
+def _first_feature_size(dataset: Any) -> int | None:
+    """Width of the features of the first row, if it has some; no picture is opened."""
+    from datasets import Dataset
+
+    if isinstance(dataset, Dataset):
+        dataset = dataset.select_columns([name for name in dataset.column_names if name == "image_features"])
+    elif not isinstance(dataset, list):
+        return None
+    features = dataset[0].get("image_features") if len(dataset) else None
+    return None if features is None else torch.as_tensor(features).shape[-1]
 
 
 def check_vocabulary(tokenizer: Any, dataset: Any, most: float) -> None:

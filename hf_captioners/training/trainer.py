@@ -12,6 +12,7 @@ from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length
 
 from ..data.rows import undecoded
 from ..inference.captioning import Captioner
@@ -22,7 +23,7 @@ from .callbacks import EpochCallback, GradientClampCallback
 from .checkpointing import CheckpointingTrainer
 from .collator import CaptionCollator, PictureCollator
 from .policy import policy_of, without_adapters
-from .rows import ROWS, NamedRows, check_captions
+from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
 from .watch.finite import FiniteCallback
 from .watch.running_metrics import RunningMetrics
@@ -50,8 +51,8 @@ class CaptionerTrainer(CheckpointingTrainer):
         kwargs: further arguments of `Trainer`.
 
     Raises:
-        ValueError: no `processing_class`; a backbone to train that the model has not; captions to generate that are
-            longer than the model's longest.
+        ValueError: no `processing_class`; a backbone to train that the model has not, or that has adapters; features
+            of another width than the model's; captions to generate that are longer than the model's longest.
     """
 
     model: Any
@@ -78,8 +79,10 @@ class CaptionerTrainer(CheckpointingTrainer):
         self.policy = policy_of(model)
         if args.eval_with_generation:
             self.policy.check_length(model, "generation_max_length", args.generation_max_length)
+        _check_adapters(model, peft_config, args.train_backbone)
         self.policy.freeze_backbone(model, args.train_backbone)
-        _check_adapters(model, peft_config)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_feature_size(without_adapters(model), dataset)
         if peft_config is not None:
             model = _with_adapters(model, peft_config)
         elif train_dataset is not None and not any(one.requires_grad for one in model.parameters()):
@@ -153,8 +156,16 @@ class CaptionerTrainer(CheckpointingTrainer):
         """Check the data before the first step.
 
         Raises:
-            ValueError: rows without captions, or captions without words.
+            ValueError: rows without captions, or captions without words; fewer rows than a batch, all of them dropped.
         """
+        if self.args.dataloader_drop_last and has_length(self.train_dataset):
+            processes = 1 if self.accelerator.split_batches else self.args.world_size
+            size = self.args.train_batch_size * processes
+            if len(self.train_dataset) < size:
+                raise ValueError(
+                    f"dataloader_drop_last=True leaves nothing to learn from: {len(self.train_dataset)} training rows "
+                    f"are no batch of {size}; give a per_device_train_batch_size that they fill, or leave it out."
+                )
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for dataset in (self.train_dataset, *datasets.values()):
             check_captions(dataset)
@@ -332,8 +343,14 @@ def _with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
     return get_peft_model(model, peft_config)
 
 
-def _check_adapters(model: Any, peft_config: Any) -> None:
-    """Refuse models whose adapters would be lost or would not learn."""
+def _check_adapters(model: Any, peft_config: Any, train_backbone: str) -> None:
+    """Refuse models whose adapters would be lost or would not learn, and a backbone that would not be saved."""
+    if train_backbone != "none" and (peft_config is not None or without_adapters(model) is not model):
+        raise ValueError(
+            f"train_backbone={train_backbone!r} and adapters (lora_rank, peft_config) exclude each other: adapters are "
+            "saved alone, and the backbone would not be; leave train_backbone out, or train the model itself. Adapters "
+            "learn in the backbone too where lora_target_modules names its layers."
+        )
     if without_adapters(model) is not model:
         if peft_config is not None:
             raise ValueError("peft_config: the model is a PeftModel and has adapters already; leave peft_config out.")

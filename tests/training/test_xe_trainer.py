@@ -548,6 +548,42 @@ class TestErrors:
             trainer(ExpansionNetV2ForImageCaptioning(config), train_backbone="all")
         assert trainer(ExpansionNetV2ForImageCaptioning(config)).model.backbone is None
 
+    @pytest.mark.parametrize("adapted", [False, True])
+    def test_a_backbone_beside_adapters(self, trainer, new_model, adapted):
+        from peft import LoraConfig, get_peft_model
+
+        adapters = LoraConfig(r=2, target_modules=ExpansionNetV2ForImageCaptioning.LORA_TARGET_MODULES)
+        model = get_peft_model(new_model(), adapters) if adapted else new_model()
+        options = {} if adapted else {"peft_config": adapters}
+        with pytest.raises(ValueError, match=r"train_backbone='all' and adapters \(lora_rank, peft_config\) exclude"):
+            trainer(model, train_backbone="all", **options)
+        assert trainer(model, **options).model.peft_config
+
+    def test_fewer_rows_than_a_batch_that_is_dropped(self, trainer, rows):
+        run = trainer(train=rows[:5], per_device_train_batch_size=6, dataloader_drop_last=True, max_steps=1)
+        with pytest.raises(ValueError, match="dataloader_drop_last=True leaves nothing to learn from: 5 training rows"):
+            run.train()
+        run = trainer(train=rows[:5], per_device_train_batch_size=5, dataloader_drop_last=True, max_steps=1)
+        assert run.train().global_step == 1
+
+    @pytest.mark.parametrize("kind", ["list", "dataset", "store"])
+    @pytest.mark.parametrize("part", ["train", "evaluation"])
+    def test_features_of_another_width(self, trainer, new_model, rows, tmp_path, kind, part):
+        model = new_model()
+        wide = model.config.feature_size + 1
+        some = [{"image_id": row["image_id"], "captions": row["captions"]} for row in rows[:2]]
+        if kind == "store":
+            with FeatureWriter(tmp_path / "store", metadata={}) as writer:
+                for row in some:
+                    writer.add(row["image_id"], torch.zeros(3, wide))
+            given = attach_features(datasets.Dataset.from_list(some), FeatureStore(tmp_path / "store"))
+        else:
+            given = [{**row, "image_features": [[0.0] * wide] * 3} for row in some]
+            given = datasets.Dataset.from_list(given) if kind == "dataset" else given
+        source = tmp_path / "store" if kind == "store" else "image_features of the first row"
+        with pytest.raises(ValueError, match=f"{source} are {wide} wide, but .*reads {wide - 1} "):
+            trainer(model, **{part: given})
+
     def test_an_expression_that_matches_nothing(self, trainer):
         with pytest.raises(ValueError, match=r"no backbone parameter matches 'layers\.9'"):
             trainer(train_backbone="layers.9")
