@@ -26,6 +26,8 @@ Where this differs from the authors' code:
 Losses, masks, `sequence_log_probs` and guided self-critical training follow sections 7 and 10 of the specification.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -45,7 +47,7 @@ from .captioner_layers import (
     values_are_known,
 )
 from .captioner_losses import smoothed_divergence
-from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
+from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .configuration_scdnet import ScdnetConfig
 from .diffusion_scdnet import TRAINING_END, Denoised, SamplingPlan, bits_needed, bits_to_ids, corrupt, denoise, log_snr
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
@@ -476,6 +478,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         logits_to_keep: int = 0,
         **chance: Any,
@@ -484,8 +487,10 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         of the words, both up to the end of each caption.
 
         Raises:
-            ValueError: no labels, or too long ones; a cache.
+            ValueError: no labels, or too long ones; a cache; attentions are asked for.
         """
+        if output_attentions:
+            raise ValueError("output_attentions=True: SCD-Net returns no attentions; leave it out.")
         if past_key_values is not None or decoder_input_ids is not None or labels is None:
             raise ValueError("SCD-Net scores whole captions: give labels, no decoder_input_ids and no past_key_values.")
         if bool((labels[:, self.config.caption_length :] != -100).any()):
@@ -641,6 +646,58 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
 
         return denoise(predict, plan, start, self.codec.table.float(), options["sampler"], added, keep)
 
+    @torch.no_grad()
+    def write_candidates(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        num_candidates: int,
+        max_length: int,
+        seeds: Sequence[str],
+        greedy: bool = False,
+        force_guided: bool = False,
+        **kwargs: Any,
+    ) -> CandidateOutput:
+        """Write candidates of guided self-critical training: one step of denoising of the guiding sentence.
+
+        The picture's `guide_ids`, or without them what the sampler writes, are corrupted at a time of chance for each
+        candidate and denoised in one step, half of the time self-conditioned. A candidate is drawn from the words'
+        probabilities at each place; a greedy one has the likeliest words, and the time and noise of the picture's first
+        candidate.
+
+        Args:
+            encoder_outputs, num_candidates, max_length, seeds, greedy: see [`CaptionerPreTrainedModel`].
+            force_guided (`bool`, defaults to `False`): whether one candidate of each picture, drawn by chance, is the
+                guiding sentence itself.
+            kwargs: options of the sampler, where there is no guiding sentence.
+
+        Returns:
+            [`CandidateOutput`]: `scoring_inputs` are what `sequence_log_probs` takes of that step.
+        """
+        encoded = cast(ScdnetEncoderOutput, encoder_outputs)
+        images = len(encoded.last_hidden_state)
+        guide = encoded.guide_ids
+        if guide is None:
+            guide = self._padded(self.write_captions(encoded, **kwargs)[:, 1:])
+        targets = guide.repeat_interleave(num_candidates, dim=0)  # (N, L)
+        names = seeds if len(seeds) == images else [str(row) for row in range(images)]
+        numbers = torch.tensor([_seed(name, row) for name in names for row in range(num_candidates)])
+        shape = (*targets.shape, cast(int, self.config.num_bits))
+        chance = dict(
+            zip(
+                ("timesteps", "noise", "self_conditioning"),
+                self._draw(numbers, shape, images, True, targets.device),
+                strict=True,
+            )
+        )
+        logits, _ = self._predict_once(encoded, targets, **chance)
+        words = logits.argmax(-1) if greedy else _drawn_words(word_probabilities(logits), numbers)
+        if force_guided and not greedy:
+            forced = numbers[::num_candidates] % num_candidates + torch.arange(0, len(words), num_candidates)
+            words[forced] = targets[forced]
+        words = self._padded(words)[:, : max_length - 1]
+        start = torch.full_like(words[:, :1], cast(int, self.config.decoder_start_token_id))
+        return CandidateOutput(torch.cat((start, words), dim=1), scoring_inputs={"targets": targets, **chance})
+
     def _to_sequences(self, state: torch.Tensor) -> torch.Tensor:
         """Captions (N, 1 + L) of final states: start token, words of the vocabulary, end token, padding."""
         words = self._padded(bits_to_ids(state).clamp(max=self.config.vocab_size - 1))
@@ -710,6 +767,22 @@ def _spread(name: str, rows: torch.Tensor, captions: int) -> torch.Tensor:
 
 def _of_stage(value: Any, stage: int) -> Any:
     return value[stage] if isinstance(value, list | tuple) else value
+
+
+def _seed(name: str, row: int) -> int:
+    """A number of a picture's name and a candidate, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{name} {row}".encode("utf-8", "replace"), digest_size=7).digest(), "big")
+
+
+def _drawn_words(probabilities: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """A word at each place (N, L), where a number of chance falls in the cumulative probabilities (N, L, V)."""
+    drawn = []
+    for seed in seeds.tolist():
+        generator = torch.Generator().manual_seed(seed + 1)  # not the numbers of the noise
+        drawn.append(torch.rand(probabilities.shape[1], 1, generator=generator))
+    heights = probabilities.cumsum(-1)
+    numbers = torch.stack(drawn).to(heights.device) * heights[..., -1:]
+    return torch.searchsorted(heights, numbers, right=True)[..., 0].clamp(max=probabilities.shape[-1] - 1)
 
 
 def _chance(seed: int, shape: tuple[int, ...]) -> tuple[Any, Any, float]:

@@ -31,6 +31,9 @@ from hf_captioners import (
     SaticConfig,
     SaticForImageCaptioning,
     SaticProcessor,
+    ScdnetConfig,
+    ScdnetForImageCaptioning,
+    ScdnetProcessor,
     SCSTConfig,
     SCSTTrainer,
     build_vocabulary,
@@ -104,6 +107,19 @@ def dico(dropout: float) -> DicoForImageCaptioning:
     return DicoForImageCaptioning(config)
 
 
+def scdnet(dropout: float) -> ScdnetForImageCaptioning:
+    config = ScdnetConfig(
+        hidden_size=16, intermediate_size=16, num_attention_heads=2, visual_layers=1, semantic_layers=1,
+        decoder_layers=1, time_frequencies=4, caption_positions=LONGEST, retrieved_positions=LONGEST,
+        max_position_embeddings=LONGEST, visual_dropout=dropout, dropout=dropout, attention_dropout=dropout,
+        retrieval="none", vision_config=vision(dropout), **IDS,
+    )  # fmt: skip
+    model = ScdnetForImageCaptioning(config)
+    model.predictor.logits.weight.data.mul_(3.0)
+    model.generation_config.num_inference_steps = 3
+    return model
+
+
 def vision_encoder_decoder(dropout: float) -> VisionEncoderDecoderModel:
     ids = special_token_ids(TOKENIZER)
     decoder = GPT2Config(**gpt2(dropout), vocab_size=len(TOKENIZER), add_cross_attention=True, **ids)
@@ -122,6 +138,7 @@ MAKERS: dict[str, Callable[[float], Any]] = {
     "dico": dico,
     "expansionnet_v2": expansionnet_v2,
     "satic": satic,
+    "scdnet": scdnet,
     "vision-encoder-decoder": vision_encoder_decoder,
 }
 PROCESSORS: dict[str, type[CaptionerProcessor]] = {
@@ -129,6 +146,7 @@ PROCESSORS: dict[str, type[CaptionerProcessor]] = {
     "dico": DicoProcessor,
     "expansionnet_v2": ExpansionNetV2Processor,
     "satic": SaticProcessor,
+    "scdnet": ScdnetProcessor,
     "vision-encoder-decoder": CaptionerProcessor,
 }
 LORA_TARGETS = {"vision-encoder-decoder": r"decoder\..*\.(c_attn|q_attn)"}  # the captioners know their own

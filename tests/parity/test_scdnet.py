@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners.conversion import convert
+from hf_captioners.metrics import DocumentFrequencies
 from hf_captioners.modeling.diffusion_scdnet import bits_to_ids, corrupt, ids_to_bits, log_snr, signal_and_noise
+from hf_captioners.rewards.cider import CiderDReward
+from hf_captioners.training.guides import merge_guides
 from hf_captioners.training.reward.losses import loss_items, self_critical_loss
 from hf_captioners.training.schedules import noam
 
@@ -251,3 +254,67 @@ def test_online_cascade(cascade):
     expected = cascade["cascade.s2.ids"][:, : words.shape[1]]
     assert torch.equal(words, expected)
     assert cascade.processor.batch_decode(output.sequences) == cascade.settings["captions"]["cascade"]
+
+
+def referenced(case: Case) -> dict[str, list[list[int]]]:
+    """References of the training images as ids, end included."""
+    rows = [[[one for one in row if one >= 0] for row in image] for image in case["cider.gts"].tolist()]
+    return dict(zip(case.settings["cider_gts_image_ids"], rows, strict=True))
+
+
+def rewards(case: Case, ids: torch.Tensor, images: list[str]) -> torch.Tensor:
+    references = referenced(case)
+    frequencies = DocumentFrequencies.from_references(list(references.values()), token_ids=True, eos=0)
+    completions = [row[: row.index(0) + 1] if 0 in row else row for row in ids.tolist()]
+    reward = CiderDReward(frequencies, token_ids=True, eos=0)
+    return torch.tensor(
+        reward([""] * len(ids), completion_ids=completions, captions=[references[one] for one in images])
+    )
+
+
+def test_cider_d_of_ids(case):
+    close(rewards(case, case["cider.hyp_ids"], case.settings["cider_hyp_image_ids"]), case["cider.hyp_rewards"])
+    for name, ids in (("last", "last_kd"), ("new", "new_pred")):
+        got = rewards(case, case[f"merge.{ids}"], case.settings["cider_gts_image_ids"])
+        close(got, case[f"merge.reward_{name}"])
+
+
+def test_update_of_the_guiding_sentences(case):
+    images = case.settings["cider_gts_image_ids"]
+    last, new = (dict(zip(images, case[f"merge.{name}"].tolist(), strict=True)) for name in ("last_kd", "new_pred"))
+    assert list(merge_guides(last, new, referenced(case)).values()) == case["merge.merged"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["guided", "free"])
+def test_advantages_of_a_self_critical_step(case, kind):
+    part, images = f"rl.{kind}", case.settings["train_image_ids"]
+    copies = len(case[f"{part}.sample_ids"]) // len(images)
+    images = [one for one in images for _ in range(copies)]
+    sampled, greedy = (rewards(case, case[f"{part}.{name}_ids"], images) for name in ("sample", "greedy"))
+    close(sampled, case[f"{part}.reward_sample"])
+    close(sampled - greedy, case[f"{part}.advantage"])
+    if kind == "guided":
+        words = case[f"{part}.sampled_ids_raw"].clone()
+        forced = case[f"{part}.replace_inds"] + torch.arange(0, len(words), copies)
+        words[forced] = case[f"{part}.fix_tokens_ids"][forced]
+        assert torch.equal(words, case[f"{part}.sample_ids"])
+
+
+def test_candidates_are_drawn_from_the_step_that_scores_them(case):
+    model, part = case.ema, "rl.free"
+    images = {name: value[:1] for name, value in case.images(sentences=part).items()}
+    images["guide_ids"] = case[f"{part}.u_tokens_ids"][:1]
+    encoded = model.encode_images(**images)
+    options = {"num_candidates": 4, "max_length": 8, "seeds": ["3 0 x"]}
+    out = model.write_candidates(encoded, **options)
+    assert torch.equal(model.write_candidates(encoded, **options).sequences, out.sequences)
+    assert out.sequences.shape == (4, 8)
+    assert torch.equal(out.scoring_inputs["targets"], images["guide_ids"].repeat(4, 1))
+    scores = model.sequence_log_probs(out.sequences, encoder_outputs=encoded, **out.scoring_inputs)
+    assert scores.shape == (4, 7) and torch.isfinite(scores).all()
+    greedy = model.write_candidates(encoded, **options, greedy=True)
+    best = model.sequence_log_probs(greedy.sequences, encoder_outputs=encoded, **greedy.scoring_inputs)
+    assert (best.flatten()[greedy.sequences[:, 1:].flatten() > 0] >= -torch.log(torch.tensor(100.0))).all()
+    forced = model.write_candidates(encoded, **options, force_guided=True).sequences
+    guide = images["guide_ids"][0, :7]
+    assert sum(torch.equal(row[1:], guide) for row in forced) >= 1

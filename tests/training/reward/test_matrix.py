@@ -137,8 +137,9 @@ def expected_loss(method, model, pictures, sequences):
     return sum(losses) / (tokens if method == "scst-leave_one_out" else len(losses))
 
 
+# the loss that teaches SCD-Net is no log-probability; its step is in tests/parity/test_scdnet.py
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"scdnet"}))
 def test_gradient_of_a_step(trainer, kind, method, rows):
     spy = Gradients()
     run = trainer(
