@@ -153,7 +153,7 @@ def _steps(path: str | bytes) -> list[bytes]:
 
 
 def _content(dataset: Any) -> Any:
-    """What a data set holds; its shape is not asked for before, because that of a virtual one opens its sources."""
+    """Content of a data set; its shape is not asked for before, because that of a virtual one opens its sources."""
     import h5py
 
     created = dataset.id.get_create_plist()

@@ -53,20 +53,20 @@ def check_pictures(rows: Any, source: str) -> None:
 
     ```
     """
-    pictures = undecoded(rows)["image"]
+    images = undecoded(rows)["image"]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_pictures") as pool:
-        faults = [fault for fault in pool.map(_fault, pictures, chunksize=64) if fault is not None]
+        faults = [fault for fault in pool.map(_fault, images, chunksize=64) if fault is not None]
     if faults:
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise BrokenPicturesError(
-            f"{source}: {len(faults)} of {len(pictures)} pictures cannot be opened: {', '.join(faults[:_SHOWN])}{more}"
+            f"{source}: {len(faults)} of {len(images)} pictures cannot be opened: {', '.join(faults[:_SHOWN])}{more}"
         )
-    logger.info("%s: the headers of %d pictures are fine", source, len(pictures))
+    logger.info("%s: the headers of %d pictures are fine", source, len(images))
 
 
-def _fault(picture: Any) -> str | None:
+def _fault(image: Any) -> str | None:
     """The name of a picture and why it cannot be opened; `None` if its header is fine."""
-    encoded = picture if isinstance(picture, Mapping) else {"path": picture, "bytes": None}
+    encoded = image if isinstance(image, Mapping) else {"path": image, "bytes": None}
     content, path = encoded.get("bytes"), encoded.get("path")
     if isinstance(path, Image.Image) or (content is None and "://" in str(path)):
         return None

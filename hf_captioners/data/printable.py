@@ -34,7 +34,7 @@ def printable(text: object) -> str:
 
     ```
     """
-    return _UNSEEN.sub(lambda one: one[0].encode("unicode_escape").decode("ascii"), str(text))
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
 def printable_json(content: Any) -> str:
@@ -48,7 +48,7 @@ def printable_json(content: Any) -> str:
     Returns:
         `str`: of one line.
     """
-    return _UNSEEN.sub(lambda one: f"\\u{ord(one[0]):04x}", json.dumps(content, ensure_ascii=False))
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(content, ensure_ascii=False))
 
 
 class PrintableFormatter(logging.Formatter):

@@ -17,7 +17,7 @@ class _Lines(tqdm):
 
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:
-        """What writes a status: on a line of its own, which the next one or the end of the work closes."""
+        """Function that writes a status: on a line of its own, which the next one or the end of the work closes."""
         lines = 0
 
         def write(status: str) -> None:

@@ -136,11 +136,11 @@ def check_captions(rows: Any, source: str) -> None:
     ```
     """
     table = rows.dataset if isinstance(rows, FeatureDataset) else rows
-    several = [row["captions"] for row in table] if isinstance(table, list) else table["captions"][:]
+    captions_of_rows = [row["captions"] for row in table] if isinstance(table, list) else table["captions"][:]
     ids = [row["image_id"] for row in table] if isinstance(table, list) else table["image_id"][:]
     faults = []
-    for image_id, captions in zip(ids, several, strict=True):
-        wrong = [one for one in captions or [] if not isinstance(one, str) or not has_word(one)]
+    for image_id, captions in zip(ids, captions_of_rows, strict=True):
+        wrong = [caption for caption in captions or [] if not isinstance(caption, str) or not has_word(caption)]
         if wrong or not captions:
             faults.append(f"image {image_id!r}: {reprlib.repr(wrong[0] if wrong else captions)}")
     if faults:
@@ -175,4 +175,4 @@ def training_captions(rows: Any) -> list[str]:
     Returns:
         `list[str]`
     """
-    return [caption for several in captions_by_image(rows) for caption in several]
+    return [caption for captions in captions_by_image(rows) for caption in captions]

@@ -269,10 +269,10 @@ def _check_pointers(path: _Path, arrays: Mapping[str, np.ndarray], cocotalk: _Pa
     order = np.argsort(start, kind="stable")
     shared = start[order[1:]] <= end[order[:-1]]
     if shared.any():
-        one, other = order[int(shared.argmax()) :][:2].tolist()
+        first, second = order[int(shared.argmax()) :][:2].tolist()
         raise CocotalkError(
-            f"{path}: label_start_ix[{other}] is {start[other]}, but label_end_ix[{one}] is {end[one]}; expected every "
-            "caption to belong to one image"
+            f"{path}: label_start_ix[{second}] is {start[second]}, but label_end_ix[{first}] is {end[first]}; expected "
+            "every caption to belong to one image"
         )
 
 

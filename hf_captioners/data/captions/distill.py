@@ -111,12 +111,12 @@ def read_teacher_captions(path: _Path) -> dict[ImageId, list[str]]:
         entries = records.parse_each(name, places, records.keyed_reference)
     else:
         entries = records.parse_each(name, content, _teacher_record)
-    taught = {image_id: [caption for caption in several if caption.strip()] for image_id, _, several in entries}
-    empty = sum(len(several) for _, _, several in entries) - sum(map(len, taught.values()))
+    taught = {image_id: [caption for caption in captions if caption.strip()] for image_id, _, captions in entries}
+    empty = sum(len(captions) for _, _, captions in entries) - sum(map(len, taught.values()))
     if empty:
-        shortened = [image_id for image_id, _, several in entries if len(taught[image_id]) < len(several)]
-        logger.warning("%s: %d empty captions are left out, of images %s", name, empty, _some(shortened))
-    return {image_id: several for image_id, several in taught.items() if several}
+        shortened = [image_id for image_id, _, captions in entries if len(taught[image_id]) < len(captions)]
+        logger.warning("%s: %d empty captions are left out, of images %s", name, empty, _listing(shortened))
+    return {image_id: captions for image_id, captions in taught.items() if captions}
 
 
 def _teacher_record(record: Any) -> records.Entry:
@@ -130,14 +130,14 @@ def _teacher_record(record: Any) -> records.Entry:
     if field not in record:
         raise ValueError(f"image {image_id!r}: no field 'captions' among {', '.join(record)}, {_EXPECTED}")
     value = record[field]
-    several = [value] if field == "caption" and isinstance(value, str) else value
-    return image_id, None, records.captions_of(several, f"field {field!r}")
+    captions = [value] if field == "caption" and isinstance(value, str) else value
+    return image_id, None, records.captions_of(captions, f"field {field!r}")
 
 
 def _check_missing(path: _Path, absent: Sequence[ImageId], num_rows: int, missing: str) -> None:
     if not absent:
         return
-    problem = f"{path}: no captions of the teacher for {len(absent)} of {num_rows} images: {_some(absent)}"
+    problem = f"{path}: no captions of the teacher for {len(absent)} of {num_rows} images: {_listing(absent)}"
     if missing == "error" or len(absent) == num_rows:
         raise CaptionFileError(
             f'{problem}; caption the split that is learned from, or leave a few images their own with missing="keep"'
@@ -152,6 +152,6 @@ def _with_captions(dataset: datasets.Dataset, captions: list[list[str]]) -> data
     return rest.add_column("captions", captions, feature=feature).select_columns(names)
 
 
-def _some(ids: Sequence[ImageId]) -> str:
+def _listing(ids: Sequence[ImageId]) -> str:
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return f"{', '.join(map(repr, ids[:_SHOWN]))}{more}"

@@ -101,19 +101,19 @@ class _Place:
     metadata: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        found = [self.folder / name for name in METADATA if (self.folder / name).is_file()]
-        if len(found) > 1:
+        metadata_files = [self.folder / name for name in METADATA if (self.folder / name).is_file()]
+        if len(metadata_files) > 1:
             raise CaptionFileError(f"{self.folder}: has {' and '.join(METADATA)}, expected one of them")
-        if not found:
+        if not metadata_files:
             name = self.folder.name
             raise CaptionFileError(
                 f"{self.root}: the pictures of {name}/ have no captions in a {' or '.join(METADATA)} in it"
             )
-        self.metadata = found[0]
+        self.metadata = metadata_files[0]
 
 
 def _places(root: Path) -> list[_Place]:
-    """The splits of a folder; the folder itself where its own metadata file speaks for all."""
+    """The splits of a folder; the folder itself where its own metadata file describes all."""
     if any((root / name).is_file() for name in METADATA):
         return [_Place(root, root, None)]
     folders: dict[str, Path] = {}
@@ -126,11 +126,11 @@ def _places(root: Path) -> list[_Place]:
         folders[split] = path
     archives = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(ARCHIVES))
     if not folders and archives:
-        raise CaptionFileError(f"{root}: no train/ in it, but {_some(archives)}; unpack it, archives are not read")
+        raise CaptionFileError(f"{root}: no train/ in it, but {_listing(archives)}; unpack it, archives are not read")
     if not folders:
         raise CaptionFileError(
             f"{root}: no train/ with pictures and a {METADATA[0]} in it, and no {METADATA[0]} of its own; it has "
-            f"{_some(sorted(path.name for path in root.iterdir())) or 'nothing'}"
+            f"{_listing(sorted(path.name for path in root.iterdir())) or 'nothing'}"
         )
     return [_Place(folders[split], root, split) for split in SPLIT_NAMES if split in folders]
 
@@ -208,22 +208,22 @@ def _inner_name(value: Any, key: str) -> str:
 
 def _read_place(place: _Place, missing: str) -> list[Row]:
     rows = _merged(place)
-    pictures = _Pictures(place)
+    images = _ImageFiles(place)
     absent: list[str] = []
     for row in rows:
-        row["image"], row["file_name"] = pictures.find(row["file_name"])
+        row["image"], row["file_name"] = images.find(row["file_name"])
         row["split"] = place.split or split_name(row["file_name"].partition("/")[0]) or "train"
         row["image_id"] = row.get("image_id", row["file_name"])
         if row["image"] is None:
             absent.append(row["file_name"])
     if absent:
-        problem = f"{place.metadata}: {len(absent)} of {len(rows)} pictures are missing: {_some(absent)}"
+        problem = f"{place.metadata}: {len(absent)} of {len(rows)} pictures are missing: {_listing(absent)}"
         if missing == "error" or len(absent) == len(rows):
-            archives = sorted(name for name in pictures.files if name.lower().endswith(ARCHIVES))
-            hint = f"; unpack {_some(archives)}, archives are not read" if archives else ""
+            archives = sorted(name for name in images.files if name.lower().endswith(ARCHIVES))
+            hint = f"; unpack {_listing(archives)}, archives are not read" if archives else ""
             raise FileNotFoundError(f"{problem}. A picture is looked for beside {place.metadata.name}{hint}")
         logger.warning("%s; they are left out", problem)
-    pictures.tell_left_out()
+    images.tell_left_out()
     return [row for row in rows if row["image"] is not None]
 
 
@@ -257,7 +257,7 @@ def _merged(place: _Place) -> list[Row]:
 
 
 def _others(record: Mapping[str, Any]) -> Row:
-    """What else a record says, for rewards and for captioners with inputs of their own; the id checked."""
+    """Other fields of a record, for rewards and for captioners with inputs of their own; the id checked."""
     known = (*_FILE_NAME, *_CAPTIONS, "image_id", "split")
     others = {name: value for name, value in record.items() if name not in known}
     if record.get("image_id") not in (None, ""):
@@ -265,7 +265,7 @@ def _others(record: Mapping[str, Any]) -> Row:
     return others
 
 
-class _Pictures:
+class _ImageFiles:
     """The files of a place: which picture a name means, and which files no line names."""
 
     def __init__(self, place: _Place) -> None:
@@ -293,19 +293,19 @@ class _Pictures:
                 "%s: %d files beside it are not named in it and left out: %s",
                 self.place.metadata,
                 len(left),
-                _some(left),
+                _listing(left),
             )
 
 
 def _files_below(folder: Path) -> Iterator[str]:
     """Names of all files below a folder, with slashes, but for hidden ones; links are followed."""
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:  # a loop of links
+        if (status.st_dev, status.st_ino) in visited:  # a loop of links
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inner = Path(parent).relative_to(folder).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
@@ -329,6 +329,6 @@ def _check_ids(root: Path, rows: Mapping[str, Iterable[Row]]) -> None:
                 )
 
 
-def _some(names: list[str]) -> str:
+def _listing(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"

@@ -29,7 +29,7 @@ _CHUNK_ROWS = 1000  # what one `num_proc` process or one streaming DataLoader wo
 
 @dataclasses.dataclass
 class KarpathyConfig(datasets.BuilderConfig):
-    """What a [`KarpathyBuilder`] reads.
+    """Sources and options of a [`KarpathyBuilder`].
 
     Args:
         annotations (`str`): The JSON file, plain or gzipped.

@@ -42,7 +42,7 @@ def source_paths(
 
 
 def source_stamp(annotations: str, image_root: str | None) -> list[tuple[str, str]]:
-    """What differs after the file, or a folder of pictures (two levels), was changed: its content, and times.
+    """Stamp that differs after the file, or a folder of pictures (two levels), was changed: its content, and times.
 
     Sizes and times of a file do not tell: an editor may keep both. Hashing 150 MB takes a fraction of a second.
     """
@@ -179,21 +179,21 @@ def find_pictures(rows: list[tuple[str, Row]], image_root: str, missing: str, so
     """Rows with their `image` path; those without a file raise, or are left out if `missing` is `"drop"`."""
     files_of = functools.cache(_files_of)  # for this call only: folders change between calls
     has_folder = functools.cache(lambda folder: Path(image_root, folder).is_dir())
-    found: list[Row] = []
+    present_rows: list[Row] = []
     absent: list[Row] = []
     for folder, row in rows:
         name = row["file_name"] if has_folder(folder) else row["file_name"].removeprefix(f"{folder}/")
         path = Path(image_root, name)
         present = path.name in files_of(path.parent)
-        (found if present else absent).append({"image": str(path), **row})
+        (present_rows if present else absent).append({"image": str(path), **row})
     if absent:
         names = ", ".join(row["image"] for row in absent[:_NAMED_IN_ERRORS])
         more = f" and {len(absent) - _NAMED_IN_ERRORS} more" if len(absent) > _NAMED_IN_ERRORS else ""
         problem = f"{source}: {len(absent)} of {len(rows)} image files are missing: {names}{more}"
-        if missing == "error" or not found:
+        if missing == "error" or not present_rows:
             raise FileNotFoundError(
                 f"{problem}. A picture is looked for at image_root/filepath/filename if the folder "
                 'image_root/filepath exists, else at image_root/filename; missing="drop" leaves out a few missing ones'
             )
         logger.warning("%s; they are left out", problem)
-    return found
+    return present_rows

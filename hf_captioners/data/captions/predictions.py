@@ -39,7 +39,7 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a captioner said.
+    """Captions of a captioner.
 
     Attributes:
         path (`str`): the file.
@@ -54,7 +54,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class References:
-    """What people said.
+    """Captions of people.
 
     Attributes:
         path (`str`): the file.
@@ -106,7 +106,7 @@ def read_predictions(path: _Path) -> Predictions:
         raise CaptionFileError(f"{name}: holds annotated images ('images'), which are references; expected predictions")
     else:
         entries = records.parse_each(name, _by_key(content), records.keyed_prediction)
-    return Predictions(name, {image_id: captions[0] for image_id, _, captions in entries}, _pictures(entries))
+    return Predictions(name, {image_id: captions[0] for image_id, _, captions in entries}, _image_paths(entries))
 
 
 def read_references(path: _Path, split: str | None = None) -> References:
@@ -154,7 +154,7 @@ def read_references(path: _Path, split: str | None = None) -> References:
         entries = records.coco(name, content)
     else:
         entries = records.parse_each(name, _by_key(content), records.keyed_reference)
-    return References(name, {image_id: captions for image_id, _, captions in entries}, _pictures(entries))
+    return References(name, {image_id: captions for image_id, _, captions in entries}, _image_paths(entries))
 
 
 def _is_coco(content: dict[str, Any]) -> bool:
@@ -176,8 +176,8 @@ def _by_key(content: dict[str, Any]) -> Iterator[records.Located]:
     return ((f"key {key!r}", (key, value)) for key, value in content.items())
 
 
-def _pictures(entries: Sequence[records.Entry]) -> dict[ImageId, str]:
-    return {image_id: picture for image_id, picture, _ in entries if picture is not None}
+def _image_paths(entries: Sequence[records.Entry]) -> dict[ImageId, str]:
+    return {image_id: path for image_id, path, _ in entries if path is not None}
 
 
 def _karpathy(name: str, split: str | None) -> list[records.Entry]:
@@ -247,15 +247,16 @@ def match(
     problems = []
     if unknown and not (subset and partners):
         names = {} if isinstance(unknown[0], int) else references.file_names
-        known = _some([names.get(image_id, image_id) for image_id in references.captions])
+        known = _listing([names.get(image_id, image_id) for image_id in references.captions])
         problems.append(
             f"{len(unknown)} of {len(predictions.captions)} predictions have no references in {references.path}: "
-            f"{_some(unknown)} (there it has {known})"
+            f"{_listing(unknown)} (there it has {known})"
         )
     if missing and not subset:
         problems.append(
             f"{len(missing)} of {len(references.captions)} images of {references.path} have no prediction: "
-            f"{_some(missing)} (read the split that was captioned, or score the images that have both with subset=True)"
+            f"{_listing(missing)} (read the split that was captioned, or score the images that have both with "
+            "subset=True)"
         )
     if problems:
         raise CaptionFileError(f"{predictions.path}: {'; '.join(problems)}")
@@ -321,12 +322,12 @@ def _partners(predictions: Predictions, references: References) -> tuple[dict[Im
     partners: dict[ImageId, ImageId] = {}
     unknown: list[ImageId] = []
     for predicted in predictions.captions:
-        found = _partner(predictions, predicted, references, by_last_part)
-        if found is None:
+        partner = _partner(predictions, predicted, references, by_last_part)
+        if partner is None:
             unknown.append(predicted)
-        elif (other := partners.setdefault(found, predicted)) != predicted:
+        elif (other := partners.setdefault(partner, predicted)) != predicted:
             raise CaptionFileError(
-                f"{predictions.path}: {other!r} and {predicted!r} are both image {found!r} of {references.path}; "
+                f"{predictions.path}: {other!r} and {predicted!r} are both image {partner!r} of {references.path}; "
                 "expected one prediction per image"
             )
     return partners, unknown
@@ -349,8 +350,8 @@ def _partner(
     if len(fitting) != 1:
         raise CaptionFileError(
             f"{predictions.path}: {predicted!r} could be any of {len(candidates)} images of {references.path}: "
-            f"{_some(['/'.join(names[image_id]) for image_id in candidates])}; expected an 'image_id', or a path whose "
-            "folders tell them apart"
+            f"{_listing(['/'.join(names[image_id]) for image_id in candidates])}; expected an 'image_id', or a path "
+            "whose folders tell them apart"
         )
     return fitting[0]
 
@@ -361,11 +362,11 @@ def _name_parts(references: References, image_id: ImageId) -> list[str]:
     return _parts(unicodedata.normalize("NFC", name)) if isinstance(name, str) else []
 
 
-def _same_end(one: list[str], other: list[str]) -> bool:
-    length = min(len(one), len(other))
-    return one[-length:] == other[-length:]
+def _same_end(parts: list[str], other: list[str]) -> bool:
+    length = min(len(parts), len(other))
+    return parts[-length:] == other[-length:]
 
 
-def _some(values: Sequence[ImageId]) -> str:
+def _listing(values: Sequence[ImageId]) -> str:
     more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
     return f"{', '.join(map(repr, values[:_SHOWN]))}{more}"

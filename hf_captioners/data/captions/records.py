@@ -133,7 +133,7 @@ def parse_each(path: str, places: Iterable[Located], parse: Callable[[Any], Entr
     Raises:
         CaptionFileError: there is none, one cannot be parsed, or an image occurs twice.
     """
-    found: list[Entry] = []
+    entries: list[Entry] = []
     first: dict[ImageId, str] = {}
     for where, value in places:
         try:
@@ -142,10 +142,10 @@ def parse_each(path: str, places: Iterable[Located], parse: Callable[[Any], Entr
                 raise ValueError(f"image {entry[0]!r} is already at {first[entry[0]]}; expected every image once")
         except ValueError as error:
             raise CaptionFileError(f"{path}: {where}: {error}") from error
-        found.append(entry)
-    if not found:
+        entries.append(entry)
+    if not entries:
         raise CaptionFileError(f"{path}: no captions in it, expected at least one")
-    return found
+    return entries
 
 
 def refuse_failures(path: str, records: list[Located]) -> None:
@@ -175,10 +175,10 @@ def _one_line(value: Any) -> str:
 
 def prediction(record: Any) -> Entry:
     """A record of COCO results or of `hf-captioners caption`; ValueError says what is wrong with it."""
-    image_id, picture = _named(record, _PREDICTION)
+    image_id, image = _named(record, _PREDICTION)
     if "caption" not in record and "captions" in record:
         raise ValueError("has several 'captions', expected one 'caption' per image")
-    return image_id, picture, [caption_of(_field(record, "caption", _PREDICTION), "field 'caption'")]
+    return image_id, image, [caption_of(_field(record, "caption", _PREDICTION), "field 'caption'")]
 
 
 def keyed_prediction(pair: tuple[str, Any]) -> Entry:
@@ -193,10 +193,10 @@ def keyed_prediction(pair: tuple[str, Any]) -> Entry:
 
 def reference(record: Any) -> Entry:
     """A line of a `metadata.jsonl`, or a record of COCO results taken as the only reference of its image."""
-    image_id, picture = _named(record, _REFERENCE)
+    image_id, image = _named(record, _REFERENCE)
     if "captions" not in record and "caption" in record:
-        return image_id, picture, [caption_of(record["caption"], "field 'caption'")]
-    return image_id, picture, captions_of(_field(record, "captions", _REFERENCE), "field 'captions'")
+        return image_id, image, [caption_of(record["caption"], "field 'caption'")]
+    return image_id, image, captions_of(_field(record, "captions", _REFERENCE), "field 'captions'")
 
 
 def keyed_reference(pair: tuple[str, Any]) -> Entry:
@@ -210,12 +210,12 @@ def _named(record: Any, expected: str) -> tuple[ImageId, str | None]:
     if not isinstance(record, dict):
         raise ValueError(f"is {reprlib.repr(record)}, {expected}")
     of_file = next((name for name in ("file_name", "image") if record.get(name) is not None), "")
-    picture = file_name_of(record, of_file)
+    image = file_name_of(record, of_file)
     if record.get("image_id") is not None:
-        return id_of(record["image_id"], "field 'image_id'"), picture
-    if picture is None:
+        return id_of(record["image_id"], "field 'image_id'"), image
+    if image is None:
         raise ValueError(f"no id of an image in {reprlib.repr(record)}, {expected}")
-    return id_of(picture, f"field {of_file!r}"), picture
+    return id_of(image, f"field {of_file!r}"), image
 
 
 def _field(record: Mapping[str, Any], name: str, expected: str) -> Any:
@@ -320,7 +320,7 @@ def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
         except ValueError as error:
             raise CaptionFileError(f"{path}: annotations[{index}]: {error}") from error
         captions.setdefault(image_id, []).append(caption)
-    entries = [(image_id, names.get(image_id), several) for image_id, several in captions.items() if several]
+    entries = [(image_id, names.get(image_id), texts) for image_id, texts in captions.items() if texts]
     if not entries:
         raise CaptionFileError(f"{path}: no captions in its 'annotations', expected at least one")
     return entries

@@ -1,4 +1,4 @@
-"""What the pictures of the sample world show, and how the scenes are shared out to its splits."""
+"""Scenes: what the pictures of the sample world show, and how the scenes are shared out to its splits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows: one kind of thing, or two single things and how the first lies to the second.
+    """Content of a picture: one kind of thing, or two single things and how the first lies to the second.
 
     Args:
         things (`tuple[Thing, ...]`): one thing, or two of count 1 that differ in shape or colour.
@@ -120,13 +120,13 @@ def all_scenes() -> dict[str, list[Scene]]:
     """
     looks = list(product(SHAPES, COLORS))
     singles = [Thing(shape, color, size) for (shape, color), size in product(looks, SIZES)]
-    several = [Thing(shape, color, size, n) for (shape, color), size, n in product(looks, SIZES, range(2, 5))]
+    groups = [Thing(shape, color, size, n) for (shape, color), size, n in product(looks, SIZES, range(2, 5))]
     pairs = [
         Scene((first, second), relation)
         for first, second, relation in product(singles, singles, ("left of", "above"))
         if (first.shape, first.color) != (second.shape, second.color)
     ]
-    return {"one": [Scene((t,)) for t in singles], "several": [Scene((t,)) for t in several], "pair": pairs}
+    return {"one": [Scene((t,)) for t in singles], "several": [Scene((t,)) for t in groups], "pair": pairs}
 
 
 def split_scenes(num_train: int, num_val: int, num_test: int, *, seed: int = 0) -> dict[str, list[Scene]]:

@@ -245,10 +245,10 @@ def _holds_world(folder: Path, recipe: Mapping[str, int]) -> bool:
         raise FileExistsError(f"{folder} is a file; name a new or empty folder for the sample world")
     if not any(folder.iterdir()):
         return False
-    found = _read_truth(folder / "scenes.json")["recipe"] if (folder / "scenes.json").is_file() else None
-    if found == recipe:
+    existing = _read_truth(folder / "scenes.json")["recipe"] if (folder / "scenes.json").is_file() else None
+    if existing == recipe:
         return True
-    what = "other files" if found is None else f"a sample world of another recipe ({found}, asked for {recipe})"
+    what = "other files" if existing is None else f"a sample world of another recipe ({existing}, asked for {recipe})"
     raise FileExistsError(f"{folder} holds {what}; remove it or name another folder")
 
 

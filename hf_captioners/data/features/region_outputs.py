@@ -52,7 +52,7 @@ class RegionArrays:
 
 
 class NpzFolder:
-    """Writes `<id>.npz` per image. Use it as a context manager.
+    """Writer of `<id>.npz` per image. Use it as a context manager.
 
     Args:
         folder (`str` or `Path`): the folder, made if need be.
@@ -119,7 +119,7 @@ def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
 
 
 class TsvFile:
-    """Writes one line per image. Use it as a context manager.
+    """Writer of one line per image. Use it as a context manager.
 
     Args:
         path (`str` or `Path`): the file; lines are appended, and a last one that was cut off is dropped.

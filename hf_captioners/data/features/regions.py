@@ -156,13 +156,13 @@ class RegionFeatures:
             raise FeatureError(f"{where}: {error}") from error
 
     def metadata(self) -> dict[str, Any]:
-        """What tells stores of one source from those of another: names of folder or file, without their paths."""
+        """Settings that tell stores of one source from others: names of folder or file, without their paths."""
         boxes = None if self._boxes_path is None else Path(self._boxes_path).resolve().name
         return {"regions": self._path.resolve().name, "boxes": boxes, "l2_norm": self._l2_norm}
 
 
 def _at_least_float32(array: np.ndarray) -> np.ndarray:
-    """As float32 or float64 of this machine, in which products of coordinates do not overflow."""
+    """Convert to float32 or float64 of this machine, in which products of coordinates do not overflow."""
     wide = np.promote_types(array.dtype, np.float32).itemsize > 4
     return array.astype(np.float64 if wide else np.float32, copy=False)
 
@@ -260,7 +260,7 @@ def _image_id(path: _Path, index: int, image: Mapping[str, Any]) -> ImageId:
 
 @dataclass(frozen=True)
 class RegionSummary:
-    """What [`write_region_features`] has done.
+    """Summary of what [`write_region_features`] has done.
 
     Attributes:
         folder (`str`): the store.

@@ -50,7 +50,7 @@ DEFAULT_SHARD_BYTES = 500_000_000
 
 
 class FeatureWriter:
-    """Writes image features into a folder, to be read by [`FeatureStore`].
+    """Writer of image features into a folder, to be read by [`FeatureStore`].
 
     Use it as a context manager; a second one of the same folder is refused. Opening a folder that an earlier run has
     left, finished or not, continues it: what is in `writer` needs no computing. Features in memory (less than a shard)
@@ -133,10 +133,10 @@ class FeatureWriter:
         return self
 
     def _resume(self, index: dict[str, Any]) -> None:
-        mine, theirs = {**self._metadata, "dtype": self._dtype_name}, {**index["metadata"], "dtype": index["dtype"]}
-        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        now, before = {**self._metadata, "dtype": self._dtype_name}, {**index["metadata"], "dtype": index["dtype"]}
+        different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
         if different:
-            changes = "; ".join(f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in different)
+            changes = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in different)
             raise FeatureError(f"{self.folder}: holds features made otherwise ({changes}); choose another folder")
         check_shards(self.folder, index)
         self._stamps = read_stamps(self.folder)
@@ -156,7 +156,7 @@ class FeatureWriter:
             write_stamps(self.folder, {name: stamp for name, stamp in stamps.items() if self._is_known(name, stamp)})
 
     def _is_known(self, name: str, stamp: list[int]) -> bool:
-        """Whether a shard was written here just now, or is the one that was found right before."""
+        """Whether a shard was written here just now, or is one that was checked before."""
         return name in self._written or self._stamps.get(name) == stamp
 
     def __contains__(self, image_id: object) -> bool:
@@ -167,7 +167,7 @@ class FeatureWriter:
 
     @property
     def errors(self) -> dict[ImageId, str]:
-        """What went wrong with which image, those of earlier runs included."""
+        """Error messages by image id, those of earlier runs included."""
         return dict(self._errors)
 
     def add(self, image_id: ImageId, features: Tensor | np.ndarray, extras: Mapping[str, Tensor] | None = None) -> None:
@@ -266,7 +266,7 @@ def _checked_id(image_id: object) -> ImageId:
 
 
 class FeatureStore:
-    """Reads the features that a [`FeatureWriter`] wrote: `store[image_id]` is a `[num_tokens, feature_size]` tensor.
+    """Features that a [`FeatureWriter`] wrote: `store[image_id]` is a `[num_tokens, feature_size]` tensor.
 
     Shards are memory-mapped on first use, by each process for itself: a store may be pickled and forked, and so be used
     in DataLoader workers. What it returns is a copy, so that changing a tensor in place never reaches a later epoch.
@@ -330,7 +330,7 @@ class FeatureStore:
         return features
 
     def extra(self, image_id: ImageId, name: str) -> Tensor:
-        """What was stored beside the features of an image, such as its regions' `"boxes"`; FeatureError if nothing."""
+        """Values stored beside the features of an image, such as its regions' `"boxes"`; FeatureError if none."""
         return self._read(image_id, name)
 
     def _read(self, image_id: ImageId, extra: str = "") -> Tensor:

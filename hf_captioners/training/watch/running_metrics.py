@@ -60,7 +60,7 @@ class RunningMetrics:
         if not values.numel():
             return
         values = values.detach().cpu().double().flatten()
-        first = values[0]  # seen from one of them, equal numbers have no distances, not even by rounding
+        first = values[0]  # measured from one of the numbers, equal numbers differ by exactly 0, without rounding
         mean = first + (values - first).mean()
         self._merge_deviation(name, (len(values), float(mean), float((values - mean).square().sum())))
 
