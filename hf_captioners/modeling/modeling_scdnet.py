@@ -682,13 +682,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         names = seeds if len(seeds) == images else [str(row) for row in range(images)]
         numbers = torch.tensor([_seed(name, row) for name in names for row in range(num_candidates)])
         shape = (*targets.shape, cast(int, self.config.num_bits))
-        chance = dict(
-            zip(
-                ("timesteps", "noise", "self_conditioning"),
-                self._draw(numbers, shape, images, True, targets.device),
-                strict=True,
-            )
-        )
+        times, noise, heads = self._draw(numbers, shape, images, True, targets.device)
+        chance: dict[str, Any] = {"timesteps": times, "noise": noise, "self_conditioning": heads}
         logits, _ = self._predict_once(encoded, targets, **chance)
         words = logits.argmax(-1) if greedy else _drawn_words(word_probabilities(logits), numbers)
         if force_guided and not greedy:
