@@ -39,8 +39,8 @@ def trainer(tmp_path):
 
 @pytest.mark.parametrize("config", [XEConfig, SCSTConfig, DiCOConfig])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_features_too_large(trainer, tmp_path, config, accumulation):
-    """Their products are infinite: of the rows of that micro-batch, and no weight has moved."""
+def test_features_too_large(trainer, config, accumulation):
+    """They are refused, by their row, before they are computed with, and no weight has moved."""
     rows = [
         {"image_id": index, "image_features": torch.full((3, 16), 1e38 if index == 6 else 0.1), "captions": ["a star"]}
         for index in range(8)
@@ -50,13 +50,8 @@ def test_features_too_large(trainer, tmp_path, config, accumulation):
         weight_decay=0.0, num_train_epochs=1, max_steps=-1,
     )  # fmt: skip
     before = weights(run.model)
-    with pytest.raises(
-        FloatingPointError, match=r"step \d+: .* is (nan|-?inf), before the optimizer's step, of the rows"
-    ) as error:
+    with pytest.raises(ValueError, match=r"image_id 6: image_features contains 1e\+38"):
         run.train()
-    named = error.value.args[0].split("of the rows ")[1].split(".\n")[0].split(", ")
-    assert "image_id 6" in named
-    assert len(named) in (2, 2 * accumulation)
     assert_same(weights(run.model), before)
 
 
