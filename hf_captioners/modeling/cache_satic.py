@@ -42,7 +42,7 @@ class GroupState(CaptionCacheLayer):
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Scores of places `start` to `stop` of the last group, (R, stop - start, V)."""
         assert self.logits is not None
-        logits = self.logits[:, start:stop]
+        logits = self.logits[:, start:stop]  # (rows, stop - start, V)
         return logits if self.rows is None else logits.index_select(0, self.rows)
 
     def get_seq_length(self) -> int:
@@ -52,7 +52,7 @@ class GroupState(CaptionCacheLayer):
         """Let caption `i` continue caption `beam_idx[i]`, which must be of the same picture."""
         if self.ids is not None:
             beam_idx = beam_idx.to(self.ids.device)
-            self.ids = self.ids.index_select(0, beam_idx)
+            self.ids = self.ids.index_select(0, beam_idx)  # (R, n)
             self.rows = compose(self.rows, beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -85,8 +85,8 @@ class GroupCacheLayer(MemoryCacheLayer):
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
         self._move()
-        self.keys = torch.cat((self.keys, key_states), dim=2)
-        self.values = torch.cat((self.values, value_states), dim=2)
+        self.keys = torch.cat((self.keys, key_states), dim=2)  # (R, H, P + T, d / H)
+        self.values = torch.cat((self.values, value_states), dim=2)  # (R, H, P + T, d / H)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -106,8 +106,8 @@ class GroupCacheLayer(MemoryCacheLayer):
         self.reorder_cache(indices)
         self._move()
         indices = indices.to(self.memory_keys.device)
-        self.memory_keys = self.memory_keys.index_select(0, indices)
-        self.memory_values = self.memory_values.index_select(0, indices)
+        self.memory_keys = self.memory_keys.index_select(0, indices)  # (rows, H, L, d / H)
+        self.memory_values = self.memory_values.index_select(0, indices)  # (rows, H, L, d / H)
 
     def _move(self) -> None:
         """Do what `reorder_cache` noted."""

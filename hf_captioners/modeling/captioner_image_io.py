@@ -213,7 +213,7 @@ def _decode(image: Image.Image, max_pixels: int, rgb: bool) -> Image.Image:
         image.load()
     except _DECODER_ERRORS as error:
         raise ImageError(f"broken or truncated picture ({shorten(str(error)) or type(error).__name__})") from error
-    _check_size(image, max_pixels)  # of HEIC the decoder may say another one
+    _check_size(image, max_pixels)  # of HEIC the decoder may report another size
     try:
         image = ImageOps.exif_transpose(image)
     except _DECODER_ERRORS:

@@ -38,7 +38,7 @@ class CaptionerConfig(PreTrainedConfig):
 
     max_layers: ClassVar[int] = 500  # of a stack; a folder that declares 100,000 of them would take hours to be refused
     max_positions: ClassVar[int] = 65_536
-    default_backbone: ClassVar[dict[str, Any] | None] = None  # of a model that is not told what it looks at
+    default_backbone: ClassVar[dict[str, Any] | None] = None  # of a model made without a backbone or a feature size
     default_feature_size: ClassVar[int | None] = None  # of a features-only model
 
     is_encoder_decoder: bool = True

@@ -87,7 +87,7 @@ def left_aligned_padding(hidden: torch.Tensor, mask: torch.Tensor | None) -> tup
     order = mask.argsort(dim=1, stable=True)  # (B, L): padding first, real tokens in their order
     if values_are_known(mask):
         order = order[:, -int(mask.sum(1).max()) :]  # (B, C)
-    mask = mask.gather(1, order)
+    mask = mask.gather(1, order)  # (B, C)
     hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, C, d)
     return hidden, padding_mask(mask)
 
@@ -242,7 +242,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             args, inputs: as there, and `anchor_ids`; see `encode`.
         """
         if image_features is not None and image_features.ndim == 2:
-            image_features = image_features[:, None]
+            image_features = image_features[:, None]  # (B, 1, D)
         return super().encode_images(pixel_values, image_features, *args, **inputs)
 
     def encode(
@@ -292,7 +292,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         if rows % images:
             raise ValueError(f"{rows} rows of anchor_ids cannot be shared out among {images} pictures evenly.")
         mask = prefix.new_ones(prefix.shape[:2], dtype=torch.long) if mask is None else mask
-        real = anchor_ids >= 0
+        real = anchor_ids >= 0  # (R, L)
         separator = anchor_ids.new_full((rows, 1), cast(int, self.config.separator_token_id))
         ids = torch.cat((anchor_ids.clamp(min=0), separator), dim=1)  # (R, L + 1)
         real = torch.cat((real, real.any(dim=1, keepdim=True)), dim=1).long()  # (R, L + 1)
@@ -321,16 +321,16 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         features = self._as_mapped(image_features)
         if image_attention_mask is None:
             return self.tag_head(features.mean(dim=1))
-        real = image_attention_mask[..., None].to(features.dtype)
+        real = image_attention_mask[..., None].to(features.dtype)  # (B, N, 1)
         return self.tag_head(features.masked_fill(real == 0, 0.0).sum(dim=1) / real.sum(dim=1))
 
     @torch.no_grad()
     def _predicted_anchors(self, tag_scores: torch.Tensor) -> torch.Tensor:
         """`anchor_ids` (B, L) of the most probable words, best first."""
         tags = cast(list, self.config.tag_token_ids)
-        scores, best = tag_scores.sigmoid().topk(min(self.config.max_anchors, len(tags)))
+        scores, best = tag_scores.sigmoid().topk(min(self.config.max_anchors, len(tags)))  # (B, A)
         table = nn.utils.rnn.pad_sequence([torch.tensor(tag) for tag in tags], True, NO_ANCHOR).to(best.device)
-        anchors = table[best].masked_fill((scores <= self.config.anchor_threshold)[..., None], NO_ANCHOR)
+        anchors = table[best].masked_fill((scores <= self.config.anchor_threshold)[..., None], NO_ANCHOR)  # (B, A, l)
         return anchors.flatten(1)  # padding between words does no harm: it is moved to the left with the rest
 
     def start_cache(self, encoder_outputs: CaptionerEncoderOutput) -> CaptionerCache | None:
@@ -372,12 +372,13 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         start, prefix = cast(int, self.config.decoder_start_token_id), encoder_outputs.last_hidden_state
         if values_are_known(input_ids) and bool(input_ids[:, 0].ne(start).any()):
             raise ValueError(f"captions must start with decoder_start_token_id={start}.")
-        words = self.get_input_embeddings()(input_ids[:, 1:])  # the prefix's last token stands for the start token
+        # the prefix's last token stands for the start token
+        words = self.get_input_embeddings()(input_ids[:, 1:])  # (N, T - 1, d)
         repeats = input_ids.shape[0] // prefix.shape[0]
         if cache is not None and repeats > 1 and prefix.shape[1] > 1:
             self._run(prefix[:, :-1], encoder_outputs.image_attention_mask, cache, logits_to_keep=1)
             cache.batch_repeat_interleave(repeats)
-            prefix = prefix[:, -1:]
+            prefix = prefix[:, -1:]  # (B, 1, d)
         return torch.cat((prefix.repeat_interleave(repeats, dim=0), words), dim=1)  # (N, C + T - 1, d)
 
     def _run(
@@ -437,8 +438,8 @@ def _tag_loss(
         raise ValueError(f"tag_targets must be {tuple(scores.shape)}, not {tuple(targets.shape)}.")
     losses = nn.functional.binary_cross_entropy_with_logits(
         at_least_float32(scores), targets.to(at_least_float32(scores).dtype), reduction="none"
-    ).mean(dim=1)
-    words = (labels != -100).sum(dim=1).view(scores.shape[0], -1).sum(dim=1)
+    ).mean(dim=1)  # (B,)
+    words = (labels != -100).sum(dim=1).view(scores.shape[0], -1).sum(dim=1)  # (B,)
     return (losses * words).sum() / num_items
 
 

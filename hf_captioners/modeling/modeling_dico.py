@@ -103,8 +103,8 @@ class ImageAttention(GPT2Attention):
             **kwargs,
         )
         if weights is not None:
-            weights = weights_of_captions(weights, len(hidden_states))
-        return output.view(hidden_states.shape), weights
+            weights = weights_of_captions(weights, len(hidden_states))  # (R, H, T, L)
+        return output.view(hidden_states.shape), weights  # (R, T, d)
 
 
 def make_encoder(config: DicoCaptionerConfig) -> BertModel:
@@ -253,8 +253,9 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         kept = DynamicCache(config=settings)
         for index, block in enumerate(self.decoder.transformer.h):
             attention = block.crossattention
+            # (B, L, 2 d) -> (B, L, 2, H, head) -> 2 x (B, H, L, head)
             both = attention.c_attn(memory).unflatten(-1, (2, attention.num_heads, attention.head_dim))
-            keys, values = both.permute(2, 0, 3, 1, 4)  # (B, L, 2, H, head) -> 2 x (B, H, L, head)
+            keys, values = both.permute(2, 0, 3, 1, 4)
             kept.update(keys, values, index)
         return DicoCache(DynamicCache(config=settings), kept)
 

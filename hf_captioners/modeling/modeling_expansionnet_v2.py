@@ -79,7 +79,7 @@ class CrossAttention(nn.Module):
         output, weights = attention(self, query, keys, values, mask, dropout=0.0, scaling=self.scaling)
         if all_weights is not None:
             all_weights.append(weights_of_captions(weights, len(hidden)))
-        return self.out_linear(output.reshape(hidden.shape))
+        return self.out_linear(output.reshape(hidden.shape))  # (B, R/B*T, H, head) -> (R, T, d)
 
 
 class FeedForward(nn.Module):
@@ -246,12 +246,12 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
         start = 0 if cache is None else cache.get_seq_length()
         mask = encoder_outputs.image_attention_mask
         visible = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
-        positions = self.pos_encoder.weight[start : start + input_ids.shape[1]]
+        positions = self.pos_encoder.weight[start : start + input_ids.shape[1]]  # (T, d)
         states = [self.out_embedder(input_ids) + positions]  # (N, T, d)
         weights: list[torch.Tensor] | None = [] if options.output_attentions else None
         for layer, layer_cache in zip(self.decoders, caches, strict=True):
             states.append(layer(states[-1], encoder_outputs.last_hidden_state, visible, layer_cache, weights))
-        fused = self.other_dropout(self.dec_reduce_group(torch.cat(states[1:], dim=-1)))
+        fused = self.other_dropout(self.dec_reduce_group(torch.cat(states[1:], dim=-1)))  # (N, T, d)
         output = self.dec_reduce_norm(states[-1] + fused)[:, -options.logits_to_keep :]
         return CaptionerOutput(
             logits=self.vocab_linear(output),

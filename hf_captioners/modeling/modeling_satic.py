@@ -80,8 +80,8 @@ class GroupLinear(nn.Linear):
         rows = hidden.numel() // self.in_features
         if torch.is_grad_enabled() or not 1 < rows <= FEW_ROWS or (hidden.device.type, hidden.dtype) != FEW_ROWS_ON:
             return super().forward(hidden)
-        columns = torch.addmm(self.bias[:, None], self.weight, hidden.reshape(rows, -1).t())
-        return columns.t().reshape(*hidden.shape[:-1], -1)
+        columns = torch.addmm(self.bias[:, None], self.weight, hidden.reshape(rows, -1).t())  # (out, rows)
+        return columns.t().reshape(*hidden.shape[:-1], -1)  # (…, out)
 
 
 class Attention(nn.Module):
@@ -100,8 +100,8 @@ class Attention(nn.Module):
     def keys_and_values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each (B, H, L, head), of `hidden` (B, L, d)."""
         shape = (*hidden.shape[:2], self.num_heads, self.head_dim)
-        keys, values = self.linears[1](hidden), self.linears[2](hidden)
-        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
+        keys, values = self.linears[1](hidden), self.linears[2](hidden)  # (B, L, d)
+        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)  # (B, H, L, head)
 
     def forward(
         self,
@@ -113,7 +113,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Attend from `hidden` (R, T, d) to B rows of keys, R a multiple of B; `mask` is True for what is visible. The
         weights (R, H, T, L) are appended to `all_weights`, if they are wanted."""
-        # several captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
+        # the captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
         query = self.linears[0](hidden).view(keys.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.dropout if self.training else 0.0
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         output, weights = attention(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
         if all_weights is not None:
             all_weights.append(weights_of_captions(weights, len(hidden)))
-        return self.linears[3](output.reshape(hidden.shape))
+        return self.linears[3](output.reshape(hidden.shape))  # (B, R/B*T, H, head) -> (R, T, d)
 
 
 class FeedForward(nn.Module):
@@ -198,8 +198,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             return self.self_attn(words, keys, values, self_mask)
 
         hidden = self.sublayer[0](hidden, attend_to_words)
-        memory = memory_keys, memory_values, memory_mask, all_weights
-        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, *memory))
+        of_memory = memory_keys, memory_values, memory_mask, all_weights
+        hidden = self.sublayer[1](hidden, lambda x: self.src_attn(x, *of_memory))
         return self.sublayer[2](hidden, self.feed_forward)
 
 
@@ -237,7 +237,7 @@ class FeatureEmbedding(nn.Sequential):
             rows = super().forward(features.masked_fill(~real[..., None], 0.0).flatten(0, 1))  # (B * L, d)
             return rows.unflatten(0, features.shape[:2]).masked_fill(~real[..., None], 0.0)
         rows = super().forward(features[real])  # (real rows, d)
-        embedded = rows.new_zeros(*mask.shape, rows.shape[-1])
+        embedded = rows.new_zeros(*mask.shape, rows.shape[-1])  # (B, L, d)
         embedded[real] = rows
         return embedded  # (B, L, d)
 
@@ -257,9 +257,9 @@ class WordEmbedding(nn.Module):
 
 def sinusoids(positions: int, width: int) -> torch.Tensor:
     """Codes (positions, width) in float32: even columns sin(p w), odd ones cos(p w), w falling from 1 to 1/10000."""
-    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
-    angles = torch.arange(positions, dtype=torch.float32)[:, None] * rates
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))  # (width / 2,)
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * rates  # (positions, width / 2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (positions, width)
 
 
 class PositionalEncoding(nn.Module):
@@ -325,7 +325,7 @@ def group_inputs(ids: torch.Tensor, size: int, first: int = 0) -> torch.Tensor:
     ```
     """
     groups = -(-ids.shape[1] // size)
-    slots = torch.cat((ids[:, :1].expand(-1, size), ids[:, 1 : (groups - 1) * size + 1]), dim=1)
+    slots = torch.cat((ids[:, :1].expand(-1, size), ids[:, 1 : (groups - 1) * size + 1]), dim=1)  # (R, groups * K)
     return slots[:, first * size :]
 
 
@@ -334,8 +334,8 @@ def group_mask(start: int, stop: int, size: int, device: torch.device) -> torch.
     `size` and those before it. `None`: everything, which holds for one group."""
     if stop - start == size:
         return None
-    groups = torch.arange(stop, device=device) // size
-    return groups[start:, None] >= groups
+    groups = torch.arange(stop, device=device) // size  # (stop,)
+    return groups[start:, None] >= groups  # (stop - start, stop)
 
 
 class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
@@ -483,9 +483,8 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         size, known = self.config.group_size, state.groups * self.config.group_size
         words = state.append(ids)  # (R, n)
         total = words.shape[1]
-        first = total - (
-            min(options.logits_to_keep, ids.shape[1]) or ids.shape[1]
-        )  # the first place whose logits are wanted
+        # the first place whose logits are wanted
+        first = total - (min(options.logits_to_keep, ids.shape[1]) or ids.shape[1])
         states: list[torch.Tensor] = []
         parts = []
         if first < known:  # the rest of the group that was scored last
@@ -513,7 +512,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         memory, mask = encoder_outputs.last_hidden_state, encoder_outputs.image_attention_mask
         visible = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
         embed, add_positions = self.model.tgt_embed
-        states = [add_positions(embed(slots), start)]
+        states = [add_positions(embed(slots), start)]  # (R, T, d)
         for layer, layer_cache in zip(self.model.decoder.layers, caches, strict=True):
             states.append(layer(states[-1], memory, self_mask, visible, layer_cache, weights))
         return [*states, self.model.decoder.norm(states[-1])]
@@ -525,12 +524,12 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """
         size, places = self.config.group_size, torch.arange(slots.shape[1], device=slots.device)
         silent = torch.tensor([self.config.decoder_start_token_id, self.config.pad_token_id], device=slots.device)
-        shown = torch.isin(slots, silent, invert=True)
+        shown = torch.isin(slots, silent, invert=True)  # (N, T)
         shown[:, 0] = True
-        groups = places // size
-        visible = torch.logical_and(groups[:, None] >= groups, shown[:, None, None])
+        groups = places // size  # (T,)
+        visible = torch.logical_and(groups[:, None] >= groups, shown[:, None, None])  # (N, 1, T, T)
         missing = (self.config.label_length + 1 + size) // size * size - 1
-        cut_off = torch.logical_and(places == missing, groups[:, None] == missing // size)
+        cut_off = torch.logical_and(places == missing, groups[:, None] == missing // size)  # (T, T)
         return visible.masked_fill(cut_off, False)
 
     def _prepare_generation_config(

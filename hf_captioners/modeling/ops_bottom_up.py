@@ -155,10 +155,10 @@ def nms_sorted(
     steps = count if limit is None else min(limit, count)
     if not steps:
         return torch.zeros(0, dtype=torch.long, device=boxes.device)
-    x1, y1, x2, y2 = boxes.t().contiguous()
-    area = areas(boxes, offset)
+    x1, y1, x2, y2 = boxes.t().contiguous()  # (N) each
+    area = areas(boxes, offset)  # (N)
     positions = torch.arange(count, device=boxes.device)
-    ranks = count - positions  # the first one alive has the largest
+    ranks = count - positions  # the first box that is left has the largest
     best = torch.zeros(steps, dtype=torch.long, device=boxes.device)
     real = torch.zeros(steps, dtype=torch.bool, device=boxes.device)
     for step in range(steps):

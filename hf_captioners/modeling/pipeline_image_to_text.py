@@ -12,7 +12,7 @@ from transformers.pipelines.base import Pipeline
 from .image_processing_captioner import open_resized
 from .processing_captioner import image_columns, padding_values, prepare_rows
 
-# columns of rows that no captioner looks at
+# columns of rows that no captioner reads
 _OF_DATA_SETS = ("image_id", "file_name", "split", "captions", "sentence_ids")
 
 
@@ -91,7 +91,7 @@ class ImageToTextPipeline(Pipeline):
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
             raise ValueError("give the image-to-text pipeline at least one picture.")
-        if isinstance(inputs, list) and not inputs:  # transformers looks at the first one
+        if isinstance(inputs, list) and not inputs:  # transformers reads the first element
             return []
         return super().__call__(inputs, **kwargs)
 
