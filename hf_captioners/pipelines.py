@@ -85,7 +85,7 @@ def _register_image_processor(config: type, image_processor: type) -> None:
 
 
 def _keep_task_name() -> None:
-    """transformers 5 renames `image-to-text` to `image-text-to-text` before it looks the task up; let it pass.
+    """Keep `image-to-text`, which transformers 5 renames to `image-text-to-text` before it looks the task up.
 
     The function is private, and there is no public one; where a release has dropped it, nothing needs to be done.
     """

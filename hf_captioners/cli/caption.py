@@ -79,8 +79,8 @@ class _CocoResults:
     Pictures without an `image_id` must end in it, as COCO's own do: `COCO_test2014_000000000042.jpg` is image 42.
     """
 
-    def __init__(self, path: Path, several: int | None) -> None:
-        if several not in (None, 1):
+    def __init__(self, path: Path, num_return_sequences: int | None) -> None:
+        if num_return_sequences not in (None, 1):
             raise UsageError("--coco-results takes one caption per picture, without --num-return-sequences")
         if not path.parent.is_dir():
             raise UsageError(f"--coco-results {path}: no such folder")
@@ -184,8 +184,8 @@ def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, An
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     model, processor = _load(args)
-    each = (rows[index] for index in range(len(rows)))
-    records = caption_rows(model, processor, each, args.batch_size, **_options(args))
+    row_iterator = (rows[index] for index in range(len(rows)))
+    records = caption_rows(model, processor, row_iterator, args.batch_size, **_options(args))
     return (cast(Mapping[str, Any], record) for record in records), len(rows)
 
 
@@ -207,7 +207,7 @@ def _rows(args: argparse.Namespace) -> Any:
 
 
 def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResults | None) -> int:
-    """Writes the records; returns how many pictures failed."""
+    """Write the records; returns how many pictures failed."""
     import torch
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""What several verbs need: checked numbers, loading a captioner with a readable error, and mistakes of the user."""
+"""Helpers of several verbs: checked numbers, loading a captioner with a readable error, and mistakes of the user."""
 
 import argparse
 import errno
@@ -22,11 +22,11 @@ class TrustArguments:
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; the message is for the user."""
+    """Error for what was asked for and cannot be done; the message is for the user."""
 
 
 DISK_IS_FULL = 3
-"""Exit status of all verbs when there was no room for a file."""
+"""Exit status of all verbs when there was no space for a file."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -137,7 +137,7 @@ _PARTS = {  # of a captioner's folder: patterns of file names, and what to do wh
 
 
 def _missing_part(folder: Path) -> str | None:
-    """What a captioner's folder lacks and how to get it; `None` if nothing is known to be missing."""
+    """The part that a captioner's folder lacks and how to get it; `None` if nothing is known to be missing."""
     if not folder.is_dir():
         return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
     for part, (patterns, advice) in _PARTS.items():

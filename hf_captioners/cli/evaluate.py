@@ -47,10 +47,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    given = parser.add_argument_group("captions of a file")
-    given.add_argument("--predictions", metavar="FILE", help="COCO results, JSONL of `caption`, or a JSON object by id")
-    given.add_argument("--references", metavar="FILE", help="COCO annotations, Karpathy JSON, JSONL, or JSON by id")
-    given.add_argument("--subset", action="store_true", help="score the images that have both, leave out the others")
+    from_file = parser.add_argument_group("captions of a file")
+    from_file.add_argument(
+        "--predictions", metavar="FILE", help="COCO results, JSONL of `caption`, or a JSON object by id"
+    )
+    from_file.add_argument("--references", metavar="FILE", help="COCO annotations, Karpathy JSON, JSONL, or JSON by id")
+    from_file.add_argument(
+        "--subset", action="store_true", help="score the images that have both, leave out the others"
+    )
     written = parser.add_argument_group("captions written now")
     written.add_argument("--model", help="folder or Hub name of a captioner")
     written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder as training reads it")
@@ -139,12 +143,12 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Captions:
-    """What is scored: ids, captions, references and, where they are known, the pictures."""
+    """Captions to score: ids, captions, references and, where they are known, the pictures."""
 
     image_ids: list[Any]
     predictions: list[str]
     references: list[list[str]]
-    pictures: dict[Any, Path]
+    images: dict[Any, Path]
     failed: int = 0
 
 
@@ -162,12 +166,12 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
     from ..data.captions.predictions import match, picture_paths, read_predictions, read_references
 
     predictions, references = read_predictions(args.predictions), read_references(args.references, args.split)
-    ids, captions, several = match(predictions, references, args.subset)
+    ids, captions, references_of_ids = match(predictions, references, args.subset)
     left_out = len(predictions.captions) - len(ids), len(references.captions) - len(ids)
     if any(left_out):
         print(f"--subset: {len(ids)} images scored; left out: {left_out[0]} predictions without references, "
               f"{left_out[1]} images without prediction", file=sys.stderr)  # fmt: skip
-    return _Captions(ids, captions, several, picture_paths(predictions, references, ids, args.image_root))
+    return _Captions(ids, captions, references_of_ids, picture_paths(predictions, references, ids, args.image_root))
 
 
 def _write_captions(args: argparse.Namespace) -> _Captions:
@@ -181,7 +185,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
 
     source = Path(args.dataset)
     references = read_references(source, args.split)
-    rows, pictures = _rows_to_caption(args, source, references)
+    rows, images = _rows_to_caption(args, source, references)
     number = len(references.captions)
     model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
@@ -194,7 +198,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
             captions[record["image_id"]] = record["caption"]
     if not captions:
         raise UsageError("none of the pictures could be captioned")
-    return _written(args, captions, references.captions, pictures)
+    return _written(args, captions, references.captions, images)
 
 
 def _rows_to_caption(
@@ -205,22 +209,22 @@ def _rows_to_caption(
 
     ids = list(references.captions)
     if args.features is None:
-        pictures = _pictures(references, args.image_root, source)
-        nameless = [image_id for image_id in ids if image_id not in pictures]
+        images = _image_paths(references, args.image_root, source)
+        nameless = [image_id for image_id in ids if image_id not in images]
         if nameless:
             raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
-        return ({"image_id": image_id, "image": pictures[image_id]} for image_id in ids), pictures
+        return ({"image_id": image_id, "image": images[image_id]} for image_id in ids), images
     store = FeatureStore(args.features)
     missing = [image_id for image_id in ids if image_id not in store]
     if missing:
         raise UsageError(f"--features {args.features}: no features of {len(missing)} images, as image {missing[0]}")
     knows_where = args.image_root or source.is_dir()
-    pictures = _pictures(references, args.image_root, source) if knows_where else {}
-    return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), pictures
+    images = _image_paths(references, args.image_root, source) if knows_where else {}
+    return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), images
 
 
-def _pictures(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:
-    """Where the pictures of references are: a folder knows, a file needs to be told or has them beside it."""
+def _image_paths(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:
+    """Where the pictures of references are: a folder has its own, a file takes an image root or has them beside it."""
     from ..data.captions.predictions import Predictions, picture_paths
 
     if source.is_dir() and image_root is None:
@@ -229,12 +233,14 @@ def _pictures(references: "References", image_root: Path | None, source: Path) -
 
 
 def _written(
-    args: argparse.Namespace, captions: dict[Any, str], references: dict[Any, list[str]], pictures: dict[Any, Path]
+    args: argparse.Namespace, captions: dict[Any, str], references: dict[Any, list[str]], images: dict[Any, Path]
 ) -> _Captions:
     if args.save_predictions is not None:
         _save_results(args.save_predictions, captions)
-    several = [references[image_id] for image_id in captions]
-    return _Captions(list(captions), list(captions.values()), several, pictures, len(references) - len(captions))
+    references_of_ids = [references[image_id] for image_id in captions]
+    return _Captions(
+        list(captions), list(captions.values()), references_of_ids, images, len(references) - len(captions)
+    )
 
 
 def _save_results(path: Path, captions: dict[Any, str]) -> None:
@@ -265,11 +271,11 @@ def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
     images = None
     on_images = [name for name in suite.metrics if "images" in METRICS[name].reads]
     if on_images:
-        missing = [image_id for image_id in captions.image_ids if image_id not in captions.pictures]
+        missing = [image_id for image_id in captions.image_ids if image_id not in captions.images]
         if missing:
             raise UsageError(f"{' and '.join(on_images)} read pictures, and that of image {missing[0]} is not named; "
                              "give --image-root and references with file names")  # fmt: skip
-        images = [captions.pictures[image_id] for image_id in captions.image_ids]
+        images = [captions.images[image_id] for image_id in captions.image_ids]
     return suite(captions.predictions, captions.references, captions.image_ids, images)
 
 
@@ -312,7 +318,7 @@ def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluati
         captions.predictions,
         captions.references,
         signature=evaluation.signature,
-        images=captions.pictures,
+        images=captions.images,
     )
 
 

@@ -57,7 +57,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", required=True, help="folder to write; with --format tsv the file")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision in the store (%(default)s)")
     parser.add_argument("--shard-size-mb", type=positive, default=500, help="size of a file (%(default)s)")
-    _add_picture_options(parser.add_argument_group("features that a backbone computes"))
+    _add_backbone_options(parser.add_argument_group("features that a backbone computes"))
     _add_detector_options(parser.add_argument_group("regions that a detector finds, in their place"))
     _add_region_options(parser.add_argument_group("region features of other projects, in their place"))
     defaults = {name: parser.get_default(name) for names in OPTIONS.values() for name in names}
@@ -65,7 +65,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     return parser
 
 
-def _add_picture_options(group: "argparse._ArgumentGroup") -> None:
+def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--model", help="folder or Hub name of a captioner, a vision backbone or a CLIP")
     group.add_argument("--annotations", help="JSON file in Karpathy's layout, plain or gzipped")
     group.add_argument("--image-root", help="folder of the pictures: ROOT/[filepath/]filename")
@@ -130,7 +130,7 @@ def with_config(argv: Sequence[str]) -> list[str]:
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config")
-    known, (verb, *given) = parser.parse_known_args(argv)
+    known, (verb, *rest) = parser.parse_known_args(argv)
     if known.config is None:
         return list(argv)
     import yaml
@@ -147,7 +147,7 @@ def with_config(argv: Sequence[str]) -> list[str]:
             raise ValueError(f"--config {known.config}: {name} is not for a file; give it on the command line")
         values = value if isinstance(value, list) else [value]
         words += [f"--{str(name).replace('_', '-')}", *map(str, values)]
-    return [*words, *given]
+    return [*words, *rest]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _extract(args: argparse.Namespace) -> dict[str, Any]:
     source = _check(args)
-    summary = {"model": _from_pictures, "detector": _from_detector, "regions": _from_regions}[source](args)
+    summary = {"model": _from_backbone, "detector": _from_detector, "regions": _from_regions}[source](args)
     return {
         "folder": summary.folder,
         "count": summary.count,
@@ -175,7 +175,7 @@ def _extract(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(args: argparse.Namespace) -> str:
-    """Refuse options that do not go together, rather than to leave one of them unheard; returns the source."""
+    """Refuse options that do not go together, rather than to ignore one of them; returns the source."""
     first, *others = [name for name in OPTIONS if getattr(args, name) is not None] or ["model"]
     if others:
         raise ValueError(f"--{first} does not go with --{others[0]}")
@@ -211,7 +211,7 @@ def _dataset(args: argparse.Namespace) -> Any:
     return load_karpathy(args.annotations, args.image_root, split, missing=args.missing)
 
 
-def _from_pictures(args: argparse.Namespace) -> Any:
+def _from_backbone(args: argparse.Namespace) -> Any:
     from ..data.features.store import DTYPES as TORCH_DTYPES
     from ..inference.extract_features import FeatureExtractor, write_features
 
@@ -261,10 +261,10 @@ def _images(args: argparse.Namespace) -> list[tuple[Any, Any]]:
     return [(row["image_id"], row["image"]) for row in rows]
 
 
-def _draw(folder: Path, image_id: Any, picture: Any, regions: Any) -> None:
+def _draw(folder: Path, image_id: Any, image: Any, regions: Any) -> None:
     from ..reports.region_pictures import draw_best, save_regions
 
-    save_regions(draw_best(picture, regions.records()), folder / f"{image_id}.jpg")
+    save_regions(draw_best(image, regions.records()), folder / f"{image_id}.jpg")
 
 
 def _from_regions(args: argparse.Namespace) -> Any:

@@ -19,10 +19,10 @@ VERBS = (quickstart, caption, evaluate, features, regions, plot, convert, env)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of the command and of every verb: a mistake is shown without what a terminal would obey."""
+    """Parser of the command and of every verb: a mistake is shown without what a terminal would obey."""
 
     def error(self, message: str) -> NoReturn:
-        """As in argparse."""
+        """Print a mistake and exit, as argparse does."""
         super().error(printable(message))
 
 
@@ -44,8 +44,7 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs one command.
+    """Run one command.
 
     Args:
         argv (`Sequence[str]`, *optional*): the arguments; by default those of the process.

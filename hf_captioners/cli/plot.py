@@ -74,11 +74,11 @@ def _plot(args: argparse.Namespace) -> Path:
 
 
 def _told_apart(runs: "list[RunLog]") -> "list[RunLog]":
-    """Runs of the same name get as much of their paths in front as tells them apart."""
+    """Put as much of their paths in front of runs of the same name as tells them apart."""
     from dataclasses import replace
 
     names, parts = [run.name for run in runs], [run.folder.resolve().parts for run in runs]
     for length in range(2, max(map(len, parts)) + 1):
-        paths = ["/".join(one[-length:]) for one in parts]
+        paths = ["/".join(folders[-length:]) for folders in parts]
         names = [long if names.count(name) > 1 else name for name, long in zip(names, paths, strict=True)]
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]

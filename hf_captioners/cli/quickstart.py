@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         print_error("quickstart", f"{error}; it needs hf_captioners[train]")
         return 2
-    for one in result.unseen[:NUM_SHOWN]:
-        print(f"{one.image.name}: {one.caption}  [{'right' if one.right else 'WRONG'}]")
-        print(f"{'':10}said of it: {' | '.join(one.references[:2])}")
-    right, total = sum(one.right for one in result.unseen), len(result.unseen)
+    for unseen in result.unseen[:NUM_SHOWN]:
+        print(f"{unseen.image.name}: {unseen.caption}  [{'right' if unseen.right else 'WRONG'}]")
+        print(f"{'':10}said of it: {' | '.join(unseen.references[:2])}")
+    right, total = sum(unseen.right for unseen in result.unseen), len(result.unseen)
     print(f"\nshape and colour right in {right} of {total} captions of unseen pictures ({result.accuracy:.1%})")
     print(f"captioner: {result.captioner}   contact sheet: {result.sheet}   {result.seconds:.0f} s")
     return 0

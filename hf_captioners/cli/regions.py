@@ -94,8 +94,8 @@ def _find(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     if args.out is not None:
         check_suffix(args.out)
-    picture = open_image(args.picture)
-    records = load_detector(args)(picture).records()
+    image = open_image(args.picture)
+    records = load_detector(args)(image).records()
     if args.out is not None:
-        save_regions(draw_best(picture, records, args.draw, args.font), args.out)
+        save_regions(draw_best(image, records, args.draw, args.font), args.out)
     return records
