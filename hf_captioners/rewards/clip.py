@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from ..data.features.store import FeatureStore
-from ..data.opened_pictures import OpenedPictures
+from ..data.opened_images import OpenedImages
 from ..metrics.clip.clip_score import ClipScorer
 from ..metrics.inputs import MetricInputError
 from ..modeling.captioner_image_io import ImageError, open_image
@@ -149,7 +149,7 @@ class ClipReward:
             )
         else:
             column = images if image is None else image
-            image_inputs = _column("image", column.closed if isinstance(column, OpenedPictures) else column, number)
+            image_inputs = _column("image", column.closed if isinstance(column, OpenedImages) else column, number)
             is_encoded = isinstance(image_inputs, Tensor) and image_inputs.dim() == 2
             features = image_inputs if is_encoded else self._encode(_shared(image_inputs, names), names)
         score, with_references = self.scorer.score(features, texts, references, names)

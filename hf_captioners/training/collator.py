@@ -30,7 +30,7 @@ _OF_THE_TRAINER = (  # what reward functions are called with besides the columns
 )
 
 
-class PictureCollator:
+class ImageCollator:
     """Open the pictures of rows; what a batch holds besides them is a subclass's matter.
 
     Args:
@@ -104,7 +104,7 @@ class PictureCollator:
         return row[name]
 
 
-class CaptionCollator(PictureCollator):
+class CaptionCollator(ImageCollator):
     """Open pictures, choose captions and pad: batches that teach by cross-entropy.
 
     Which captions of a picture are chosen is a function of the seed, the epoch and the picture alone: the same in any
@@ -176,7 +176,7 @@ class CaptionCollator(PictureCollator):
         self._epoch.fill_(value)
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """See [`PictureCollator`]; and `labels`, rows of one picture side by side."""
+        """See [`ImageCollator`]; and `labels`, rows of one picture side by side."""
         shown = [self._choose(row) for row in rows]
         extras: dict[str, Any] = {}
         if self.training:
@@ -216,18 +216,18 @@ class CaptionCollator(PictureCollator):
         return [order[index % len(order)] for index in range(count)]
 
 
-class RewardCollator(PictureCollator):
+class RewardCollator(ImageCollator):
     """Open pictures and keep the other columns: batches whose captions are the model's own.
 
-    Args: see [`PictureCollator`].
+    Args: see [`ImageCollator`].
 
     Raises:
-        ValueError: see [`PictureCollator`]; rows of a batch that have not the same columns; a column whose name is that
+        ValueError: see [`ImageCollator`]; rows of a batch that have not the same columns; a column whose name is that
             of something else that reward functions are given, such as `completions`.
     """
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """See [`PictureCollator`]; and `columns`, the rows' other columns by name, `captions` among them."""
+        """See [`ImageCollator`]; and `columns`, the rows' other columns by name, `captions` among them."""
         columns: dict[str, list[Any]] = {}
         for name in dict.fromkeys(name for row in rows for name in row if name != "image_features"):
             if name in _OF_THE_TRAINER:

@@ -21,7 +21,7 @@ from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
 from .checkpointing import CheckpointingTrainer
-from .collator import CaptionCollator, PictureCollator
+from .collator import CaptionCollator, ImageCollator
 from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
@@ -41,7 +41,7 @@ class CaptionerTrainer(CheckpointingTrainer):
         args ([`CaptionerTrainingArguments`]): options.
         train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`.
         processing_class ([`CaptionerProcessor`]): the captioner's processor.
-        data_collator ([`PictureCollator`]): rows to batches.
+        data_collator ([`ImageCollator`]): rows to batches.
         compute_caption_metrics (`Callable`, *optional*): with `eval_with_generation`, called with the captions and the
             references of the evaluation pictures; returns numbers by name. By default the metrics of
             `args.caption_metrics`.
@@ -209,7 +209,7 @@ class CaptionerTrainer(CheckpointingTrainer):
     def _evaluating(self) -> Iterator[None]:
         """The collator chooses nothing at random and leaves no picture out."""
         collator = self.data_collator
-        if not isinstance(collator, PictureCollator):
+        if not isinstance(collator, ImageCollator):
             yield
             return
         collator.training = False

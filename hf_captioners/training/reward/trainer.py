@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from ...data.opened_pictures import OpenedPictures
+from ...data.opened_images import OpenedImages
 from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
 from ..policy import policy_of, without_adapters
@@ -362,7 +362,7 @@ class RewardTrainer(CaptionerTrainer):
         """The columns with `images`, which are open to who looks at them, as is `image` where we have closed it."""
         if "image" not in columns:
             return columns
-        pictures = OpenedPictures(columns["image"], self.processing_class.image_processor)
+        pictures = OpenedImages(columns["image"], self.processing_class.image_processor)
         closed = any(isinstance(one, dict) for one in columns["image"])
         return {"images": pictures, **columns, **({"image": pictures} if closed else {})}
 

@@ -1,4 +1,4 @@
-"""Pictures that are opened when somebody looks at them."""
+"""Images that are opened when they are first read."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from PIL import Image
 from ..modeling.image_processing_captioner import open_picture
 
 
-class OpenedPictures(Sequence[Image.Image]):
-    """A column of pictures as a list of PIL pictures, each opened at the first look, within limits.
+class OpenedImages(Sequence[Image.Image]):
+    """A column of pictures as a list of PIL pictures, each opened when it is first read, within limits.
 
     Args:
         closed (`Sequence`): paths, `{"path": ..., "bytes": ...}`, or PIL pictures.
         image_processor (`BaseImageProcessor`): says how large a picture may be.
 
     Attributes:
-        closed (`Sequence`): what was given, for who opens pictures in another way or knows them already.
+        closed (`Sequence`): the argument, for code that opens pictures in another way or has them already.
 
     Example:
 
     ```python
     >>> from PIL import Image
     >>> from hf_captioners import CaptionerImageProcessor
-    >>> from hf_captioners.data.opened_pictures import OpenedPictures
-    >>> pictures = OpenedPictures([Image.new("L", (4, 3))] * 2, CaptionerImageProcessor())
-    >>> len(pictures), pictures[0].mode, pictures[0] is pictures[1]
+    >>> from hf_captioners.data.opened_images import OpenedImages
+    >>> images = OpenedImages([Image.new("L", (4, 3))] * 2, CaptionerImageProcessor())
+    >>> len(images), images[0].mode, images[0] is images[1]
     (2, 'RGB', True)
 
     ```
@@ -50,7 +50,7 @@ class OpenedPictures(Sequence[Image.Image]):
     def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
-        picture = self.closed[index]
-        if id(picture) not in self._opened:
-            self._opened[id(picture)] = open_picture(picture, self.image_processor)
-        return self._opened[id(picture)]
+        image = self.closed[index]
+        if id(image) not in self._opened:
+            self._opened[id(image)] = open_picture(image, self.image_processor)
+        return self._opened[id(image)]
