@@ -7,6 +7,7 @@ has the last three.
 """
 
 import contextlib
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,7 +103,9 @@ class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
         """
         tower = cls.backbone_reader.load(backbone, **kwargs)
         width = cls.backbone_reader.width(tower)
-        settings = {**config.to_dict(), "features_only": False, "vision_config": tower.config, "feature_size": width}
+        vision = copy.deepcopy(tower.config)
+        vision.num_labels = 2  # transformers' default, which is not saved: a captioner needs no names of classes
+        settings = {**config.to_dict(), "features_only": False, "vision_config": vision, "feature_size": width}
         model = cls(type(config)(**settings))
         assert model.backbone is not None
         model.backbone.load_state_dict(tower.state_dict())

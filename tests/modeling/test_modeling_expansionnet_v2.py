@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from contracts.autoregressive import AutoregressiveContract
@@ -134,6 +136,19 @@ def test_any_backbone_can_stand_in():
     expected = tower.eval()(pixels).last_hidden_state.flatten(2).transpose(1, 2)
     torch.testing.assert_close(features, expected)
     assert model.generate(pixel_values=pixels, max_length=5).shape[0] == 2
+
+
+def test_names_of_the_backbones_classes_are_not_saved(tmp_path):
+    names = dict(enumerate(map("class {}".format, range(1000))))
+    tower = MobileNetV2Model(MobileNetV2Config(image_size=32, depth_multiplier=0.25, id2label=names))
+    ExpansionNetV2ForImageCaptioning.from_backbone(tower, small_config()).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert not saved["vision_config"].keys() & {"id2label", "label2id", "num_labels"}
+    assert tower.config.id2label == names  # the tower is somebody's
+    saved["vision_config"] |= {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    (tmp_path / "config.json").write_text(json.dumps(saved), "utf-8")  # of earlier versions
+    loaded = ExpansionNetV2ForImageCaptioning.from_pretrained(tmp_path)
+    assert loaded.config.vision_config.num_labels == 1000
 
 
 def test_a_frozen_backbone_stays_in_evaluation_mode_and_gets_no_gradient():
