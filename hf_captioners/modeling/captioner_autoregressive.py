@@ -226,6 +226,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         if loop is not None:
             refuse_options(kwargs, OWN_WORDS, f"decoding={merged.decoding!r} of {type(self).__name__}")
             kwargs.setdefault("custom_generate", loop)
+        kwargs.setdefault("trust_remote_code", False)  # of custom_generate="a folder"; None would ask on the terminal
         if "max_new_tokens" in kwargs:
             kwargs.setdefault("max_length", None)  # one limit is enough: transformers warns of two
         if merged.use_cache and kwargs.get("past_key_values") is None:

@@ -248,7 +248,7 @@ class CaptionerContract:
         def captions(dtype):
             half = copy.deepcopy(model).to(dtype)
             half.save_pretrained(tmp_path / "half")
-            return processor.batch_decode(half.generate(**processor(images=paths)))
+            return processor.batch_decode(half.generate(**processor.prepare_rows([{"image": path} for path in paths])))
 
         return tmp_path / "captioner", tmp_path / "half", [str(path) for path in paths], captions
 
@@ -263,7 +263,8 @@ class CaptionerContract:
         assert [one[0]["generated_text"] for one in captioner(paths, batch_size=2)] == expected
         for loaded in (captioner.model, type(model).from_pretrained(saved)):
             assert {name: one.dtype for name, one in loaded.named_parameters()} == types
-            assert processor.batch_decode(loaded.generate(**processor(images=paths))) == expected
+            inputs = processor.prepare_rows([{"image": path} for path in paths])
+            assert processor.batch_decode(loaded.generate(**inputs)) == expected
 
     def test_half_precision_is_the_same_in_the_verbs(self, in_half, tmp_path, capfd):
         folder, _, paths, captions = in_half
