@@ -17,11 +17,9 @@ from transformers import set_seed
 from ..data.captions.karpathy import load_karpathy
 from ..data.drawn.world import load_scenes, names_shape_and_color, write_sample_world
 from ..data.files import write_whole
-from ..modeling.configuration_expansionnet_v2 import ExpansionNetV2Config
 from ..modeling.image_processing_captioner import CaptionerImageProcessor
 from ..modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
 from ..modeling.processing_captioner import ExpansionNetV2Processor
-from ..modeling.tokenization_words import build_vocabulary, build_word_tokenizer, special_token_ids
 from ..reports.contact_sheet import SheetItem, contact_sheet
 from ..training.xe_config import XEConfig
 from ..training.xe_trainer import XETrainer
@@ -68,9 +66,11 @@ class QuickstartResult:
 
 def small_captioner(captions: list[str], seed: int = 0) -> tuple[Any, ExpansionNetV2Processor]:
     """A fresh ExpansionNet v2 of about a million parameters for pictures of 64 x 64 pixels, and its processor."""
-    tokenizer = build_word_tokenizer(build_vocabulary(captions, min_count=2), model_max_length=24)
-    config = ExpansionNetV2Config(
-        vocab_size=len(tokenizer),
+    set_seed(seed)
+    return ExpansionNetV2ForImageCaptioning.new(
+        captions,
+        min_count=2,
+        image_processor=CaptionerImageProcessor(size={"height": PICTURE_SIZE, "width": PICTURE_SIZE}),
         d_model=128,
         encoder_layers=1,
         decoder_layers=2,
@@ -82,16 +82,12 @@ def small_captioner(captions: list[str], seed: int = 0) -> tuple[Any, ExpansionN
         vision_config=dict(BACKBONE),
         feature_size=BACKBONE["hidden_sizes"][-1],
         label_smoothing=0.0,
-        **special_token_ids(tokenizer),
         encoder_dropout=0.0,
         decoder_dropout=0.0,
         encoder_input_dropout=0.0,
         decoder_input_dropout=0.0,
         other_dropout=0.0,
     )
-    set_seed(seed)
-    image_processor = CaptionerImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    return ExpansionNetV2ForImageCaptioning(config), ExpansionNetV2Processor(image_processor, tokenizer)
 
 
 def quickstart(out_dir: str | Path, *, num_train: int = 3500, epochs: int = 9, seed: int = 0) -> QuickstartResult:

@@ -23,12 +23,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .captioner_backbone import GridBackbone, check_whole
 from .captioner_layers import LARGEST_FEATURE, check_features, initialize, values_are_known
+from .captioner_new import NewCaptioner
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .captioner_shipping import shipped
 from .configuration_captioner import CaptionerConfig
 
 
-class CaptionerPreTrainedModel(PreTrainedModel, GenerationMixin):
+class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
     """Base of the captioners.
 
     A captioner takes `pixel_values` or `image_features`, encodes them once (`encode_images`), scores captions

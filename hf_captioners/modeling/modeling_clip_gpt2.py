@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, GPT2LMHeadModel
+from transformers import CLIPImageProcessorPil, DynamicCache, GenerationMixin, GPT2Config, GPT2LMHeadModel
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -29,13 +29,22 @@ from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, De
 from .captioner_backbone import PooledBackbone, load_whole
 from .captioner_cache import CaptionerCache
 from .captioner_layers import at_least_float32, eager_attention, padding_mask, values_are_known
+from .captioner_new import (
+    WORDS,
+    check_fields,
+    feature_width,
+    new_image_processor,
+    new_tokenizer,
+    suppress_unknown,
+)
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_clip_gpt2 import ClipGpt2Config
 from .decoding_clip_gpt2 import ClipCapBeams
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
 from .prefix_mapper_clip_gpt2 import MAPPERS, TransformerMapper
-from .processing_clip_gpt2 import ClipGpt2Processor  # noqa: F401  travels with the model
+from .processing_clip_gpt2 import ClipGpt2Processor
+from .tags_clip_gpt2 import build_tags
 
 DEFAULT_WORDS = 20  # of a caption, the number that the project trained and generated with
 NO_ANCHOR = -100  # padding of `anchor_ids`
@@ -128,6 +137,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """
 
     _no_split_modules = ["GPT2Block", "CLIPEncoderLayer", "MapperLayer"]
+    processor_class = ClipGpt2Processor
     decodings = {"paper": Decoding(beams=ClipCapBeams), "standard": Decoding()}
     image_inputs = (*AutoregressiveCaptioner.image_inputs, "anchor_ids")
     loss_inputs = ("smoothing", "tag_targets")
@@ -161,6 +171,66 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, TransformerMapper):
             init.normal_(module.prefix_const)
+
+    @classmethod
+    def new(
+        cls,
+        captions: Any,
+        backbone: Any = None,
+        features: Any = None,
+        *,
+        gpt2: str | Path | None = None,
+        tokenizer: Any = None,
+        min_count: int = 5,
+        num_tags: int = 0,
+        image_processor: Any = None,
+        text_config: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        **config: Any,
+    ) -> tuple[Any, ClipGpt2Processor]:
+        """As for every captioner, from an image tower and a GPT-2.
+
+        Args:
+            captions, backbone, features, min_count, image_processor, trust_remote_code, config: see
+                [`CaptionerPreTrainedModel.new`]; the backbone pools its output.
+            gpt2 (`str` or `Path`, *optional*): pretrained GPT-2, folder or Hub name; by default a fresh one.
+            tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*): `"words"` of the captions or another; by
+                default GPT-2's own, and words for a fresh GPT-2.
+            num_tags (`int`, defaults to 0): words of the tag predictor; 0 for none.
+            text_config (`dict`, *optional*): fields of a fresh GPT-2's configuration.
+
+        Returns:
+            `tuple[ClipGpt2ForImageCaptioning, ClipGpt2Processor]`
+
+        Raises:
+            ValueError: see there; `text_config` beside a pretrained GPT-2.
+        """
+        check_fields(ClipGpt2Config, config, f"{cls.__name__}.new:")
+        if gpt2 is not None and text_config is not None:
+            raise ValueError(f"{cls.__name__}.new: text_config is of a fresh GPT-2; gpt2={str(gpt2)!r} has its own.")
+        width = feature_width(features)
+        if backbone is None and width is None:
+            raise ValueError(f"{cls.__name__}.new: give backbone or features.")
+        captions, tokenizer = list(captions), tokenizer or gpt2 or WORDS
+        fresh = GPT2Config(**(text_config or {}))
+        words = new_tokenizer(captions, tokenizer, min_count, fresh.n_positions, trust_remote_code)
+        pictures = new_image_processor(image_processor, backbone, trust_remote_code, CLIPImageProcessorPil)
+        processor = ClipGpt2Processor(pictures, words, tags=build_tags(captions, num_tags) if num_tags else None)
+        if num_tags:
+            config["tag_token_ids"] = processor.tag_token_ids()
+        if backbone is None:
+            config["feature_size"] = width
+        fresh.vocab_size = len(words)
+        model = cls.from_encoder_decoder_pretrained(
+            None if backbone is None else cls._tower(backbone, config.pop("vision_config", {}), trust_remote_code),
+            GPT2LMHeadModel(fresh) if gpt2 is None else gpt2,
+            words,
+            fresh_embeddings=gpt2 is None or tokenizer == WORDS,
+            **config,
+        )
+        cls._check_width(model.config, width)
+        suppress_unknown(model, words)
+        return model, processor
 
     @classmethod
     def from_encoder_decoder_pretrained(

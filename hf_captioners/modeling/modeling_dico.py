@@ -21,6 +21,7 @@ The original can write the padding token like a word; `generation_config.suppres
 forbids it. That is off by default, as in the original.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPImageProcessorPil,
     DynamicCache,
     EncoderDecoderCache,
     GenerationMixin,
@@ -45,7 +47,7 @@ from .configuration_dico import DicoCaptionerConfig
 from .decoding_dico import DicoBeams
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
-from .processing_dico import DicoProcessor  # noqa: F401  travels with the model
+from .processing_dico import DicoProcessor
 
 LONGEST = 30  # tokens that the original's scripts let a caption have, start and end included
 
@@ -189,6 +191,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """
 
     _no_split_modules = ["GPT2Block", "BertLayer", "CLIPEncoderLayer"]
+    processor_class = DicoProcessor
     decodings = {"paper": Decoding(beams=DicoBeams), "standard": Decoding()}
     loss_inputs = ("smoothing", "pad_in_loss")
     input_embeddings, output_embeddings = "decoder.transformer.wte", "decoder.lm_head"
@@ -208,6 +211,19 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         self.encoder: Any = make_encoder(config)
         self.decoder: Any = make_decoder(config)
         self.post_init()
+
+    @classmethod
+    def new(
+        cls, captions: Any, backbone: Any = None, features: Any = None, *, tokenizer: Any = None, **options: Any
+    ) -> tuple[Any, DicoProcessor]:
+        """As for every captioner, with CLIP's tokenizer: by default that of `backbone`, which `"words"` replaces."""
+        if tokenizer is None:
+            if not isinstance(backbone, (str, Path)):
+                raise ValueError(f'{cls.__name__}.new: give tokenizer, CLIP\'s or "words", or a CLIP as backbone.')
+            tokenizer = backbone
+        if backbone is None:
+            options.setdefault("image_processor", CLIPImageProcessorPil())
+        return super().new(captions, backbone, features, tokenizer=tokenizer, **options)
 
     def default_decoding(self) -> dict[str, Any]:
         """Beam search of the original."""

@@ -37,7 +37,7 @@ from .decoding_expansionnet_v2 import ExpansionNetV2Beams
 from .expansion_expansionnet_v2 import DynamicExpansion, ExpansionCacheLayer, StaticExpansion
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
-from .processing_captioner import ExpansionNetV2Processor  # noqa: F401  travels with the model
+from .processing_captioner import ExpansionNetV2Processor
 
 
 class CrossAttention(nn.Module):
@@ -182,6 +182,7 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
     """
 
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    processor_class = ExpansionNetV2Processor
     decodings = {"paper": Decoding(beams=ExpansionNetV2Beams), "standard": Decoding()}
     word_loss = staticmethod(smoothed_divergence)  # paper, section 4.3
     input_embeddings, output_embeddings = "out_embedder.embed", "vocab_linear"

@@ -45,7 +45,7 @@ from .configuration_satic import SaticConfig
 from .decoding_satic import SaticBeams, UnknownWordPenalty, group_words
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
-from .processing_captioner import SaticProcessor  # noqa: F401  travels with the model
+from .processing_captioner import SaticProcessor
 
 FEW_ROWS, FEW_ROWS_ON = 6, ("cpu", torch.float32)  # where `GroupLinear` was measured to be faster
 
@@ -383,6 +383,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     """
 
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    processor_class = SaticProcessor
     decodings = {"paper": Decoding(words=group_words, beams=SaticBeams), "standard": Decoding()}
     word_loss = staticmethod(smoothed_divergence)
     input_embeddings, output_embeddings = "model.tgt_embed.0.lut", "model.generator.proj"

@@ -1,0 +1,245 @@
+"""A new captioner for given captions: its vocabulary, its processor and a fresh body, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained
+from .image_processing_captioner import CaptionerImageProcessor
+from .processing_captioner import CaptionerProcessor
+from .tokenization_words import build_vocabulary, build_word_tokenizer, special_token_ids
+
+WORDS = "words"
+"""A tokenizer of the captions' own words."""
+
+# fields of every configuration that say what it is, not how the captioner works
+_NO_OPTIONS = {"architectures", "dtype", "transformers_version"}
+
+
+class HasFeatureSize(Protocol):
+    """An object that knows the width of cached features, as a `FeatureStore` does."""
+
+    @property
+    def feature_size(self) -> int:
+        """Width of a token."""
+        ...
+
+
+def check_fields(config: Any, options: Iterable[str], source: str) -> None:
+    """Refuse options that are no fields of a configuration: transformers would take them for something else.
+
+    Args:
+        config (`PreTrainedConfig` or its class): the configuration.
+        options (`Iterable[str]`): names.
+        source (`str`): where they come from, the beginning of the message.
+
+    Raises:
+        ValueError: naming the option, and what it may mean.
+    """
+    known = sorted({field.name for field in dataclasses.fields(config)} - _NO_OPTIONS)
+    for name in options:
+        if name not in known:
+            near = get_close_matches(str(name), known, 3)
+            advice = f"do you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}."
+            config_class = config if isinstance(config, type) else type(config)
+            raise ValueError(f"{source} {name}: no field of {config_class.__name__}; {advice}")
+
+
+def load_named(loader: Any, argument: str, source: str | Path, trust_remote_code: bool, **options: Any) -> Any:
+    """Load a part of a new captioner, or say which argument named what cannot be loaded.
+
+    Args:
+        loader (`type`): a class with `from_pretrained`.
+        argument (`str`): name of the argument.
+        source (`str` or `Path`): folder or Hub name, its value.
+        trust_remote_code (`bool`): whether code that comes with it may run.
+        options: passed to `from_pretrained`.
+
+    Raises:
+        ValueError: in the place of an `OSError`.
+    """
+    try:
+        return load_pretrained(loader, source, trust_remote_code, **options)
+    except RemoteCodeError:
+        raise
+    except OSError as error:
+        known = Path(source).exists()
+        problem = "" if known else "there is no such file or folder, nor can it be had from the Hub: "
+        raise ValueError(f"{argument}={str(source)!r}: {problem}{' '.join(str(error).split())}") from error
+
+
+def new_tokenizer(
+    captions: Iterable[str],
+    tokenizer: str | Path | PreTrainedTokenizerBase,
+    min_count: int,
+    longest: int,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The tokenizer of a new captioner.
+
+    Args:
+        captions (`Iterable[str]`): training captions.
+        tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`): `"words"` for one of the captions' words, else a folder
+            or Hub name, or the tokenizer itself.
+        min_count (`int`): of `"words"`: those seen less often become the unknown word.
+        longest (`int`): of `"words"`: longest caption in tokens, start and end included.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
+
+    Returns:
+        `PreTrainedTokenizerBase`
+    """
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    if tokenizer == WORDS:
+        return build_word_tokenizer(build_vocabulary(captions, min_count), model_max_length=longest)
+    return load_named(AutoTokenizer, "tokenizer", tokenizer, trust_remote_code)
+
+
+def new_image_processor(
+    image_processor: Any, backbone: Any, trust_remote_code: bool, default: type = CaptionerImageProcessor
+) -> Any:
+    """The image processor of a new captioner: its own, that of the backbone's folder, or a default one.
+
+    Args:
+        image_processor (`BaseImageProcessor`, *optional*): returned as it is.
+        backbone (`str`, `Path`, `PreTrainedModel` or `None`): of the captioner.
+        trust_remote_code (`bool`): whether code that comes with the backbone may run.
+        default (`type`, defaults to [`CaptionerImageProcessor`]): made where there is no pretrained backbone.
+
+    Raises:
+        ValueError: the backbone is a model, which does not say how its pictures are prepared.
+    """
+    if image_processor is not None:
+        return image_processor
+    if isinstance(backbone, PreTrainedModel):
+        raise ValueError(f"give image_processor beside a {type(backbone).__name__} as backbone; a folder has its own.")
+    if backbone is None:
+        return default()
+    return load_named(AutoImageProcessor, "backbone", backbone, trust_remote_code, backend="pil")
+
+
+def feature_width(features: int | HasFeatureSize | None) -> int | None:
+    """Width of cached features, which may be given as the number itself."""
+    return features if features is None or isinstance(features, int) else features.feature_size
+
+
+def suppress_unknown(model: Any, tokenizer: Any) -> None:
+    """Let a model never write the unknown word, which no caption needs; CLIP's and GPT-2's is their end token."""
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        model.generation_config.suppress_tokens = [unknown]
+
+
+class NewCaptioner:
+    """What gives captioners their `new`.
+
+    Attributes:
+        processor_class (`type[CaptionerProcessor]`): of a new captioner's processor.
+    """
+
+    processor_class: ClassVar[type[CaptionerProcessor]] = CaptionerProcessor
+    config_class: Any
+    backbone_reader: Any
+
+    @classmethod
+    def new(
+        cls,
+        captions: Iterable[str],
+        backbone: str | Path | PreTrainedModel | None = None,
+        features: int | HasFeatureSize | None = None,
+        *,
+        tokenizer: str | Path | PreTrainedTokenizerBase = WORDS,
+        min_count: int = 5,
+        image_processor: Any = None,
+        trust_remote_code: bool = False,
+        **config: Any,
+    ) -> tuple[Self, Any]:
+        """Make a captioner that has learned nothing yet, and its processor.
+
+        Args:
+            captions (`Iterable[str]`): training captions, for the vocabulary.
+            backbone (`str`, `Path` or `PreTrainedModel`, *optional*): pretrained vision model; folder, Hub name, or the
+                model, with `image_processor` then.
+            features (`int` or [`FeatureStore`], *optional*): the cached features to learn from, or their width. Without
+                a `backbone` the captioner reads features only.
+            tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`, defaults to `"words"`): the words of the captions, or
+                the folder, Hub name or object of another tokenizer.
+            min_count (`int`, defaults to 5): words seen less often become the unknown word.
+            image_processor (`BaseImageProcessor`, *optional*): by default that of the backbone.
+            trust_remote_code (`bool`, defaults to `False`): whether code that comes with the backbone may run.
+            config: fields of the captioner's configuration. `vision_config` is that of a fresh backbone or, with a
+                pretrained one, fields of its configuration that are to differ, such as its drop path rate.
+
+        Returns:
+            `tuple[PreTrainedModel, CaptionerProcessor]`
+
+        Raises:
+            ValueError: nothing to look at; an unknown field; cached features of another width than the backbone's; a
+                name that cannot be loaded.
+
+        Example:
+
+        ```python
+        >>> from hf_captioners import ExpansionNetV2ForImageCaptioning
+        >>> captions = ["a red wave", "a blue wave"]
+        >>> sizes = {"d_model": 16, "num_attention_heads": 2, "encoder_expansion_groups": [4], "ffn_dim": 32}
+        >>> model, processor = ExpansionNetV2ForImageCaptioning.new(captions, features=8, min_count=1, **sizes)
+        >>> model.config.vocab_size, model.config.feature_size, processor.tokenizer.vocab_size
+        (8, 8, 8)
+
+        ```
+        """
+        check_fields(cls.config_class, config, f"{cls.__name__}.new:")
+        longest = config.get("max_position_embeddings", cls.config_class.max_position_embeddings)
+        words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code)
+        processor = cls.processor_class(new_image_processor(image_processor, backbone, trust_remote_code), words)
+        settings = {"vocab_size": len(words), **special_token_ids(words), **config}
+        model = cls._new_model(backbone, features, settings, trust_remote_code)
+        suppress_unknown(model, words)
+        return model, processor
+
+    @classmethod
+    def _new_model(cls, backbone: Any, features: Any, settings: dict[str, Any], trust_remote_code: bool) -> Any:
+        """A fresh body behind a pretrained backbone, behind cached features or behind a fresh backbone."""
+        make: Any = cls
+        width = feature_width(features)
+        if backbone is not None:
+            tower = cls._tower(backbone, settings.pop("vision_config", {}), trust_remote_code)
+            model = make.from_backbone(tower, cls.config_class(features_only=True, **settings))
+            cls._check_width(model.config, width)
+            return model
+        if width is not None:
+            return make(cls.config_class(features_only=True, feature_size=width, **settings))
+        if "vision_config" not in settings:
+            raise ValueError(f"{cls.__name__}.new: give backbone or features, or vision_config for a fresh backbone.")
+        return make(cls.config_class(**settings))
+
+    @classmethod
+    def _check_width(cls, config: Any, width: int | None) -> None:
+        """Cached features must be those of the backbone, if both are given."""
+        if width not in (None, config.feature_size):
+            raise ValueError(
+                f"{cls.__name__}.new: features are {width} wide, but the backbone's {config.feature_size}; cache those "
+                "of this backbone, or leave the backbone out."
+            )
+
+    @classmethod
+    def _tower(cls, backbone: Any, changes: Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
+        """The pretrained vision model, with other rates where they are given."""
+        try:
+            with foreign_code(backbone, trust_remote_code):
+                tower = cls.backbone_reader.load(backbone, trust_remote_code=trust_remote_code)
+        except OSError as error:
+            raise ValueError(f"backbone={str(backbone)!r}: {' '.join(str(error).split())}") from error
+        check_fields(tower.config, changes, f"{cls.__name__}.new: vision_config")
+        for name, value in changes.items():
+            setattr(tower.config, name, value)
+        return tower
