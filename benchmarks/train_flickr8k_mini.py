@@ -13,7 +13,6 @@ files by the complete captioners. `results.md` in the output folder says how it 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -65,14 +64,11 @@ class Run:
         features (`Path`): its inputs.
     """
 
-    def __init__(
-        self, args: argparse.Namespace, name: str, example: str, recipe: str, tokens: str = "grid", **options: Any
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, name: str, recipe: str, tokens: str = "grid", **options: Any) -> None:
         self.name, self.recipe, self.folder = name, RECIPES / recipe, args.out / name
         self.features = write_features(args, tokens)
         self.captioner = self.folder / "captioner"
         if not (self.captioner / "trainer_state.json").exists():
-            sys.path.insert(0, str(ROOT / "examples"))
             arguments = {
                 "config": self.recipe,
                 "annotations": args.annotations,
@@ -80,8 +76,9 @@ class Run:
                 "output_dir": self.captioner,
                 **options,
             }
-            train = importlib.import_module(example).main
-            train([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
+            words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+            if hf_captioners_cli(["train", "xe", *words]):
+                raise SystemExit(f"{name} could not be trained; see above.")
         self.state = json.loads((self.captioner / "trainer_state.json").read_text())
 
     def load(self) -> tuple[Any, Any]:
@@ -93,31 +90,32 @@ class Run:
 def expansionnet_v2(args: argparse.Namespace) -> Iterator[Run]:
     """Train ExpansionNet v2."""
     recipe, backbone = "expansionnet_v2/flickr8k_mini.yaml", args.data / "vision_backbone"
-    yield Run(args, "expansionnet_v2", "train_expansionnet_v2", recipe, backbone=backbone)
+    yield Run(args, "expansionnet_v2", recipe, backbone=backbone)
 
 
 def satic(args: argparse.Namespace) -> Iterator[Run]:
     """Train a teacher that writes word by word, and SATIC with 2 and 4 words a step on its captions."""
     backbone = args.data / "vision_backbone"
-    teacher = Run(args, "satic_teacher", "train_satic", "satic/flickr8k_mini_teacher.yaml", backbone=backbone)
+    teacher = Run(args, "satic_teacher", "satic/flickr8k_mini_teacher.yaml", backbone=backbone)
     yield teacher
     captions = teacher.folder / "captions_of_train.jsonl"
     if not captions.exists():
         command = ["caption", "--model", teacher.captioner, "--annotations", args.annotations, "--split", "train"]
         command += ["--features", teacher.features, "--num-beams", 5, "--num-return-sequences", 5, "--batch-size", 50]
-        program = [sys.executable, "-m", "hf_captioners.cli.main", *map(str, command)]
+        program = [sys.executable, "-m", "hf_captioners", *map(str, command)]
         captions.write_bytes(subprocess.run(program, stdout=subprocess.PIPE, check=True).stdout)
     student = {"model": teacher.captioner, "distilled": captions}
     for size in (2, 4):
         recipe = "satic/flickr8k_mini_student.yaml"
-        yield Run(args, f"satic_{size}", "train_satic", recipe, group_size=size, **student)
+        options = json.dumps({"group_size": size})
+        yield Run(args, f"satic_{size}", recipe, model_options=options, **student)
 
 
 def clip_gpt2(args: argparse.Namespace) -> Iterator[Run]:
     """Train CLIP-GPT2, with MobileNetV2 in the place of CLIP and a small GPT-2 from scratch."""
     backbone = args.data / "vision_backbone"
     recipe = "clip_gpt2/flickr8k_mini.yaml"
-    yield Run(args, "clip_gpt2", "train_clip_gpt2", recipe, tokens="pooled", backbone=backbone)
+    yield Run(args, "clip_gpt2", recipe, tokens="pooled", backbone=backbone)
 
 
 SYSTEMS = {"expansionnet_v2": expansionnet_v2, "satic": satic, "clip_gpt2": clip_gpt2}

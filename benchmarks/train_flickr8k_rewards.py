@@ -13,13 +13,13 @@ captions of each; `rewards.png` the curves.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
 import random
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,7 @@ class RewardRun:
         self,
         args: argparse.Namespace,
         name: str,
-        example: str = "",
-        phase: Sequence[str] = (),
+        method: str = "",
         recipe: str = "",
         **options: Any,
     ) -> None:
@@ -77,21 +76,15 @@ class RewardRun:
                 "output_dir": self.captioner,
                 **options,
             }
-            run_example(
-                example, *phase, *[word for key, value in arguments.items() for word in (f"--{key}", str(value))]
-            )
+            words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+            if hf_captioners_cli(["train", method, *words]):
+                raise SystemExit(f"{name} could not be trained; see above.")
         self.state = json.loads((self.captioner / "trainer_state.json").read_text())
 
     def load(self) -> tuple[Any, Any]:
         """The captioner and its processor."""
         model = load_pretrained(AutoModelForImageTextToText, self.captioner).eval()
         return model, load_pretrained(AutoProcessor, self.captioner)
-
-
-def run_example(example: str, *words: str) -> None:
-    """Run an example script."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    importlib.import_module(example).main(list(words))
 
 
 def train_clip(args: argparse.Namespace) -> Path:
@@ -105,7 +98,8 @@ def train_clip(args: argparse.Namespace) -> Path:
             "backbone": args.data / "vision_backbone",
             "output_dir": folder,
         }
-        run_example("train_mini_clip", *[word for key, value in options.items() for word in (f"--{key}", str(value))])
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        subprocess.run([sys.executable, ROOT / "examples/train_mini_clip.py", *words], check=True)
     return folder
 
 
@@ -116,19 +110,19 @@ def cross_entropy(args: argparse.Namespace) -> RewardRun:
 
 def scst_cider_d(args: argparse.Namespace) -> RewardRun:
     """Self-critical training on CIDEr-D."""
-    return RewardRun(args, "scst_cider_d", "train_scst", (), "expansionnet_v2/flickr8k_mini_scst.yaml")
+    return RewardRun(args, "scst_cider_d", "scst", "expansionnet_v2/flickr8k_mini_scst.yaml")
 
 
 def dico_clip(args: argparse.Namespace) -> RewardRun:
     """DiCO on the small CLIP's judgement."""
     recipe, clip = "dico/flickr8k_mini_dico.yaml", train_clip(args)
-    return RewardRun(args, "dico_clip", "train_dico", ("dico",), recipe, clip_model=clip)
+    return RewardRun(args, "dico_clip", "dico", recipe, clip_model=clip)
 
 
 def scst_clip(args: argparse.Namespace) -> RewardRun:
     """Self-critical training on the small CLIP's judgement."""
     recipe, clip = "expansionnet_v2/flickr8k_mini_scst_clip.yaml", train_clip(args)
-    return RewardRun(args, "scst_clip", "train_scst", (), recipe, clip_model=clip)
+    return RewardRun(args, "scst_clip", "scst", recipe, clip_model=clip)
 
 
 TRAININGS: dict[str, tuple[str, Callable[[argparse.Namespace], RewardRun]]] = {

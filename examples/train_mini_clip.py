@@ -50,10 +50,11 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_captioners import build_vocabulary, build_word_tokenizer
-from hf_captioners.cli.common import TrustArguments
-from hf_captioners.cli.training.script import read_command_line, short_errors
+from hf_captioners.cli.common import TrustArguments, exit_with_usage_errors, mistakes
+from hf_captioners.cli.training.options import read_options
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.files import write_whole
+from hf_captioners.data.rows import training_captions
 from hf_captioners.metrics.clip.clip_score import PREFIX, ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
 from hf_captioners.metrics.clip.retrieval import clip_recall
@@ -298,7 +299,7 @@ def load_towers(script: ScriptArguments) -> tuple[MobileNetV2Model, BaseImagePro
         raise SystemExit(f"--backbone {script.backbone}: a {type(backbone).__name__}; expected a MobileNetV2Model.")
     number = len(layers_of(backbone))
     if not 0 <= script.vision_layers <= number:
-        raise SystemExit(f"--vision_layers {script.vision_layers}: expected 0 to {number}.")
+        raise ValueError(f"--vision_layers {script.vision_layers}: expected 0 to {number}.")
     options: dict[str, Any] = {}
     if script.whole_picture:
         size = backbone.config.image_size
@@ -310,10 +311,9 @@ def load_towers(script: ScriptArguments) -> tuple[MobileNetV2Model, BaseImagePro
 def train(script: ScriptArguments, args: TrainingArguments) -> None:
     """Train, and write the model, the tokenizer and the image processor."""
     names = (script.train_split, script.eval_split)
-    with short_errors():
+    with mistakes(ValueError, OSError):
         splits = [load_karpathy(script.annotations, script.image_root, split=name) for name in names]
-    tokenizer = word_tokenizer([one for several in splits[0]["captions"] for one in several], script)
-    with short_errors():
+        tokenizer = word_tokenizer(training_captions(splits[0]), script)
         backbone, image_processor = load_towers(script)
     set_seed(args.seed)
     model = new_model(backbone, tokenizer, script)
@@ -355,9 +355,10 @@ def measure(script: ScriptArguments, folder: str) -> dict[str, dict[str, float]]
 
 def main(argv: list[str] | None = None) -> None:
     """Run the training that the command line describes."""
-    script, args = read_command_line(argv, ScriptArguments, TrainingArguments)
-    args.remove_unused_columns = False  # the collator chooses
-    with contextlib.redirect_stdout(sys.stderr):  # the trainer's log; stdout is for the result
+    prog = Path(sys.argv[0]).name
+    with exit_with_usage_errors(prog), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
+        script, args = read_options([ScriptArguments, TrainingArguments], argv, prog)
+        args.remove_unused_columns = False  # the collator chooses
         train(script, args)
     if args.process_index == 0:
         text = json.dumps(measure(script, args.output_dir), indent=2)

@@ -4,19 +4,18 @@
     accelerate launch examples/train_scst.py --model runs/mine --data_dir my_pictures --output_dir runs/mine_scst \\
         --rewards cider_d repetition --reward_weights 1 0.5
 
-Every option of the YAML file can be given on the command line too, where it wins. `--help` lists them. They are those
-of `DataArguments`, `CaptionerArguments`, `RewardArguments`, `SCSTConfig` and of transformers' `TrainingArguments`.
+The same as `hf-captioners train scst`. Every option of the recipe, a YAML file, can be given on the command line too,
+where it wins; `--help` lists them.
 """
 
 from __future__ import annotations
 
-from hf_captioners import SCSTConfig, SCSTTrainer
-from hf_captioners.cli.training.script import train_with_rewards
+from hf_captioners.cli.training.script import train_example
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the training that the command line describes."""
-    train_with_rewards(argv, SCSTConfig, SCSTTrainer)
+    train_example("scst", argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .common import UsageError, add_model_options, failure_status, load_captioner, positive, print_error
+from .common import UsageError, add_model_options, load_captioner, mistakes, positive, print_error
 
 _KEEP_EVERY = 1000  # captions
 
@@ -55,21 +55,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Caption the pictures; returns the exit status."""
-    results = None
+    results = None if args.coco_results is None else _CocoResults(args.coco_results, args.num_return_sequences)
     try:
-        results = None if args.coco_results is None else _CocoResults(args.coco_results, args.num_return_sequences)
-        failed = _write(*_caption(args, results), results)
-        if results is not None:
-            results.write()
-    except (BrokenPipeError, KeyboardInterrupt):
+        with mistakes(OSError):
+            failed = _write(*_caption(args, results), results)
+            if results is not None:
+                results.write()
+    except (BrokenPipeError, KeyboardInterrupt, UsageError):
         if results is not None:
             results.keep()
         raise
-    except (UsageError, OSError) as error:
-        print_error("caption", error)
-        if results is not None:
-            results.keep()
-        return failure_status(error)
     return 1 if failed else 0
 
 
@@ -117,7 +112,7 @@ class _CocoResults:
         with contextlib.suppress(UsageError):  # it was the disk
             if self.captions:
                 self._write(self.part)
-                print_error("caption", f"{self.part} has the {len(self.captions)} captions so far")
+                print_error("hf-captioners caption", f"{self.part} has the {len(self.captions)} captions so far")
 
     def write(self) -> None:
         """Write the file, whole."""
@@ -178,11 +173,9 @@ def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, An
     from ..data.rows import attach_features, undecoded
     from ..inference.captioning import caption_rows
 
-    try:
+    with mistakes(ValueError, OSError):
         rows = _rows(args)
         rows = attach_features(rows, FeatureStore(args.features)) if args.features else undecoded(rows)
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
     model, processor = _load(args)
     row_iterator = (rows[index] for index in range(len(rows)))
     records = caption_rows(model, processor, row_iterator, args.batch_size, **_options(args))

@@ -4,6 +4,8 @@ import argparse
 import errno
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,72 @@ def failure_status(error: BaseException) -> int:
     return 2
 
 
-def print_error(verb: str, error: object) -> None:
+class LaterParser(argparse.ArgumentParser):
+    """Parser of a sub-command that keeps all words as `words`, for a parser that is costly to build."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """Take the words as they are."""
+        return argparse.Namespace(words=list(args or [])), []
+
+
+@contextmanager
+def mistakes(*kinds: type[Exception]) -> Iterator[None]:
+    """Take errors of these kinds for mistakes of the user.
+
+    Args:
+        kinds (`type[Exception]`): such as `ValueError`.
+
+    Raises:
+        UsageError: in their place.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of stdout is gone
+        raise
+    except kinds as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
+def needed(extra: str) -> Iterator[None]:
+    """Say which extra of the package has a library that is missing.
+
+    Args:
+        extra (`str`): such as `"train"`.
+
+    Raises:
+        UsageError: in the place of an `ImportError`.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{error}; it needs hf_captioners[{extra}]") from error
+
+
+@contextmanager
+def exit_with_usage_errors(prog: str) -> Iterator[None]:
+    """End the process after a mistake of the user, with one line on stderr and the status of `failure_status`.
+
+    Args:
+        prog (`str`): name of the command.
+
+    Raises:
+        SystemExit: in the place of a `UsageError`.
+    """
+    try:
+        yield
+    except UsageError as error:
+        print_error(prog, error)
+        stop = SystemExit(str(error))
+        stop.code = failure_status(error)  # a number, so that the message is not printed once more
+        raise stop from error
+
+
+def print_error(prog: str, error: object) -> None:
     """One line on stderr, without what a terminal would obey in names of files."""
     from ..data.printable import printable
 
-    print(f"hf-captioners {verb}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    print(f"{prog}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
 
 
 def count(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_captioners.conversion import MODEL_TYPES, convert
 
-from .common import add_trust_option, print_error
+from .common import add_trust_option, mistakes
 
 if TYPE_CHECKING:
     from hf_captioners.conversion.document_frequency import FrequencyReport
@@ -142,9 +142,12 @@ def run(args: argparse.Namespace) -> int:
         args (`Namespace`): as parsed by the parser of [`add_parser`].
 
     Returns:
-        `int`: 0, or 2 after an error, which is one line on stderr.
+        `int`: 0.
+
+    Raises:
+        UsageError: what was asked for cannot be done.
     """
-    try:
+    with mistakes(OSError, ValueError):
         report = convert(
             args.model_type,
             args.checkpoint,
@@ -168,9 +171,6 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             trust_remote_code=args.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        print_error("convert", error)
-        return 2
     from hf_captioners.conversion.writing import ConversionReport
     from hf_captioners.data.printable import printable
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import UsageError, add_model_options, failure_status, load_captioner, print_error
+from .common import UsageError, add_model_options, load_captioner, mistakes
 
 if TYPE_CHECKING:
     from ..data.captions.predictions import References
@@ -122,21 +122,18 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the captions; returns the exit status."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for scores, whatever a library has to say
-            if args.report is not None:
-                from ..reports.score_report import check_report_folder
+    # RuntimeError: of SPICE's Java; stdout is for scores, whatever a library has to say
+    with mistakes(ValueError, OSError, ImportError, RuntimeError), contextlib.redirect_stdout(sys.stderr):
+        if args.report is not None:
+            from ..reports.score_report import check_report_folder
 
-                check_report_folder(args.report)
-            _check_sources(args)
-            suite = _suite(args)
-            captions = _read_captions(args) if args.predictions is not None else _write_captions(args)
-            evaluation = _evaluate(suite, captions)
-            if args.report is not None:
-                _report(args, captions, evaluation)
-    except (UsageError, ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: of SPICE's Java
-        print_error("evaluate", error)
-        return failure_status(error)
+            check_report_folder(args.report)
+        _check_sources(args)
+        suite = _suite(args)
+        captions = _read_captions(args) if args.predictions is not None else _write_captions(args)
+        evaluation = _evaluate(suite, captions)
+        if args.report is not None:
+            _report(args, captions, evaluation)
     print(_as_json(evaluation, args.per_image) if args.json else _as_table(evaluation))
     return 1 if captions.failed else 0
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import add_trust_option, count, failure_status, positive, print_error
+from .common import UsageError, add_trust_option, count, mistakes, positive
 from .regions import add_detector_options, load_detector
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
@@ -126,7 +126,7 @@ def with_config(argv: Sequence[str]) -> list[str]:
         `list[str]`: without `--config`.
 
     Raises:
-        ValueError: the file cannot be read or is no mapping of options.
+        UsageError: the file cannot be read or is no mapping of options.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config")
@@ -138,13 +138,13 @@ def with_config(argv: Sequence[str]) -> list[str]:
     try:
         options = yaml.safe_load(Path(known.config).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config {known.config}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--config {known.config}: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"--config {known.config}: must be lines of `option: value`")
+        raise UsageError(f"--config {known.config}: must be lines of `option: value`")
     words = [verb]
     for name, value in options.items():
         if str(name).replace("-", "_") == "trust_remote_code":
-            raise ValueError(f"--config {known.config}: {name} is not for a file; give it on the command line")
+            raise UsageError(f"--config {known.config}: {name} is not for a file; give it on the command line")
         values = value if isinstance(value, list) else [value]
         words += [f"--{str(name).replace('_', '-')}", *map(str, values)]
     return [*words, *rest]
@@ -152,12 +152,9 @@ def with_config(argv: Sequence[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Compute the features; returns the exit status."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the summary, whatever a library has to say
-            summary = _extract(args)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: `datasets` is an extra
-        print_error("features", error)
-        return failure_status(error)
+    # ImportError: `datasets` is an extra; stdout is for the summary, whatever a library has to say
+    with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
+        summary = _extract(args)
     print(json.dumps(summary))
     return 1 if summary["errors"] else 0
 

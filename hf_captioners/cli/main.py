@@ -1,7 +1,7 @@
 """`hf-captioners`: the verbs, and what ends a command from outside.
 
 Every verb is a module with `add_parser(subparsers)` and `run(args) -> int`; the modules import torch and what they work
-with only in `run`. stdout is data, stderr is log.
+with only in `run`, which raises a `UsageError` for what cannot be done. It is shown here; stdout is data, stderr log.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from ..data.printable import PrintableFormatter, printable
-from . import caption, convert, env, evaluate, features, plot, quickstart, regions
+from . import caption, convert, env, evaluate, features, plot, quickstart, regions, train
+from .common import UsageError, failure_status, print_error
 
-VERBS = (quickstart, caption, evaluate, features, regions, plot, convert, env)
+VERBS = (quickstart, caption, train, evaluate, features, regions, plot, convert, env)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `args.run` of what it parses is the function to call."""
     parser = _Parser(prog="hf-captioners", description="Caption pictures with research captioners.")
     parser.add_argument("--version", action="version", version=f"hf-captioners {_version()}")
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for verb in VERBS:
         verb.add_parser(subparsers)
     return parser
@@ -55,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if logging.lastResort is not None:  # shows warnings where no log is set up, as here
         logging.lastResort.setFormatter(PrintableFormatter())
-    parser, words = build_parser(), list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["features"]:
-        try:
-            words = features.with_config(words)
-        except ValueError as error:
-            parser.error(str(error))
-    args = parser.parse_args(words)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words[:1] == ["features"]:
+            words = features.with_config(words)
+        args = build_parser().parse_args(words)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
+    except UsageError as error:
+        print_error(f"hf-captioners {words[0]}", error)
+        return failure_status(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

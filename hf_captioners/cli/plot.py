@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import UsageError, positive, print_error
+from .common import UsageError, mistakes, positive
 
 if TYPE_CHECKING:
     from ..reports.run_plots import RunLog
@@ -52,12 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Draw the charts; returns the exit status."""
     from ..data.printable import printable
 
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the path, whatever a library has to say
-            path = _plot(args)
-    except (UsageError, ValueError, OSError, ImportError) as error:
-        print_error("plot", error)
-        return 2
+    # stdout is for the path, whatever a library has to say
+    with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
+        path = _plot(args)
     print(printable(path) if sys.stdout.isatty() else path)
     return 0
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import print_error
+from .common import mistakes, needed
 
 NUM_SHOWN = 12
 
@@ -25,16 +25,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Run the quickstart and print what it found; returns the exit status."""
-    try:
+    with mistakes(FileExistsError, ValueError), needed("train"):
         from ..demo.quickstart import quickstart
 
         result = quickstart(args.out, num_train=args.num_train, epochs=args.epochs, seed=args.seed)
-    except (FileExistsError, ValueError) as error:
-        print_error("quickstart", error)
-        return 2
-    except ImportError as error:
-        print_error("quickstart", f"{error}; it needs hf_captioners[train]")
-        return 2
     for unseen in result.unseen[:NUM_SHOWN]:
         print(f"{unseen.image.name}: {unseen.caption}  [{'right' if unseen.right else 'WRONG'}]")
         print(f"{'':10}said of it: {' | '.join(unseen.references[:2])}")

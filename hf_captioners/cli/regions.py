@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_trust_option, failure_status, positive, print_error
+from .common import add_trust_option, mistakes, positive
 
 if TYPE_CHECKING:
     from ..inference.detect_regions import RegionDetector
@@ -77,12 +77,9 @@ def run(args: argparse.Namespace) -> int:
     """Find the regions; returns the exit status."""
     from ..data.printable import printable_json
 
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the regions, whatever a library has to say
-            records = _find(args)
-    except (ValueError, OSError, ImportError) as error:
-        print_error("regions", error)
-        return failure_status(error)
+    # stdout is for the regions, whatever a library has to say
+    with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
+        records = _find(args)
     for record in records:
         print(printable_json(record))
     return 0

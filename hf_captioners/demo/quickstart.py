@@ -70,7 +70,7 @@ def small_captioner(captions: list[str], seed: int = 0) -> tuple[Any, ExpansionN
     return ExpansionNetV2ForImageCaptioning.new(
         captions,
         min_count=2,
-        image_processor=CaptionerImageProcessor(size={"height": PICTURE_SIZE, "width": PICTURE_SIZE}),
+        image_processor=CaptionerImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
         d_model=128,
         encoder_layers=1,
         decoder_layers=2,

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained
+from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained, refuse_kernels
 from .image_processing_captioner import CaptionerImageProcessor
 from .processing_captioner import CaptionerProcessor
 from .tokenization_words import build_vocabulary, build_word_tokenizer, special_token_ids
@@ -28,8 +28,8 @@ class HasFeatureSize(Protocol):
     """An object that knows the width of cached features, as a `FeatureStore` does."""
 
     @property
-    def feature_size(self) -> int:
-        """Width of a token."""
+    def feature_size(self) -> int | None:
+        """Width of a token; `None` as long as there is none."""
         ...
 
 
@@ -197,14 +197,22 @@ class NewCaptioner:
 
         ```
         """
-        check_fields(cls.config_class, config, f"{cls.__name__}.new:")
+        cls._check_config(config, trust_remote_code)
+        pictures = new_image_processor(image_processor, backbone, trust_remote_code)
         longest = config.get("max_position_embeddings", cls.config_class.max_position_embeddings)
         words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code)
-        processor = cls.processor_class(new_image_processor(image_processor, backbone, trust_remote_code), words)
+        processor = cls.processor_class(pictures, words)
         settings = {"vocab_size": len(words), **special_token_ids(words), **config}
         model = cls._new_model(backbone, features, settings, trust_remote_code)
         suppress_unknown(model, words)
         return model, processor
+
+    @classmethod
+    def _check_config(cls, config: Mapping[str, Any], trust_remote_code: bool) -> None:
+        """Refuse unknown fields, and code of others behind a known one."""
+        check_fields(cls.config_class, config, f"{cls.__name__}.new:")
+        if not trust_remote_code:
+            refuse_kernels(config, f"{cls.__name__}.new")
 
     @classmethod
     def _new_model(cls, backbone: Any, features: Any, settings: dict[str, Any], trust_remote_code: bool) -> Any:

@@ -20,6 +20,7 @@ from transformers.utils import find_adapter_config_file
 from .tokenization_limits import check_tokenizer
 
 _REFUSED = "trust_remote_code=True"  # stands in each refusal of transformers
+_ONLY_IF = f"which runs only with --trust_remote_code (in Python {_REFUSED}); read it before you allow it"
 
 
 class RemoteCodeError(ValueError):
@@ -87,8 +88,7 @@ def load_pretrained(
 
 
 def _refusal(source: Any, reason: str) -> str:
-    allowed = f"which runs only with --trust_remote_code (in Python {_REFUSED}); read it before you allow it"
-    return f"{source}: {reason}, {allowed}"
+    return f"{source}: {reason}, {_ONLY_IF}"
 
 
 def _refuse_named_modules(source: str | os.PathLike[str]) -> None:
@@ -97,8 +97,7 @@ def _refuse_named_modules(source: str | os.PathLike[str]) -> None:
         settings = PreTrainedConfig.get_config_dict(source)[0]
     except (OSError, ValueError):  # no model: a tokenizer, or adapters; what is wrong with it the loader will say
         settings = {}
-    for name in _kernels(settings):
-        raise RemoteCodeError(_refusal(source, f"config.json names code of the Hub, {name!r}"))
+    refuse_kernels(settings, f"{source}: config.json")
     adapters = find_adapter_config_file(str(source)) if Path(source).is_dir() else None
     if adapters is None:
         return
@@ -108,6 +107,20 @@ def _refuse_named_modules(source: str | os.PathLike[str]) -> None:
         return
     if isinstance(named, dict) and named.get("megatron_config"):
         raise RemoteCodeError(_refusal(source, f"adapter_config.json names a module, {named.get('megatron_core')!r}"))
+
+
+def refuse_kernels(settings: Any, place: str) -> None:
+    """Refuse settings that name a repository of the Hub as the code of their attention or experts.
+
+    Args:
+        settings (`dict`): fields of a configuration.
+        place (`str`): where they stand, the beginning of the message.
+
+    Raises:
+        RemoteCodeError: naming the repository.
+    """
+    for name in _kernels(settings):
+        raise RemoteCodeError(f"{place} names code of the Hub, {name!r}, {_ONLY_IF}")
 
 
 def _kernels(settings: Any) -> Iterator[str]:

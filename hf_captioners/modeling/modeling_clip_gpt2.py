@@ -31,7 +31,6 @@ from .captioner_cache import CaptionerCache
 from .captioner_layers import at_least_float32, eager_attention, padding_mask, values_are_known
 from .captioner_new import (
     WORDS,
-    check_fields,
     feature_width,
     new_image_processor,
     new_tokenizer,
@@ -205,7 +204,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         Raises:
             ValueError: see there; `text_config` beside a pretrained GPT-2.
         """
-        check_fields(ClipGpt2Config, config, f"{cls.__name__}.new:")
+        cls._check_config({**config, **({"text_config": text_config} if text_config else {})}, trust_remote_code)
         if gpt2 is not None and text_config is not None:
             raise ValueError(f"{cls.__name__}.new: text_config is of a fresh GPT-2; gpt2={str(gpt2)!r} has its own.")
         width = feature_width(features)

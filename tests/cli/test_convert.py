@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import pickle
 import subprocess
@@ -11,18 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from hf_captioners.cli.convert import add_parser, run
+from hf_captioners.cli.main import main
 from hf_captioners.metrics import DocumentFrequencies
 
 SPECIAL = ["--special", "PAD=8", "SOS=9", "EOS=7", "UNK=10"]
 
 
 def call(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser(prog="hf-captioners")
-    add_parser(parser.add_subparsers())
-    args = parser.parse_args(["convert", *map(str, arguments)])
-    assert args.run is run
-    return args.run(args)
+    return main(["convert", *map(str, arguments)])
 
 
 @pytest.fixture()

@@ -33,7 +33,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("caption", "features", "plot", "convert", "env"):
+    for verb in ("caption", "train", "features", "plot", "convert", "env"):
         assert f"\n    {verb} " in text
 
 

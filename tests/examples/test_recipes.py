@@ -1,10 +1,9 @@
-"""Every recipe is one that its script reads: all names are options, and the values arrive. Nothing is trained."""
+"""Every recipe is one that its command reads: all names are options, and the values arrive. Nothing is trained."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
+import runpy
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,62 +12,57 @@ import pytest
 import yaml
 
 from hf_captioners.cli import features
-from hf_captioners.cli.main import build_parser
-from hf_captioners.cli.training import script
+from hf_captioners.cli.common import UsageError
+from hf_captioners.cli.main import build_parser, main
+from hf_captioners.cli.training.options import RecipeParser
+from hf_captioners.cli.training.script import options_of
+from hf_captioners.pipelines import captioner_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "examples" / "recipes"
 NAMES = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
 # What the benchmarks run the recipes of theirs with
 OF_BENCHMARKS = {
-    "clip_gpt2/flickr8k_mini.yaml": "examples/train_clip_gpt2.py",
-    "dico/flickr8k_mini_dico.yaml": "examples/train_dico.py dico",
-    "expansionnet_v2/flickr8k_mini.yaml": "examples/train_expansionnet_v2.py",
-    "expansionnet_v2/flickr8k_mini_scst.yaml": "examples/train_scst.py",
-    "expansionnet_v2/flickr8k_mini_scst_clip.yaml": "examples/train_scst.py",
-    "satic/flickr8k_mini_student.yaml": "examples/train_satic.py",
-    "satic/flickr8k_mini_teacher.yaml": "examples/train_satic.py",
+    "clip_gpt2/flickr8k_mini.yaml": "xe",
+    "dico/flickr8k_mini_dico.yaml": "dico",
+    "expansionnet_v2/flickr8k_mini.yaml": "xe",
+    "expansionnet_v2/flickr8k_mini_scst.yaml": "scst",
+    "expansionnet_v2/flickr8k_mini_scst_clip.yaml": "scst",
+    "satic/flickr8k_mini_student.yaml": "xe",
+    "satic/flickr8k_mini_teacher.yaml": "xe",
 }
 TRANSLATED = {"report_to", "tau"}  # into other values, when the options are checked
 COMMAND = re.compile(r"(examples/train_\w+\.py)((?: \w+)?) --config (\S+)|hf-captioners (features) --config (\S+)")
 
 
-class Parsed(Exception):
-    """Ends a script where its options have been read; they are its argument."""
-
-
-def command_of(name: str) -> tuple[str, list[str]]:
-    """The program that a recipe is for and the words before its options, as its header comment says."""
+def method_of(name: str) -> str:
+    """What a recipe is for, as its header comment says: a training method, `mini_clip` or `features`."""
     text = (RECIPES / name).read_text("utf-8")
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     if name in OF_BENCHMARKS:
         (benchmark,) = set(re.findall(r"benchmarks/\w+\.py", header))
         assert name in (ROOT / benchmark).read_text("utf-8")
-        program, *words = OF_BENCHMARKS[name].split()
-        return program, words
+        return OF_BENCHMARKS[name]
     commands = [found for found in COMMAND.finditer(header) if f"examples/recipes/{name}" in found.groups()]
     assert len(commands) == 1, f"{name}: expected one command with this recipe in its header"
     (found,) = commands
-    return (found[4], []) if found[4] else (found[1], found[2].split())
+    if found[4]:
+        return found[4]
+    script = Path(found[1]).stem.removeprefix("train_")
+    return found[2].strip() or (script if script in ("scst", "mini_clip") else "xe")
 
 
-def options_of(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a training script reads from a command line, by name."""
-    spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there for their types
-    spec.loader.exec_module(module)
-    read = script.read_command_line
+def read(method: str, *words: str) -> dict[str, Any]:
+    """The options that a training command reads, by name."""
+    kinds = options_of(method) if method != "mini_clip" else mini_clip()
+    objects = RecipeParser(kinds, method).read([*words, "--use_cpu"])
+    return {name: value for one in objects for name, value in vars(one).items()}
 
-    def and_no_further(*args: Any) -> Any:
-        raise Parsed(read(*args))
 
-    monkeypatch.setattr(script, "read_command_line", and_no_further)
-    monkeypatch.setattr(module, "read_command_line", and_no_further, raising=False)
-    with pytest.raises(Parsed) as parsed:
-        module.main(words)
-    return {name: value for one in parsed.value.args[0] for name, value in vars(one).items()}
+def mini_clip() -> list[type]:
+    from transformers import TrainingArguments
+
+    return [runpy.run_path(str(ROOT / "examples/train_mini_clip.py"))["ScriptArguments"], TrainingArguments]
 
 
 def plain(value: Any) -> Any:
@@ -76,29 +70,56 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_recipe_is_read(name, monkeypatch, tmp_path):
-    program, words = command_of(name)
+def test_the_recipe_is_read(name, tmp_path):
+    method = method_of(name)
     recipe = yaml.safe_load((RECIPES / name).read_text("utf-8"))
-    if program == "features":
+    if method == "features":
         found = vars(build_parser().parse_args(features.with_config(["features", "--config", str(RECIPES / name)])))
     else:
         required = {"output_dir": tmp_path, "report_to": "none"}
-        if "scst" in program or words == ["dico"]:
-            required["model"] = "no_such"
-        if "mini_clip" in program:
+        if method == "mini_clip":
             required |= dict.fromkeys(("annotations", "image_root", "backbone"), "no_such")
         given = [word for key in required if key not in recipe for word in (f"--{key}", str(required[key]))]
-        found = options_of(program, [*words, "--config", str(RECIPES / name), *given, "--use_cpu"], monkeypatch)
+        found = read(method, "--config", str(RECIPES / name), *given)
     assert recipe.keys() <= found.keys()
     kept = recipe.keys() - TRANSLATED
     assert {key: str(plain(found[key])) for key in kept} == {key: str(recipe[key]) for key in kept}
 
 
-def test_a_name_that_is_no_option_is_told(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", [name for name in NAMES if method_of(name) in ("xe", "scst", "dico")])
+def test_the_captioner_of_the_recipe_is_one(name):
+    recipe = yaml.safe_load((RECIPES / name).read_text("utf-8"))
+    config, model, _ = captioner_classes(recipe["model_type"])
+    assert recipe["model_type"] in (name.split("/")[0], "expansionnet_v2")
+    new = {**recipe.get("new_captioner", {}), **recipe.get("model_options", {})}
+    for option in ("gpt2", "vision_config"):  # of pretrained parts, which are not here
+        new.pop(option, None)
+    if method_of(name) == "xe":
+        captions = ["a dog"] * 10
+        found, processor = model.new(captions, features=8, **{"tokenizer": "words", **new})
+        kept = new.keys() - {"min_count", "text_config"}
+        assert {key: found.config.to_dict()[key] for key in kept} == {key: new[key] for key in kept}
+        assert set(processor.tokenizer.get_vocab()) >= {"a", "dog"}
+    else:
+        config(**new)
+
+
+def test_a_recipe_of_another_captioner(tmp_path, capsys):
+    recipe = str(RECIPES / "dico/1_xe.yaml")
+    words = ["--output_dir", str(tmp_path), "--report_to", "none", "--use_cpu"]
+    with pytest.raises(SystemExit, match=r"this is a recipe of model_type dico, and .* trains satic"):
+        runpy.run_path(str(ROOT / "examples/train_satic.py"))["main"](["--config", recipe, *words])
+    capsys.readouterr()
+    assert main(["train", "xe", "--config", recipe, "--model_type", "dicco", *words]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("hf-captioners train: error: --model_type dicco: expected one of clip_gpt2, dico, ")
+
+
+def test_a_name_that_is_no_option_is_told(tmp_path):
     recipe = tmp_path / "typo.yaml"
     recipe.write_text("rewards: [cider_d]\nbaselin: greedy\n")
-    with pytest.raises(SystemExit, match="baselin"):
-        options_of("examples/train_scst.py", ["--config", str(recipe), "--model", "no_such"], monkeypatch)
+    with pytest.raises(UsageError, match=r"typo\.yaml: baselin is no option of scst; do you mean baseline"):
+        read("scst", "--config", str(recipe))
 
 
 def test_recipes_were_found():

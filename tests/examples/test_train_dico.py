@@ -1,6 +1,7 @@
 """The script of DiCO from the command line to captioners that caption."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -24,8 +25,11 @@ from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.data.drawn.world import write_sample_world
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SIZES = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 77,
+}  # fmt: skip
 OPTIONS = {
-    "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "ffn_dim": 24,
     "per_device_train_batch_size": 4, "captions_per_image": 2, "max_steps": 2, "save_strategy": "no",
     "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 1, "logging_steps": 1,
 }  # fmt: skip
@@ -63,11 +67,11 @@ def clip(tmp_path_factory):
     return folder
 
 
-def train(main, tmp_path, out, **options):
-    given = {**OPTIONS, **options, "output_dir": tmp_path / out}
+def train(main, tmp_path, out, words=(), new=None, **options):
+    given = {"new_captioner": {**SIZES, **(new or {})}, **OPTIONS, **options, "output_dir": tmp_path / out}
     config = tmp_path / f"{out}.yaml"
     config.write_text(yaml.safe_dump({name: str(v) if isinstance(v, Path) else v for name, v in given.items()}))
-    main(["xe", "--config", str(config)])
+    main(["xe", "--config", str(config), *words])
     return tmp_path / out
 
 
@@ -78,7 +82,7 @@ def captioned(folder, world):
 def test_with_a_clip_and_its_tokenizer(main, world, clip, tmp_path):
     data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
     evaluation = {"eval_strategy": "steps", "eval_with_generation": True, "generation_max_length": 12}
-    first = train(main, tmp_path, "first", **data, **evaluation, backbone=clip, dropout=0.2)
+    first = train(main, tmp_path, "first", **data, **evaluation, backbone=clip, model_options={"decoder_dropout": 0.2})
     model, processor = AutoModelForImageTextToText.from_pretrained(first), AutoProcessor.from_pretrained(first)
     assert (model.config.vocab_size, len(processor.tokenizer), model.config.pad_token_id) == (515, 515, 514)
     assert (model.config.encoder_layers, model.config.decoder_layers, model.config.decoder_dropout) == (1, 2, 0.2)
@@ -100,23 +104,38 @@ def test_on_cached_features_with_words_of_the_captions(main, world, clip, tmp_pa
     store = FeatureStore(tmp_path / "features")
     assert store[store.ids[0]].shape == (17, 8)  # the class token is among them
     cached = {"annotations": data["annotations"], "features": tmp_path / "features"}
-    out = train(main, tmp_path, "words", **cached, own_vocabulary=True, min_count=1)
+    out = train(main, tmp_path, "words", **cached, new={"tokenizer": "words", "min_count": 1})
     model = AutoModelForImageTextToText.from_pretrained(out)
     assert model.backbone is None and model.generation_config.suppress_tokens == [model.config.unk_token_id]
     hf_captioners.pipeline(model=str(out))(store[store.ids[0]])
 
 
 def test_what_is_missing_is_said(main, world, tmp_path):
-    with pytest.raises(SystemExit, match="the first argument must be the phase: xe"):
-        main(["--config", "x.yaml"])
     data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
-    with pytest.raises(SystemExit, match="--tokenizer: give CLIP's tokenizer"):
+    with pytest.raises(SystemExit, match='give tokenizer, CLIP\'s or "words", or a CLIP as backbone'):
         train(main, tmp_path, "out", **data)
-    with pytest.raises(SystemExit, match="--backbone: give a pretrained CLIP"):
-        train(main, tmp_path, "out", **data, own_vocabulary=True)
-    for option in ("model", "backbone", "tokenizer"):
-        with pytest.raises(SystemExit, match=f"^--{option} no_such: there is no such file or folder"):
-            train(main, tmp_path, "out", **data, **{option: "no_such"})
+    with pytest.raises(SystemExit, match="give backbone or features, or vision_config"):
+        train(main, tmp_path, "out", **data, new={"tokenizer": "words", "min_count": 1})
+    for name, message in {"model": "--model no_such", "backbone": "backbone='no_such'"}.items():
+        with pytest.raises(SystemExit, match=f"^{message}: there is no such file or folder"):
+            train(main, tmp_path, "out", **data, **{name: "no_such"})
+    with pytest.raises(SystemExit, match=r"^tokenizer='no_such': there is no such file or folder"):
+        train(main, tmp_path, "out", **data, new={"tokenizer": "no_such"})
+
+
+@pytest.mark.parametrize(("words", "said"), [(["--help"], "xe .* dico "), (["xe", "--help"], "--new_captioner")])
+def test_help(main, capsys, words, said):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    assert re.search(said, capsys.readouterr().out, re.DOTALL)
+
+
+def test_a_phase_must_be_named(main, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--config", "x.yaml"])
+    assert stop.value.code == 2
+    assert "METHOD" in capsys.readouterr().err
 
 
 def test_the_recipe_is_one_that_the_script_reads(main, monkeypatch):

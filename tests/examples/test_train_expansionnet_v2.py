@@ -20,15 +20,17 @@ from hf_captioners.data.features.store import FeatureWriter
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_expansionnet_v2.py"
 
 CONFIG = """
-d_model: 16
-encoder_layers: 1
-decoder_layers: 1
-num_attention_heads: 2
-ffn_dim: 16
-encoder_expansion_groups: [2, 3]
-decoder_expansion_size: 2
-max_position_embeddings: 30
-min_count: 1
+model_type: expansionnet_v2
+new_captioner:
+  d_model: 16
+  encoder_layers: 1
+  decoder_layers: 1
+  num_attention_heads: 2
+  ffn_dim: 16
+  encoder_expansion_groups: [2, 3]
+  decoder_expansion_size: 2
+  max_position_embeddings: 30
+  min_count: 1
 per_device_train_batch_size: 4
 per_device_eval_batch_size: 4
 captions_per_image: 1
@@ -109,11 +111,12 @@ def any_picture(world):
 
 class TestPictures:
     def test_with_a_backbone(self, train, world, backbone):
-        out = train(*karpathy(world), "--backbone", backbone, "--d_model", "24", "--eval_strategy", "steps")
+        sizes = ["--new_captioner", '{"d_model": 24}']
+        out = train(*karpathy(world), "--backbone", backbone, *sizes, "--eval_strategy", "steps")
         caption(out, any_picture(world))
         assert not list(out.rglob("*.py"))
         model, processor = AutoModelForImageTextToText.from_pretrained(out), AutoProcessor.from_pretrained(out)
-        assert model.config.d_model == 24  # the command line wins
+        assert model.config.d_model == 24  # the command line wins, and the recipe's other sizes stay
         assert model.config.encoder_expansion_groups == [2, 3]
         assert model.config.feature_size == 16
         frozen = SwinModel.from_pretrained(backbone, add_pooling_layer=False).state_dict()
@@ -142,11 +145,15 @@ class TestPictures:
         model = ExpansionNetV2ForImageCaptioning.from_pretrained(first)
         model.generation_config.num_beams = 2
         model.save_pretrained(first)
-        options = ["--dropout", "0.25", "--drop_path_rate", "0.2", "--learning_rate", "0"]
+        rates = {f"{name}_dropout": 0.25 for name in ("encoder", "decoder", "other")}
+        changes = json.dumps({**rates, "vision_config": {"drop_path_rate": 0.2}})
+        options = ["--model_options", changes, "--learning_rate", "0"]
         second = train(*karpathy(world), "--model", first, *options, out="second")
         continued = ExpansionNetV2ForImageCaptioning.from_pretrained(second)
         assert [getattr(continued.config, f"{name}_dropout") for name in ("encoder", "decoder", "other")] == [0.25] * 3
         assert continued.config.vision_config.drop_path_rate == 0.2
+        assert continued.config.vision_config.embed_dim == model.config.vision_config.embed_dim == 8
+        assert continued.config.encoder_input_dropout == 0.3
         assert continued.decoders[0].dropout.p == 0.25
         assert continued.generation_config.to_dict() == model.generation_config.to_dict()
         for name, value in model.state_dict().items():
@@ -216,11 +223,17 @@ class TestErrors:
             train(*arguments)
 
     def test_drop_path_without_a_backbone(self, train, world, features):
-        with pytest.raises(SystemExit, match="--drop_path_rate is for a backbone"):
-            train("--annotations", world / "dataset_karpathy.json", "--features", features, "--drop_path_rate", "0.1")
+        cached = ["--annotations", world / "dataset_karpathy.json", "--features", features]
+        first = train(*cached)
+        changes = ["--model_options", json.dumps({"vision_config": {"drop_path_rate": 0.1}})]
+        with pytest.raises(SystemExit, match="--model_options vision_config: this expansionnet_v2 has none"):
+            train(*cached, "--model", first, *changes, out="second")
 
     def test_help_names_every_option(self, main, capsys):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             main(["--help"])
+        assert stop.value.code == 0
         text = capsys.readouterr().out
-        assert all(f"--{name}" in text for name in ("annotations", "data_dir", "features", "dropout", "train_backbone"))
+        names = ["annotations", "model_type", "new_captioner", "captions_per_image", "train_backbone", "learning_rate"]
+        places = [text.index(f"--{name}") for name in names]
+        assert places == sorted(places)  # the project's own options first, transformers' behind them

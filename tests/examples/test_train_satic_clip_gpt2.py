@@ -22,14 +22,14 @@ from hf_captioners.training.schedules import noam
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAINING = {
-    "min_count": 1, "per_device_train_batch_size": 4, "captions_per_image": 2, "max_steps": 2, "save_strategy": "no",
+    "per_device_train_batch_size": 4, "captions_per_image": 2, "max_steps": 2, "save_strategy": "no",
     "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 1, "logging_steps": 1,
 }  # fmt: skip
 SATIC = {
     "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_attention_heads": 2, "ffn_dim": 16,
-    "max_position_embeddings": 30,
+    "max_position_embeddings": 30, "group_size": 1,
 }  # fmt: skip
-GPT2 = {"gpt2_layers": 1, "gpt2_heads": 2, "gpt2_width": 16, "gpt2_positions": 40}
+GPT2 = {"text_config": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 40}}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,8 @@ def features(world, backbone, folder, tokens):
 
 def train(tmp_path, script, out, sizes, **options):
     config = tmp_path / f"{out}.yaml"
-    given = {**TRAINING, **sizes, **options, "output_dir": tmp_path / out}
+    new = {"new_captioner": {"min_count": 1, **sizes}} if sizes else {}
+    given = {**TRAINING, **new, **options, "output_dir": tmp_path / out}
     config.write_text(yaml.safe_dump({key: str(v) if isinstance(v, Path) else v for key, v in given.items()}))
     runpy.run_path(str(EXAMPLES / script))["main"](["--config", str(config)])
     return tmp_path / out
@@ -101,7 +102,8 @@ def test_teacher_distillation_student(world, backbone, tmp_path, capfdbinary):
         rows = [{**row, "captions": ["a red circle", "a circle"]} for row in rows]
         captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    student = train(tmp_path, "train_satic.py", "student", {}, **data, model=teacher, group_size=4, distilled=captions)
+    options = {"model": teacher, "model_options": {"group_size": 4}, "distilled": captions}
+    student = train(tmp_path, "train_satic.py", "student", {}, **data, **options)
     model = AutoModelForImageTextToText.from_pretrained(student)
     assert model.config.group_size == 4
     assert model.config.vision_config.model_type == "mobilenet_v2"
@@ -113,7 +115,7 @@ def test_clip_gpt2(world, backbone, tmp_path, cached):
     data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
     if cached:
         data = {**data, "features": features(world, backbone, tmp_path / "pooled", "pooled")}
-    first = train(tmp_path, "train_clip_gpt2.py", "first", GPT2, **data, backbone=backbone, num_tags=5)
+    first = train(tmp_path, "train_clip_gpt2.py", "first", {**GPT2, "num_tags": 5}, **data, backbone=backbone)
     model = AutoModelForImageTextToText.from_pretrained(first)
     assert (model.config.prefix_length, len(model.config.tag_token_ids)) == (1, 5)
     captioned(first, world)

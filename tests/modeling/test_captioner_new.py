@@ -30,7 +30,7 @@ from hf_captioners import (
     build_vocabulary,
     build_word_tokenizer,
 )
-from hf_captioners.pipelines import CAPTIONERS
+from hf_captioners.pipelines import CAPTIONERS, captioner_classes
 
 CAPTIONS = ["a red circle", "a blue square", "a red square above a circle", "two rare stars"]
 WORDS = {"PAD", "SOS", "EOS", "UNK", *" ".join(CAPTIONS).split()}
@@ -74,7 +74,7 @@ def picture():
 
 
 def test_every_captioner_is_here():
-    assert {model for _, model, _ in CAPTIONERS} == set(SIZES)
+    assert {captioner_classes(model_type)[1] for model_type in CAPTIONERS} == set(SIZES)
 
 
 @pytest.mark.parametrize("captioner", SIZES)

@@ -31,7 +31,7 @@ from hf_captioners import (
     SCSTConfig,
 )
 from hf_captioners.cli import main as cli
-from hf_captioners.cli.training.reward_arguments import CaptionerArguments, load_captioner
+from hf_captioners.cli.training.captioner_arguments import CaptionerArguments, load_captioner
 from hf_captioners.conversion import convert
 from hf_captioners.data.drawn.world import write_sample_world
 from hf_captioners.inference.extract_features import FeatureExtractor
@@ -162,6 +162,7 @@ def api(function: Callable[..., Any]) -> Callable[..., Any]:
 FEATURES = ("--annotations", "WORLD/dataset_karpathy.json", "--image-root", "WORLD/images", "--out", "OUT/features")
 SCORES = ("evaluate", "--predictions", "OUT/captions.json", "--references", "OUT/refs.json", "--device", "cpu")
 DATA = ("--dataset", "WORLD/dataset_karpathy.json", "--image-root", "WORLD/images")
+WORDS = '{"tokenizer": "words", "min_count": 1}'
 SCST = ("train_scst", "--rewards", "length", "--max_words", 5)
 
 PLACES: dict[str, Callable[..., Any]] = {
@@ -179,10 +180,10 @@ PLACES: dict[str, Callable[..., Any]] = {
     "train_satic --backbone": script("train_satic", "--backbone", "HOSTILE"),
     "train_clip_gpt2 --model": script("train_clip_gpt2", "--model", "HOSTILE"),
     "train_clip_gpt2 --backbone": script("train_clip_gpt2", "--backbone", "HOSTILE"),
-    "train_clip_gpt2 --gpt2": script("train_clip_gpt2", "--gpt2", "HOSTILE", "--backbone", "nowhere"),
+    "train_clip_gpt2, gpt2": script("train_clip_gpt2", "--new_captioner", '{"gpt2": "HOSTILE"}', "--backbone", "x"),
     "train_dico xe --model": script("train_dico", "xe", "--model", "HOSTILE"),
-    "train_dico xe --backbone": script("train_dico", "xe", "--backbone", "HOSTILE", "--own_vocabulary"),
-    "train_dico xe --tokenizer": script("train_dico", "xe", "--tokenizer", "HOSTILE"),
+    "train_dico xe --backbone": script("train_dico", "xe", "--backbone", "HOSTILE", "--new_captioner", WORDS),
+    "train_dico xe, tokenizer": script("train_dico", "xe", "--new_captioner", '{"tokenizer": "HOSTILE"}'),
     "train_dico dico": script("train_dico", "dico", "--model", "HOSTILE"),
     "train_scst": script(*SCST, "--model", "HOSTILE"),
     "train_scst, base of adapters": scst_adapters,
@@ -355,7 +356,7 @@ class TestRecipes:
     def test_model_options_are_fields(self, tmp_path, name):
         tiny_policy("satic").save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=f"--model_options {name}: no field of SaticConfig; "):
-            load_captioner(CaptionerArguments(str(tmp_path), {name: True}))
+            load_captioner(CaptionerArguments(str(tmp_path), model_options={name: True}))
 
     def test_model_options_of_a_foreign_model(self, hostile, mark, world, tmp_path):
         with pytest.raises(SystemExit, match=rf"{hostile}: brings Python code"):
@@ -366,9 +367,9 @@ class TestRecipes:
     def test_model_options_misspelt(self, tmp_path):
         tiny_policy("satic").save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=r"drop_out: no field of SaticConfig; do you mean dropout"):
-            load_captioner(CaptionerArguments(str(tmp_path), {"drop_out": 0.1}))
-        with pytest.raises(ValueError, match=r"--model_options \['dropout'\]: expected fields"):
-            load_captioner(CaptionerArguments(str(tmp_path), '["dropout"]'))
+            load_captioner(CaptionerArguments(str(tmp_path), model_options={"drop_out": 0.1}))
+        with pytest.raises(ValueError, match=r"--model_options \['dropout'\]: expected names"):
+            load_captioner(CaptionerArguments(str(tmp_path), model_options='["dropout"]'))
 
     def test_features(self, tmp_path, capfd):
         (tmp_path / "features.yaml").write_text("trust-remote-code: true\n")

@@ -1,67 +1,114 @@
-"""How the training examples begin and end."""
+"""Training that a command line describes, from its options to the saved captioner."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, set_seed
 
-from ...data.printable import PrintableFormatter, printable
+from ...data.printable import PrintableFormatter
+from ...training.dico_config import DiCOConfig
+from ...training.dico_trainer import DiCOTrainer
+from ...training.scst_config import SCSTConfig
+from ...training.scst_trainer import SCSTTrainer
 from ...training.watch.collapse import CollapseCallback
-from ..common import TRUST_OPTION
+from ...training.xe_config import XEConfig
+from ...training.xe_trainer import XETrainer
+from ..common import UsageError, exit_with_usage_errors
+from .captioner_arguments import CaptionerArguments, captioner_class, load_captioner
 from .data_arguments import DataArguments, load_rows
-from .reward_arguments import CaptionerArguments, RewardArguments, load_captioner, load_rewards
+from .options import read_options
+from .reward_arguments import RewardArguments, load_rewards
+
+TRAINERS: dict[str, tuple[Any, Any]] = {
+    "xe": (XEConfig, XETrainer),
+    "scst": (SCSTConfig, SCSTTrainer),
+    "dico": (DiCOConfig, DiCOTrainer),
+}
 
 
-def read_command_line(argv: list[str] | None, *dataclasses: Any) -> Any:
-    """Options from the command line and from the YAML file of `--config`; the command line wins.
-
-    Also sends the log to stderr and seeds chance. The last dataclass is that of the trainer.
+def options_of(method: str) -> list[type]:
+    """The dataclasses that hold the options of a method.
 
     Args:
-        argv (`list[str]`, *optional*): by default the process's arguments.
-        dataclasses: what to read.
+        method (`str`): `"xe"`, `"scst"` or `"dico"`.
 
     Returns:
-        `tuple`: an object of each.
+        `list[type]`: the trainer's last.
+    """
+    rewards = [] if method == "xe" else [RewardArguments]
+    return [DataArguments, CaptionerArguments, *rewards, TRAINERS[method][0]]
+
+
+def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_type: str | None = None) -> None:
+    """Train what a command line describes, and save model, processor and log.
+
+    Args:
+        method (`str`): `"xe"`, `"scst"` or `"dico"`.
+        words (`Sequence[str]`, *optional*): its options; by default the process's arguments.
+        prog (`str`): name of the command.
+        model_type (`str`, *optional*): of the only captioners that it trains.
 
     Raises:
-        SystemExit: an option that cannot be, with its name.
+        UsageError: a mistake in the options or the data, or a file that is not there.
+        SystemExit: the training has collapsed; see [`train`].
     """
-    from trl import TrlParser
-
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    with short_errors():
-        objects = TrlParser(dataclasses).parse_args_and_config(argv)
-        _check_trust(sys.argv[1:] if argv is None else argv, objects)
-    set_seed(objects[-1].seed)
-    return objects
-
-
-def _check_trust(argv: list[str], objects: Any) -> None:
-    """Whether foreign code may run is said by who runs the script, and not by a recipe, which comes from anywhere."""
-    names = [word.partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
-    asked = any(TRUST_OPTION.replace("-", "_").startswith(name) for name in names)
-    if not asked and any(vars(one).get("trust_remote_code") for one in objects):
-        raise ValueError(
-            f"{TRUST_OPTION} is not for a recipe; take it out of the file and give it on the command line."
-        )
-
-
-@contextmanager
-def short_errors() -> Iterator[None]:
-    """End the script with the message of a mistake in the options or the data, or of a file that is not there, without
-    a traceback."""
+    data, captioner, *rewards, args = read_options(options_of(method), words, prog)
+    set_seed(args.seed)
     try:
-        yield
+        _check_captioner(captioner, model_type, method, prog)
+        rows, evaluation = load_rows(data)
+        model, processor, adapters = load_captioner(captioner, rows)
+        extra = {}
+        if rewards:
+            extra["reward_funcs"] = load_rewards(rewards[0], rows, processor, captioner.trust_remote_code)
+        trainer = TRAINERS[method][1](
+            model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=evaluation,
+            processing_class=processor,
+            peft_config=adapters,
+            **extra,
+        )
     except (ValueError, OSError) as error:
-        raise SystemExit(printable(" ".join(str(error).split()))) from error
+        raise UsageError(str(error)) from error
+    train(trainer)
+
+
+def train_example(method: str, words: Sequence[str] | None = None, model_type: str | None = None) -> None:
+    """Run [`train_captioner`] as a script that ends with the status 2 and one line after a mistake.
+
+    Args:
+        method, words, model_type: see there.
+
+    Raises:
+        SystemExit: a mistake, or training that has collapsed.
+    """
+    prog = Path(sys.argv[0]).name
+    with exit_with_usage_errors(prog):
+        train_captioner(method, words, prog, model_type)
+
+
+def _check_captioner(captioner: CaptionerArguments, model_type: str | None, method: str, prog: str) -> None:
+    """Refuse the recipe of another captioner, and training that has no captioner to begin with."""
+    if model_type is not None and captioner.model_type not in (None, model_type):
+        raise ValueError(
+            f"this is a recipe of model_type {captioner.model_type}, and {prog} trains {model_type}; `hf-captioners "
+            f"train {method}` trains all captioners."
+        )
+    captioner.model_type = captioner.model_type or model_type
+    if captioner.model is None and method != "xe":
+        raise ValueError(f"--model: {method} goes on with a captioner; `hf-captioners train xe` makes one.")
+    if captioner.model is None:
+        captioner_class(captioner)
 
 
 def train(trainer: Trainer) -> None:
@@ -84,28 +131,3 @@ def train(trainer: Trainer) -> None:
     if diagnosis is not None:
         saved = f"{output_dir} has the best checkpoint" if best else f"checkpoints from before are in {output_dir}"
         raise SystemExit(f"training has collapsed: {diagnosis}\n{saved}, and the log for `hf-captioners plot`.")
-
-
-def train_with_rewards(argv: list[str] | None, config: Any, trainer: Any) -> None:
-    """Run a reward training that a command line describes.
-
-    Args:
-        argv (`list[str]`, *optional*): by default the process's arguments.
-        config (`type`): [`SCSTConfig`] or [`DiCOConfig`].
-        trainer (`type`): the trainer that goes with it.
-    """
-    data, captioner, reward, args = read_command_line(argv, DataArguments, CaptionerArguments, RewardArguments, config)
-    with short_errors():
-        rows, evaluation = load_rows(data)
-        model, processor, adapters = load_captioner(captioner)
-        rewards = load_rewards(reward, rows, processor, captioner.trust_remote_code)
-        learner = trainer(
-            model,
-            reward_funcs=rewards,
-            args=args,
-            train_dataset=rows,
-            eval_dataset=evaluation,
-            processing_class=processor,
-            peft_config=adapters,
-        )
-    train(learner)

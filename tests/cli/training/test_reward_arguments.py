@@ -1,27 +1,22 @@
-"""What the reward training examples read: captioners with and without adapters, rewards by name, errors by option."""
+"""Rewards by name, and errors by option."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from contracts.reward_policies import LORA_TARGETS, SIDE, TOKENIZER, tiny_policy, tiny_processor, tiny_rows
-from peft import LoraConfig, PeftModel, get_peft_model
+from contracts.reward_policies import SIDE, TOKENIZER, tiny_processor, tiny_rows
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
-    VisionEncoderDecoderModel,
-    ViTImageProcessorPil,
 )
 
-from hf_captioners import CaptionerProcessor, DicoProcessor, FeatureStore
+from hf_captioners import DicoProcessor, FeatureStore
 from hf_captioners.cli.training.reward_arguments import (
     CLIP_VARIANTS,
-    CaptionerArguments,
     RewardArguments,
-    load_captioner,
     load_rewards,
 )
 from hf_captioners.data.features.store import FeatureWriter
@@ -33,103 +28,6 @@ from hf_captioners.rewards import BleuReward, CiderDReward, ClipReward
 from hf_captioners.rewards.cider import END
 
 PIXELS = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-
-
-def save(folder, kind="satic"):
-    tiny_policy(kind).save_pretrained(folder)
-    if kind == "vision-encoder-decoder":  # as transformers leaves such a folder
-        ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
-        TOKENIZER.save_pretrained(folder)
-    else:
-        tiny_processor(kind).save_pretrained(folder)
-    return str(folder)
-
-
-def save_adapters(base, folder, kind="satic", with_processor=True):
-    """Adapters that have learned something, with the processor, as the trainers leave them."""
-    model, processor, _ = load_captioner(CaptionerArguments(base))
-    torch.manual_seed(0)
-    targets = LORA_TARGETS.get(kind, getattr(model, "LORA_TARGET_MODULES", None))
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
-    adapted.save_pretrained(folder)
-    if with_processor:
-        processor.save_pretrained(folder)
-    return adapted.eval()
-
-
-@torch.no_grad()
-def captions(model):
-    return model.eval().generate(pixel_values=PIXELS, max_length=8, num_beams=2)
-
-
-class TestCaptioner:
-    @pytest.mark.parametrize("kind", ["satic", "vision-encoder-decoder"])
-    @pytest.mark.parametrize("with_processor", [True, False])
-    def test_adapters_go_on_learning(self, tmp_path, kind, with_processor):
-        base = save(tmp_path / "base", kind)
-        saved = save_adapters(base, tmp_path / "adapters", kind, with_processor)
-        model, processor, new = load_captioner(CaptionerArguments(str(tmp_path / "adapters")))
-        assert isinstance(model, PeftModel) and new is None
-        assert list(model.peft_config) == ["default"]
-        state, expected = model.state_dict(), saved.state_dict()
-        assert state.keys() == expected.keys()
-        assert all(torch.equal(state[name], expected[name]) for name in state)
-        assert torch.equal(captions(model), captions(saved))
-        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert learning == {name for name in state if "lora_" in name}
-        assert processor.batch_decode([[processor.tokenizer.bos_token_id]]) == [""]
-
-    def test_new_adapters(self, tmp_path):
-        base = save(tmp_path / "base")
-        assert load_captioner(CaptionerArguments(base, lora_rank=3))[2].lora_alpha == 6
-        config = load_captioner(CaptionerArguments(base, None, 3, 1.5, ["linear_q"]))[2]
-        assert (config.r, config.lora_alpha, config.target_modules) == (3, 1.5, {"linear_q"})
-        with pytest.raises(ValueError, match=r"lora_alpha=4\.0 is of new adapters; give lora_rank too"):
-            CaptionerArguments(base, lora_alpha=4.0)
-
-    def test_adapters_that_cannot_be_trained_on(self, tmp_path):
-        base = save(tmp_path / "base")
-        save_adapters(base, tmp_path / "adapters")
-        adapters = CaptionerArguments(str(tmp_path / "adapters"), lora_rank=2)
-        with pytest.raises(ValueError, match=r"--lora_rank 2: --model .*adapters has adapters already"):
-            load_captioner(adapters)
-        adapters.lora_rank = 0
-        settings = tmp_path / "adapters" / "adapter_config.json"
-        written = settings.read_text()
-        settings.write_text(written.replace(base, str(tmp_path / "gone")))
-        with pytest.raises(ValueError, match=r"--model .*adapters: the adapters belong to .*gone: there is no such"):
-            load_captioner(adapters)
-        settings.write_text(written.replace(base, str(tmp_path / "adapters")))
-        with pytest.raises(ValueError, match=r"belong to .*adapters, which is adapters itself"):
-            load_captioner(adapters)
-
-    def test_vision_encoder_decoder(self, tmp_path):
-        folder = save(tmp_path / "base", "vision-encoder-decoder")
-        model, processor, _ = load_captioner(CaptionerArguments(folder))
-        assert isinstance(model, VisionEncoderDecoderModel) and type(processor) is CaptionerProcessor
-        assert captions(model).shape[0] == 2
-        processor.save_pretrained(tmp_path / "again")  # as a trainer saves it
-        model.save_pretrained(tmp_path / "again")
-        _, again, _ = load_captioner(CaptionerArguments(str(tmp_path / "again")))
-        assert again.image_processor.to_dict() == processor.image_processor.to_dict()
-
-    def test_vision_encoder_decoder_without_end(self, tmp_path):
-        folder = save(tmp_path / "base", "vision-encoder-decoder")
-        model = VisionEncoderDecoderModel.from_pretrained(folder)
-        model.generation_config.eos_token_id = model.generation_config.pad_token_id
-        model.generation_config.save_pretrained(folder)
-        with pytest.raises(ValueError, match=r"captions end with .* in generation_config.json, but with .* they must"):
-            load_captioner(CaptionerArguments(folder))
-        model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
-        model.generation_config.save_pretrained(folder)
-        message = "missing in generation_config.json: eos_token_id, generation_config.json: pad_token_id; set them"
-        with pytest.raises(ValueError, match=message):
-            load_captioner(CaptionerArguments(folder))
-
-    def test_there_is_no_such_model(self, tmp_path):
-        for name in ("no_such", str(tmp_path / "no_such")):
-            with pytest.raises(ValueError, match=rf"^--model {name}: there is no such file or folder.*[^\n]*$"):
-                load_captioner(CaptionerArguments(name))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,241 @@
+"""Options of training that say what learns, and the captioner that they describe: a new one or a saved one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedConfig
+
+from ...data.rows import FeatureDataset, training_captions
+from ...modeling.captioner_foreign import load_processor
+from ...modeling.captioner_new import check_fields
+from ...modeling.captioner_trust import foreign_code, load_pretrained
+from ..common import TrustArguments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CaptionerArguments(TrustArguments):
+    """What learns; [`load_captioner`] reads it.
+
+    Attributes:
+        model (`str`, *optional*): captioner to start from; without it a new one is made, for cross-entropy.
+        model_type (`str`, *optional*): of the captioner, as `"satic"`; needed for a new one, checked of a saved one.
+        backbone (`str`, *optional*): pretrained vision model of a new captioner.
+        new_captioner (`dict`, *optional*): further arguments of a new captioner's `new`: its sizes, `min_count`, ….
+        model_options (`dict`, *optional*): fields of the configuration of a new or a saved captioner that are to
+            differ, such as dropout rates.
+        lora_rank (`int`, defaults to 0): rank of new adapters; 0 to train the model itself, or the adapters it has.
+        lora_alpha (`float`, *optional*): of the adapters; by default twice the rank.
+        lora_target_modules (`list[str]`, *optional*): layers that get adapters; by default those that the captioner
+            names. A `VisionEncoderDecoderModel` names none.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model, with the backbone or
+            with the CLIP model of a reward may run.
+    """
+
+    model: str | None = field(
+        default=None, metadata={"help": "Captioner to start from, or adapters of one; a folder or Hub name."}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "Kind of captioner: of a new one, and what a recipe is for."}
+    )
+    backbone: str | None = field(
+        default=None, metadata={"help": "Pretrained vision model of a new captioner, a folder or Hub name."}
+    )
+    new_captioner: dict | str | None = field(
+        default=None,
+        metadata={"help": "Sizes and other arguments of a new captioner, as JSON; not read where there is a --model."},
+    )
+    model_options: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the captioner's configuration that are to differ, as JSON."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Rank of new LoRA adapters; 0 to train the model itself, or the adapters it has."}
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "Of the adapters; by default twice the rank."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Names of the layers that get adapters; by default the captioner's own choice."}
+    )
+
+    def __post_init__(self) -> None:
+        self.new_captioner = _mapping("new_captioner", self.new_captioner)
+        self.model_options = _mapping("model_options", self.model_options)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must not be negative, it is {self.lora_rank}.")
+        for name, value in (("lora_alpha", self.lora_alpha), ("lora_target_modules", self.lora_target_modules)):
+            if value is not None and not self.lora_rank:
+                raise ValueError(f"{name}={value} is of new adapters; give lora_rank too.")
+
+
+def _mapping(option: str, value: Any) -> dict[str, Any]:
+    """The names and values of an option, which may be JSON."""
+    try:
+        mapping = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"--{option} {value!r}: not JSON: {error}") from error
+    if mapping is not None and not isinstance(mapping, dict):
+        raise ValueError(f"--{option} {mapping!r}: expected names and their values.")
+    return mapping or {}
+
+
+@contextmanager
+def naming_option(option: str, value: Any) -> Iterator[None]:
+    """Say which option named what cannot be found or read.
+
+    Args:
+        option (`str`): its name, without dashes.
+        value: what it says.
+
+    Raises:
+        ValueError: in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        absent = (
+            "" if Path(str(value)).exists() else "there is no such file or folder, nor can it be had from the Hub: "
+        )
+        raise ValueError(f"--{option} {value}: {absent}{' '.join(str(error).split())}") from error
+
+
+def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any, Any, Any]:
+    """The captioner to train.
+
+    A folder of adapters, as training with `lora_rank` leaves it, is opened as the model that they belong to with these
+    adapters, which go on learning.
+
+    Args:
+        arguments ([`CaptionerArguments`]): which.
+        rows (`Dataset`, *optional*): training rows, with the captions that a new captioner needs.
+
+    Returns:
+        `tuple`: the model in float32, its processor, and the configuration of new adapters or `None`.
+
+    Raises:
+        ValueError: there is no such captioner, or it is of another `model_type`; a `lora_rank` for one that has
+            adapters; a `VisionEncoderDecoderModel` whose tokenizer or generation settings say too little; see also
+            [`CaptionerPreTrainedModel.new`].
+    """
+    from transformers.utils import find_adapter_config_file
+
+    name = arguments.model
+    if name is None:
+        return (*_new(arguments, rows), _new_adapters(arguments))
+    if arguments.backbone or arguments.new_captioner:
+        logger.info("the captioner of --model has its backbone and sizes; those of a new one are not read.")
+    with naming_option("model", name):
+        has_adapters = find_adapter_config_file(name) is not None
+    if has_adapters:
+        return (*_load_adapters(name, arguments), None)
+    with naming_option("model", name):
+        model = _load_model(name, arguments)
+        processor = _processor_of(model, name, arguments)
+    return model, processor, _new_adapters(arguments)
+
+
+def captioner_class(arguments: CaptionerArguments) -> Any:
+    """The class of a new captioner.
+
+    Args:
+        arguments ([`CaptionerArguments`]): its `model_type`.
+
+    Raises:
+        ValueError: there is no such captioner.
+    """
+    from ...pipelines import CAPTIONERS, captioner_classes
+
+    if arguments.model_type not in CAPTIONERS:
+        given = "" if arguments.model_type is None else f" {arguments.model_type}"
+        known = ", ".join(CAPTIONERS)
+        raise ValueError(f"--model_type{given}: expected one of {known} for a new captioner, or --model to start from.")
+    return captioner_classes(arguments.model_type)[1]
+
+
+def _new(arguments: CaptionerArguments, rows: Any) -> tuple[Any, Any]:
+    """A captioner that has learned nothing yet, and its processor."""
+    return captioner_class(arguments).new(
+        training_captions(rows),
+        arguments.backbone,
+        rows.store if isinstance(rows, FeatureDataset) else None,
+        trust_remote_code=arguments.trust_remote_code,
+        **{**cast(dict, arguments.new_captioner), **cast(dict, arguments.model_options)},
+    )
+
+
+def _new_adapters(arguments: CaptionerArguments) -> Any:
+    """The configuration of new adapters, if there are to be any."""
+    if not arguments.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    alpha = 2 * arguments.lora_rank if arguments.lora_alpha is None else arguments.lora_alpha
+    targets = arguments.lora_target_modules
+    return LoraConfig(r=arguments.lora_rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
+
+
+def _load_adapters(name: str, arguments: CaptionerArguments) -> tuple[Any, Any]:
+    """The model that saved adapters belong to with these, ready to learn, and the processor."""
+    from peft import PeftConfig, PeftModel
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    if arguments.lora_rank:
+        raise ValueError(
+            f"--lora_rank {arguments.lora_rank}: --model {name} has adapters already, and these go on learning; leave "
+            "--lora_rank away, or merge them into their model first."
+        )
+    with foreign_code(name, arguments.trust_remote_code):
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    if base is None:
+        raise ValueError(f"--model {name}: its adapter_config.json has no base_model_name_or_path, to find its model.")
+    with naming_option(f"model {name}: the adapters belong to", base):
+        if find_adapter_config_file(base) is not None:
+            raise ValueError(f"--model {name}: the adapters belong to {base}, which is adapters itself; merge those.")
+        model = _load_model(base, arguments)
+    with naming_option("model", name):
+        adapted = PeftModel.from_pretrained(model, name, is_trainable=True)
+    try:
+        source = name if cached_file(name, "processor_config.json") else base
+    except OSError:  # adapters alone
+        source = base
+    with naming_option("model", source):
+        return adapted, _processor_of(model, source, arguments)
+
+
+def _load_model(name: str, arguments: CaptionerArguments) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    options, trust = cast(dict, arguments.model_options), arguments.trust_remote_code
+    config = load_pretrained(AutoConfig, name, trust)
+    if arguments.model_type not in (None, config.model_type):
+        raise ValueError(
+            f"--model {name}: is a {config.model_type}, and the options are those of a {arguments.model_type} "
+            f"(model_type); take another recipe, or give --model_type {config.model_type}."
+        )
+    _check_options(config, options, "--model_options")
+    return load_pretrained(AutoModelForImageTextToText, name, trust, dtype=torch.float32, **options)
+
+
+def _check_options(config: Any, options: Mapping[str, Any], source: str) -> None:
+    """Refuse what is no field of a configuration, or of the configuration of a part."""
+    check_fields(config, options, source)
+    for name, value in options.items():
+        part = vars(config)[name]
+        if isinstance(value, Mapping) and part is None:
+            raise ValueError(f"{source} {name}: this {config.model_type} has none.")
+        if isinstance(value, Mapping) and isinstance(part, PreTrainedConfig):
+            _check_options(part, value, f"{source} {name}")
+
+
+def _processor_of(model: Any, name: str, arguments: CaptionerArguments) -> Any:
+    try:
+        return load_processor(model, name, arguments.trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f"--model {error}") from error
