@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -104,7 +105,7 @@ def new_tokenizer(
 
 
 def new_image_processor(
-    image_processor: Any, backbone: Any, trust_remote_code: bool, default: type = CaptionerImageProcessor
+    image_processor: Any, backbone: Any, trust_remote_code: bool, default: Callable[[], Any] = CaptionerImageProcessor
 ) -> Any:
     """The image processor of a new captioner: its own, that of the backbone's folder, or a default one.
 
@@ -112,7 +113,7 @@ def new_image_processor(
         image_processor (`BaseImageProcessor`, *optional*): returned as it is.
         backbone (`str`, `Path`, `PreTrainedModel` or `None`): of the captioner.
         trust_remote_code (`bool`): whether code that comes with the backbone may run.
-        default (`type`, defaults to [`CaptionerImageProcessor`]): made where there is no pretrained backbone.
+        default (`Callable`, defaults to [`CaptionerImageProcessor`]): makes one where there is no pretrained backbone.
 
     Raises:
         ValueError: the backbone is a model, which does not say how its pictures are prepared.
@@ -124,6 +125,15 @@ def new_image_processor(
     if backbone is None:
         return default()
     return load_named(AutoImageProcessor, "backbone", backbone, trust_remote_code, backend="pil")
+
+
+def _fitting_image_processor(vision_config: Any) -> CaptionerImageProcessor:
+    """Pictures as large as a fresh backbone's configuration says, if it does."""
+    settings = vision_config.to_dict() if isinstance(vision_config, PreTrainedConfig) else vision_config or {}
+    side = settings.get("image_size")
+    if not isinstance(side, int):
+        return CaptionerImageProcessor()
+    return CaptionerImageProcessor(size={"height": side, "width": side})
 
 
 def feature_width(features: int | HasFeatureSize | None) -> int | None:
@@ -198,7 +208,8 @@ class NewCaptioner:
         ```
         """
         cls._check_config(config, trust_remote_code)
-        pictures = new_image_processor(image_processor, backbone, trust_remote_code)
+        fresh = partial(_fitting_image_processor, config.get("vision_config"))
+        pictures = new_image_processor(image_processor, backbone, trust_remote_code, fresh)
         longest = config.get("max_position_embeddings", cls.config_class.max_position_embeddings)
         words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code)
         processor = cls.processor_class(pictures, words)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from hf_captioners.cli import features
@@ -96,7 +97,8 @@ def test_the_captioner_of_the_recipe_is_one(name):
         new.pop(option, None)
     if method_of(name) == "xe":
         captions = ["a dog"] * 10
-        found, processor = model.new(captions, features=8, **{"tokenizer": "words", **new})
+        with torch.device("meta"):  # some are large
+            found, processor = model.new(captions, features=8, **{"tokenizer": "words", **new})
         kept = new.keys() - {"min_count", "text_config"}
         assert {key: found.config.to_dict()[key] for key in kept} == {key: new[key] for key in kept}
         assert set(processor.tokenizer.get_vocab()) >= {"a", "dog"}

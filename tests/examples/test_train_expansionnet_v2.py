@@ -13,9 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, SwinConfig,
 
 import hf_captioners
 from hf_captioners import ExpansionNetV2ForImageCaptioning, FeatureStore, load_karpathy
-from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.data.drawn.world import write_sample_world
 from hf_captioners.data.features.store import FeatureWriter
+from hf_captioners.training.data_arguments import DataArguments, load_rows
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_expansionnet_v2.py"
 

@@ -145,6 +145,7 @@ def test_a_fresh_backbone():
         model, processor = captioner.new(CAPTIONS, vision_config=swin, min_count=1, **SIZES[captioner])
         assert (model.config.vision_config.model_type, model.config.feature_size) == ("swin", 8)
         assert isinstance(processor.image_processor, CaptionerImageProcessor)
+        assert processor(images=Image.new("RGB", (20, 30)))["pixel_values"].shape == (1, 3, 16, 16)
 
 
 def test_a_backbone_that_is_a_model():

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import Trainer, set_seed
 
 from ...data.printable import PrintableFormatter
+from ...training.data_arguments import DataArguments, load_rows
 from ...training.dico_config import DiCOConfig
 from ...training.dico_trainer import DiCOTrainer
 from ...training.scst_config import SCSTConfig
@@ -20,7 +21,6 @@ from ...training.xe_config import XEConfig
 from ...training.xe_trainer import XETrainer
 from ..common import UsageError, exit_with_usage_errors
 from .captioner_arguments import CaptionerArguments, captioner_class, load_captioner
-from .data_arguments import DataArguments, load_rows
 from .options import read_options
 from .reward_arguments import RewardArguments, load_rewards
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_captioners.cli.training.data_arguments import DataArguments, load_rows
 from hf_captioners.data.features.store import FeatureWriter
 from hf_captioners.data.rows import training_captions
+from hf_captioners.training.data_arguments import DataArguments, load_rows
 
 
 @pytest.fixture(autouse=True)

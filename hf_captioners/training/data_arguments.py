@@ -6,13 +6,15 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...data.captions.cocotalk import load_cocotalk
-from ...data.captions.distill import distill_captions
-from ...data.captions.folder import load_folder
-from ...data.captions.karpathy import load_karpathy
-from ...data.features.store import FeatureStore
-from ...data.picture_check import check_pictures
-from ...data.rows import attach_features, check_captions
+from ..data.captions.cocotalk import load_cocotalk
+from ..data.captions.distill import distill_captions
+from ..data.captions.folder import load_folder
+from ..data.captions.karpathy import load_karpathy
+from ..data.features.store import FeatureStore
+from ..data.picture_check import check_pictures
+from ..data.rows import attach_features, check_captions, training_captions
+
+__all__ = ["DataArguments", "load_rows", "training_captions"]  # what a training script reads
 
 logger = logging.getLogger(__name__)
 
