@@ -141,3 +141,9 @@ def test_all_public_names_exist():
     assert [name for name in hf_captioners.__all__ if getattr(hf_captioners, name, None) is None] == []
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = hf_captioners.nothing
+
+
+def test_tests_reach_no_network():
+    from huggingface_hub import constants
+
+    assert constants.HF_HUB_OFFLINE
