@@ -17,6 +17,7 @@ CORE = [
     "numpy>=1.26",
     "pillow>=12",
     "tqdm>=4.66",
+    "typing_extensions>=4.10",
 ]
 EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "trl>=1.16", "peft>=0.21", "pyyaml>=6", "rich>=13.8"],

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from typing_extensions import Self
 
 from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained, refuse_kernels
 from .image_processing_captioner import CaptionerImageProcessor

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
+from typing_extensions import Self
 
 
 @dataclass
