@@ -234,6 +234,6 @@ class TestErrors:
             main(["--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
-        names = ["annotations", "model_type", "new_captioner", "captions_per_image", "train_backbone", "learning_rate"]
+        names = ["annotations", "model_type", "new_captioner", "train_backbone", "captions_per_image", "learning_rate"]
         places = [text.index(f"--{name}") for name in names]
         assert places == sorted(places)  # the project's own options first, transformers' behind them

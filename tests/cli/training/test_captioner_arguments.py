@@ -127,14 +127,16 @@ class TestCaptioner:
     def test_fields_that_differ(self, tmp_path):
         folder = save(tmp_path / "satic")
         model = AutoModelForImageTextToText.from_pretrained(folder)
-        options = {"dropout": 0.25, "vision_config": {"drop_path_rate": 0.5}}
+        options = {"dropout": 0.25, "vision_config": {"hidden_dropout_prob": 0.5}}
         found, _, _ = load_captioner(CaptionerArguments(folder, model_options=json.dumps(options)))
-        assert (found.config.dropout, found.config.vision_config.drop_path_rate) == (0.25, 0.5)
+        assert (found.config.dropout, found.config.vision_config.hidden_dropout_prob) == (0.25, 0.5)
         changed = {**model.config.to_dict(), "dropout": 0.25}
-        changed["vision_config"]["drop_path_rate"] = 0.5
+        changed["vision_config"]["hidden_dropout_prob"] = 0.5
         assert found.config.to_dict() | {"dtype": None} == changed | {"dtype": None}
-        wrong = CaptionerArguments(folder, model_options={"vision_config": {"drop_path": 0.5}})
-        with pytest.raises(ValueError, match=r"--model_options vision_config drop_path: no field of .*drop_path_rate"):
+        wrong = CaptionerArguments(folder, model_options={"vision_config": {"hidden_dropout": 0.5}})
+        with pytest.raises(
+            ValueError, match=r"--model_options vision_config hidden_dropout: no field of .*hidden_dropout_prob"
+        ):
             load_captioner(wrong)
 
 

@@ -483,13 +483,14 @@ def test_whole_captions_are_drawn_by_the_definition(tmp_path, speaker, options):
     args, config = options_of(tmp_path, candidate_strategy="sample", **options), speaker.model.generation_config
     got, uniforms = speaker.write(args).tolist(), random_numbers(PICTURES, 4, 7).tolist()
     shapes = [RepetitionPenaltyLogitsProcessor(1.7), TemperatureLogitsWarper(0.8), TopKLogitsWarper(6)]
+    start_is_end = config.decoder_start_token_id == config.eos_token_id  # no word, then: it may be said to end
     for row, numbers in enumerate(uniforms):
         caption = [config.decoder_start_token_id]
         for number in numbers:
             prefix = torch.tensor(caption)
             scores = speaker.next_scores(row // 4, prefix)[None]
             for one in shapes if options else []:
-                scores = one(prefix[None], scores)
+                scores = one(prefix[None, int(start_is_end) :], scores)
             edges = list(itertools.accumulate(scores[0].double().softmax(0).tolist()))
             caption.append(bisect.bisect_right(edges, number))
             if caption[-1] == config.eos_token_id:
