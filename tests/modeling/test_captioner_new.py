@@ -74,7 +74,8 @@ def picture():
 
 
 def test_every_captioner_is_here():
-    assert {captioner_classes(model_type)[1] for model_type in CAPTIONERS} == set(SIZES)
+    made = {captioner_classes(model_type)[1] for model_type in CAPTIONERS if model_type != "scdnet"}
+    assert made == set(SIZES)  # SCD-Net comes from conversion: its sentences are retrieved
 
 
 @pytest.mark.parametrize("captioner", SIZES)
