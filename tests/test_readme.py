@@ -82,8 +82,9 @@ def write_original_checkpoint(folder: Path) -> None:
 
     words = sorted({"EOS", "PAD", "SOS", "UNK", "a", "dog", "red"})
     config = ExpansionNetV2Config(
-        vocab_size=len(words), d_model=16, ffn_dim=16, encoder_layers=1, vision_config={"model_type": "swin", **SWIN}
-    )
+        vocab_size=len(words), d_model=16, ffn_dim=16, encoder_layers=1, vision_config={"model_type": "swin", **SWIN},
+        eos_token_id=0, pad_token_id=1, bos_token_id=2, unk_token_id=3,
+    )  # fmt: skip
     state: dict[str, torch.Tensor] = {}
     for name, value in ExpansionNetV2ForImageCaptioning(config).state_dict().items():
         theirs = original_name(name)

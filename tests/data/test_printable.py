@@ -64,9 +64,10 @@ def test_log(capsys):
     assert rest[0].startswith("Traceback") and rest[-1] == "ValueError: reason"
 
 
-def test_examples_end_with_one_printable_line():
-    from hf_captioners.cli.training.script import short_errors
+def test_examples_end_with_one_printable_line(capsys):
+    from hf_captioners.cli.common import exit_with_usage_errors, mistakes
 
-    with pytest.raises(SystemExit) as end, short_errors():
+    with pytest.raises(SystemExit) as end, exit_with_usage_errors("train_satic.py"), mistakes(ValueError):
         raise ValueError(f"{HOSTILE}: no such\nfile")
-    assert not any(map(is_obeyed, str(end.value))) and str(end.value).endswith(": no such file")
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert end.value.code == 2 and not any(map(is_obeyed, line)) and line.endswith(": no such file")
