@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts import colour_detector
+from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, SwinConfig, SwinModel, ViTImageProcessor
 
 from hf_captioners import (
@@ -57,6 +58,9 @@ def place(tmp_path_factory, quickstart_run) -> Path:
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
     for part in colour_detector.build():
         part.save_pretrained(folder / "bottom-up")
+    (folder / "large").mkdir()  # this detector is made for pictures of 224 pixels
+    with Image.open(world / "images/sample_003600.png") as image:
+        image.resize((224, 224)).save(folder / "large/scene.png")
     write_clip(folder / "openai/clip-vit-base-patch32")
     write_original_checkpoint(folder)
     return folder
@@ -131,6 +135,11 @@ def run_block(number, language, code, place, monkeypatch, capsys):
     elif code.startswith("pip install"):  # checked against what is installed; nothing is fetched or changed
         shell(
             code, ROOT, PIP_DRY_RUN="1", PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1"
+        )
+    elif "--detector bottom-up" in code:
+        shell(
+            code.replace("images/sample_003600.png", "large/scene.png").replace("features pictures", "features large"),
+            place,
         )
     elif language == "bash":
         shell(code, place)
