@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import hf_captioners
-from hf_captioners.metrics import table
+from hf_captioners.metric_table import METRICS as TABLE
 from hf_captioners.metrics.distributed import gather_rows
 from hf_captioners.metrics.inputs import MetricInputError
 from hf_captioners.metrics.suite import CaptionMetrics
 
 PACKAGE = str(Path(hf_captioners.__file__).parent)
-METRICS = [name for name, metric in table.METRICS.items() if metric.needs is None]
+METRICS = [name for name, metric in TABLE.items() if metric.needs is None]
 
 TWO_PROCESSES = """
 import json, sys, types
