@@ -39,7 +39,7 @@ CAPTIONERS = {
 
 
 def captioner_modules(model_type: str) -> tuple[str, str, str]:
-    """Where config, model and processor of a captioner are: names of modules of the package.
+    """Name the places of config, model and processor of a captioner are: names of modules of the package.
 
     A captioner without a processor file of its own has its class in `processing_captioner`.
     """

@@ -244,7 +244,7 @@ def _load_torch(path: Path, max_pickle_bytes: int, max_shared_bytes: int, at: Se
 
 
 def _part(path: Path, content: Mapping[Any, Any], at: Sequence[str]) -> Mapping[Any, Any]:
-    """What lies behind some keys."""
+    """The object behind some keys."""
     for key in at:
         inner = content.get(key)
         if not isinstance(inner, Mapping):

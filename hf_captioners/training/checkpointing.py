@@ -83,7 +83,7 @@ class CheckpointingTrainer(Trainer):
         return super().train(str(checkpoint), *args, **kwargs)
 
     def _chosen_checkpoint(self, choice: str | bool | None) -> Path | None:
-        """Where to go on, if anywhere."""
+        """The checkpoint to go on from, if any."""
         run = Path(self.args.output_dir)
         if isinstance(choice, str):
             self._check_whole(Path(choice))

@@ -1,4 +1,4 @@
-"""What the training examples read: captioned pictures of a data set, of a folder, or their cached features."""
+"""Data of the training examples: captioned pictures of a data set, of a folder, or their cached features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trainers of captioners share: data, optimizer, schedule, what learns, and evaluation by generation."""
+"""The common part of the trainers: data, optimizer, schedule, what learns, and evaluation by generation."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ class CaptionerTrainer(CheckpointingTrainer):
         return _first_pictures(inputs, max(own, 1), size), own > 0
 
     def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
-        """What generated captions of a data set's pictures are worth, by name.
+        """Score generated captions of a data set's pictures, by name.
 
         Args:
             captions (`list[str]`): of the rows, in their order.

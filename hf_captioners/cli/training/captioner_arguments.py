@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CaptionerArguments(TrustArguments):
-    """What learns; [`load_captioner`] reads it.
+    """Options of the captioner that learns; [`load_captioner`] reads it.
 
     Attributes:
         model (`str`, *optional*): captioner to start from; without it a new one is made, for cross-entropy.

@@ -26,7 +26,7 @@ REWARDS = ("cider_d", "bleu_4", *CLIP_SCORERS, "repetition", "length")
 
 @dataclass
 class RewardArguments:
-    """What is rewarded; [`load_rewards`] reads it.
+    """Options of the rewards; [`load_rewards`] reads it.
 
     Attributes:
         rewards (`list[str]`, defaults to `["cider_d"]`): names of [`REWARDS`], or functions as `module:function`.

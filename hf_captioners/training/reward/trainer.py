@@ -1,4 +1,4 @@
-"""What self-critical training and DiCO share: candidates, rewards, reference, and what is logged of them.
+"""The common part of self-critical training and DiCO: candidates, rewards, reference, and what is logged of them.
 
 One optimizer step: every micro-batch of pictures is seen once by the frozen backbone; the model writes candidates
 without gradient; the reward functions and, if needed, the reference score them. Then the policy's log-probabilities are
@@ -152,7 +152,7 @@ class RewardTrainer(CaptionerTrainer):
         """Called with all micro-batches of an optimizer step, before the first loss."""
 
     def items(self, rollout: Rollout) -> torch.Tensor:
-        """What the loss of a micro-batch is divided by, shape `()`."""
+        """The divisor of the loss of a micro-batch, shape `()`."""
         raise NotImplementedError
 
     def loss_sum(self, log_probs: torch.Tensor, rollout: Rollout, metrics: RunningMetrics) -> torch.Tensor:
@@ -184,7 +184,7 @@ class RewardTrainer(CaptionerTrainer):
         return inputs, self._count(rollouts)
 
     def _count(self, rollouts: list[Rollout]) -> torch.Tensor:
-        """What all micro-batches of all processes hold; their tokens are added to those of the run."""
+        """Count the items of all micro-batches of all processes; their tokens are added to those of the run."""
         items = torch.stack([self.items(rollout) for rollout in rollouts]).sum()
         tokens = torch.stack([rollout.candidates.mask.sum() for rollout in rollouts]).sum()
         both = self.accelerator.reduce(torch.stack([items, tokens]).to(self.accelerator.device), reduction="sum")
@@ -316,7 +316,7 @@ class RewardTrainer(CaptionerTrainer):
         return {"image_features": features, **others}
 
     def _features_of(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """What the backbone makes of one image (1, 3, height, width), in the computer's memory."""
+        """Features of one image (1, 3, height, width), in the computer's memory."""
         return self.policy.run_backbone(model, {"pixel_values": pixels})["image_features"][0].cpu()
 
     def _write(
@@ -332,7 +332,7 @@ class RewardTrainer(CaptionerTrainer):
             return write(), write(greedy=True) if self.needs_greedy() else None
 
     def _names(self, columns: dict[str, list[Any]]) -> list[Any]:
-        """What tells the pictures of a batch apart, so that chance does not depend on where they stand."""
+        """Names that tell the pictures of a batch apart, so that chance does not depend on where they stand."""
         for name in ("image_id", "captions"):
             if name in columns:
                 return columns[name]
@@ -345,12 +345,12 @@ class RewardTrainer(CaptionerTrainer):
         return False
 
     def _reward(self, captions: Candidates, batch: dict[str, Any]) -> Rewards:
-        """What the reward functions give for captions, on their device."""
+        """Rewards of captions, on their device."""
         result = self._call_rewards(captions.texts, captions.ids, captions.k, batch)
         return dataclasses.replace(result, total=result.total.to(captions.sequences.device))
 
     def _call_rewards(self, texts: list[str], ids: list[list[int]], k: int, batch: dict[str, Any]) -> Rewards:
-        """What the reward functions give for k captions of each picture of a batch."""
+        """Rewards of k captions of each picture of a batch."""
         columns: dict[str, Any] = {
             name: [value for value in values for _ in range(k)] for name, values in batch["columns"].items()
         }
@@ -393,7 +393,7 @@ class RewardTrainer(CaptionerTrainer):
         super().log(logs, start_time)
 
     def shown(self, rollout: Rollout) -> dict[str, torch.Tensor]:
-        """What the method knows of each candidate, `(B * k,)`, for the table of completions."""
+        """Numbers of the method for each candidate, `(B * k,)`, for the table of completions."""
         return {}
 
     def checkpoint_parts(self, checkpoint: Path) -> list[tuple[str, ...]]:
