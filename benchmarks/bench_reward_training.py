@@ -243,7 +243,7 @@ def dico_options(args: argparse.Namespace) -> DiCOConfig:
             "min_new_tokens": args.length - 2,
             "forced_eos_token_id": DicoCaptionerConfig().eos_token_id,
         },
-        per_device_train_batch_size=args.dico_pictures,
+        per_device_train_batch_size=args.dico_images,
         learning_rate=0.0,
         disable_dropout=True,
         use_cpu=args.device == "cpu",
@@ -254,7 +254,7 @@ def dico_options(args: argparse.Namespace) -> DiCOConfig:
 def dico_rounds(args: argparse.Namespace, policy: Any, reward: ClipReward) -> Iterator[dict[str, Any]]:
     """The batches of each round by case: pictures, new rows, and rows with cached features and rewards."""
     for _ in range(args.repeats + 1):
-        pixels = torch.randn(args.dico_pictures, 3, PIXELS, PIXELS)
+        pixels = torch.randn(args.dico_images, 3, PIXELS, PIXELS)
         with torch.no_grad():
             features = policy.extract_image_features(pixels.to(policy.device)).cpu()
         reward([""] * len(pixels), completion_ids=[[0]] * len(pixels), image=list(pixels))
@@ -356,7 +356,7 @@ def main() -> None:
             show(measure_scst(args, clock))
             print()
         if args.only != "scst":
-            print(f"DiCO: {args.dico_pictures} picture(s) x {args.beams} beams of {args.length} tokens\n")
+            print(f"DiCO: {args.dico_images} picture(s) x {args.beams} beams of {args.length} tokens\n")
             times, losses = measure_dico(args, clock)
             show(times, against="recomputed")
             apart = max(

@@ -59,7 +59,7 @@ from hf_captioners.metrics.clip.clip_score import PREFIX, ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
 from hf_captioners.metrics.clip.retrieval import clip_recall
 from hf_captioners.modeling.captioner_trust import load_pretrained
-from hf_captioners.modeling.image_processing_captioner import open_picture
+from hf_captioners.modeling.image_processing_captioner import open_for_processor
 from hf_captioners.modeling.tokenization_words import SPECIAL_TOKENS
 
 KS = (1, 5, 10)
@@ -67,7 +67,7 @@ KS = (1, 5, 10)
 
 @dataclass
 class ScriptArguments(TrustArguments):
-    """Which pictures and captions to learn from, and the sizes of the model."""
+    """Pictures and captions to learn from, and the sizes of the model."""
 
     annotations: str = field(metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
     image_root: str = field(metadata={"help": "Folder of their pictures."})
@@ -75,7 +75,7 @@ class ScriptArguments(TrustArguments):
     train_split: str = field(default="train+restval", metadata={"help": "Splits to learn from."})
     eval_split: str = field(default="val", metadata={"help": "Split that says which epoch is the best."})
     test_split: str = field(default="test", metadata={"help": "Split that recall is reported on."})
-    whole_picture: bool = field(
+    whole_image: bool = field(
         default=False, metadata={"help": "Squash pictures to the size of the backbone instead of cropping them."}
     )
     views: int = field(default=4, metadata={"help": "Views of each training picture: itself and random crops."})
@@ -97,7 +97,7 @@ class ScriptArguments(TrustArguments):
 
 
 def layers_of(backbone: MobileNetV2Model) -> list[nn.Module]:
-    """What a MobileNetV2 does one after the other, before it takes the mean."""
+    """Layers of a MobileNetV2 in their order, before it takes the mean."""
     return [backbone.conv_stem, *backbone.layer, backbone.conv_1x1]
 
 
@@ -133,7 +133,7 @@ class LastLayers(nn.Module):
 
 @torch.no_grad()
 def feature_maps(backbone: MobileNetV2Model, number: int, pixel_values: Tensor) -> Tensor:
-    """What comes before [`LastLayers`]: float16 of shape (images, channels, height, width)."""
+    """Output of the layers before [`LastLayers`]: float16 of shape (images, channels, height, width)."""
     layers = layers_of(backbone)
     hidden = pixel_values
     for layer in layers[: len(layers) - number]:
@@ -174,7 +174,7 @@ class MappedPictures(torch.utils.data.Dataset):
         self.captions: list[list[str]] = list(rows["captions"])
         maps = []
         for image in tqdm(rows["image"], desc="feature maps", unit="image", disable=None):
-            picture = open_picture(image, image_processor)
+            picture = open_for_processor(image, image_processor)
             crops = [random_crop(picture, script.smallest_crop) for _ in range(views - 1)]
             pixels = image_processor(images=[picture, *crops], return_tensors="pt")["pixel_values"]
             maps.append(feature_maps(backbone, script.vision_layers, pixels))
@@ -301,7 +301,7 @@ def load_towers(script: ScriptArguments) -> tuple[MobileNetV2Model, BaseImagePro
     if not 0 <= script.vision_layers <= number:
         raise ValueError(f"--vision_layers {script.vision_layers}: expected 0 to {number}.")
     options: dict[str, Any] = {}
-    if script.whole_picture:
+    if script.whole_image:
         size = backbone.config.image_size
         options = {"size": {"height": size, "width": size}, "do_center_crop": False}
     options |= {"backend": "pil"}

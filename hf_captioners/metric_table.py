@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Printed:
-    """How papers print a score.
+    """Format in which papers print a score.
 
     Attributes:
         label (`str`): its name in papers; `{n}` stands for an order of n-grams.
@@ -149,7 +149,7 @@ DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
 
 
 def printed(score: str) -> Printed | None:
-    """How papers print a score.
+    """Format in which papers print a score.
 
     Args:
         score (`str`): its name in [`Scores`], such as `"bleu_4"`.

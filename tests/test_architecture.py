@@ -125,6 +125,18 @@ def test_code_that_travels_imports_siblings_and_common_libraries_only(path):
             assert str(node.module).split(".")[0] in TRAVELS_WITH, node.module
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_begin_with_a_noun_or_a_verb(path):
+    opening = ("What", "Where", "How", "Whether", "See", "Who", "Which", "Why", "When")
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Module)
+    docs = {
+        node: ast.get_docstring(node)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, kinds)
+    }
+    assert [doc for doc in docs.values() if doc and doc.split()[0] in opening] == []
+
+
 def test_importing_the_package_is_light_and_reaches_all_of_it():  # accelerate is loaded by transformers itself
     packages = sorted(set(ALLOWED) - {"", "cli", "demo"})
     code = f"""

@@ -39,14 +39,14 @@ def place(tmp_path_factory, quickstart_run) -> Path:
     world = quickstart_run[0] / "world"
     rows = json.loads((world / "dataset_karpathy.json").read_text("utf-8"))["images"][:8]
     for name, some in (("train", rows[:6]), ("validation", rows[6:])):
-        (folder / "my_pictures" / name).mkdir(parents=True)
+        (folder / "my_images" / name).mkdir(parents=True)
         lines = [
             json.dumps({"file_name": row["filename"], "captions": [s["raw"] for s in row["sentences"]]}) for row in some
         ]
-        (folder / "my_pictures" / name / "metadata.jsonl").write_text("\n".join(lines))
+        (folder / "my_images" / name / "metadata.jsonl").write_text("\n".join(lines))
         for row in some:
-            shutil.copy(world / "images" / row["filename"], folder / "my_pictures" / name)
-    (folder / "pictures").symlink_to(folder / "my_pictures/train")
+            shutil.copy(world / "images" / row["filename"], folder / "my_images" / name)
+    (folder / "pictures").symlink_to(folder / "my_images/train")
     (folder / "images").symlink_to(world / "images")
     (folder / "dataset.json").write_text(json.dumps({"images": rows, "dataset": "sample"}))
     captions = [{"image_id": row["imgid"], "caption": row["sentences"][0]["raw"]} for row in rows]

@@ -160,7 +160,7 @@ def _check_sources(args: argparse.Namespace) -> None:
 
 
 def _read_captions(args: argparse.Namespace) -> _Captions:
-    from ..data.captions.predictions import match, picture_paths, read_predictions, read_references
+    from ..data.captions.predictions import image_paths, match, read_predictions, read_references
 
     predictions, references = read_predictions(args.predictions), read_references(args.references, args.split)
     ids, captions, references_of_ids = match(predictions, references, args.subset)
@@ -168,7 +168,7 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
     if any(left_out):
         print(f"--subset: {len(ids)} images scored; left out: {left_out[0]} predictions without references, "
               f"{left_out[1]} images without prediction", file=sys.stderr)  # fmt: skip
-    return _Captions(ids, captions, references_of_ids, picture_paths(predictions, references, ids, args.image_root))
+    return _Captions(ids, captions, references_of_ids, image_paths(predictions, references, ids, args.image_root))
 
 
 def _write_captions(args: argparse.Namespace) -> _Captions:
@@ -221,12 +221,12 @@ def _rows_to_caption(
 
 
 def _image_paths(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:
-    """Where the pictures of references are: a folder has its own, a file takes an image root or has them beside it."""
-    from ..data.captions.predictions import Predictions, picture_paths
+    """Folder of the pictures of references: a folder has its own, a file takes an image root or has them beside it."""
+    from ..data.captions.predictions import Predictions, image_paths
 
     if source.is_dir() and image_root is None:
         return {image_id: Path(name) for image_id, name in references.file_names.items()}
-    return picture_paths(Predictions("", {}), references, references.captions, image_root or source.parent)
+    return image_paths(Predictions("", {}), references, references.captions, image_root or source.parent)
 
 
 def _written(

@@ -259,7 +259,7 @@ def _images(args: argparse.Namespace) -> list[tuple[Any, Any]]:
 
 
 def _draw(folder: Path, image_id: Any, image: Any, regions: Any) -> None:
-    from ..reports.region_pictures import draw_best, save_regions
+    from ..reports.region_images import draw_best, save_regions
 
     save_regions(draw_best(image, regions.records()), folder / f"{image_id}.jpg")
 

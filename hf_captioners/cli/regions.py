@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(args: argparse.Namespace) -> list[dict[str, Any]]:
     from ..modeling.captioner_image_io import open_image
-    from ..reports.region_pictures import check_suffix, draw_best, save_regions
+    from ..reports.region_images import check_suffix, draw_best, save_regions
 
     if args.out is not None:
         check_suffix(args.out)

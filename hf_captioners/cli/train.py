@@ -13,7 +13,7 @@ METHODS = {
 
 _EPILOG = """\
 examples:
-  hf-captioners train xe --config examples/recipes/expansionnet_v2/own_pictures.yaml --data_dir my_pictures \\
+  hf-captioners train xe --config examples/recipes/expansionnet_v2/own_pictures.yaml --data_dir my_images \\
       --backbone microsoft/swin-tiny-patch4-window7-224 --output_dir runs/mine
   hf-captioners train scst --config recipe.yaml --learning_rate 1e-5
   accelerate launch --num_processes 2 -m hf_captioners train dico --config examples/recipes/dico/2_dico.yaml

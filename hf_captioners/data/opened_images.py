@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from ..modeling.image_processing_captioner import open_picture
+from ..modeling.image_processing_captioner import open_for_processor
 
 
 class OpenedImages(Sequence[Image.Image]):
@@ -52,5 +52,5 @@ class OpenedImages(Sequence[Image.Image]):
             return [self[row] for row in range(*index.indices(len(self)))]
         image = self.closed[index]
         if id(image) not in self._opened:
-            self._opened[id(image)] = open_picture(image, self.image_processor)
+            self._opened[id(image)] = open_for_processor(image, self.image_processor)
         return self._opened[id(image)]

@@ -16,13 +16,20 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..data.captions.records import id_of
 from ..data.features.region_outputs import NpzFolder, RegionArrays, TsvFile
-from ..data.features.regions import RegionSummary, box_features
-from ..data.features.store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from ..data.features.regions import box_features
+from ..data.features.store import (
+    DEFAULT_SHARD_BYTES,
+    FeatureError,
+    FeatureStore,
+    FeatureSummary,
+    FeatureWriter,
+    ImageId,
+)
+from ..data.progress import progress
 from ..modeling.captioner_image_io import open_image
 from ..modeling.captioner_image_source import ImageSource
 from ..modeling.captioner_trust import load_pretrained
@@ -247,7 +254,7 @@ def write_detected_regions(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     num_workers: int = 0,
     show: Callable[[ImageId, Image.Image, Regions], None] | None = None,
-) -> RegionSummary:
+) -> FeatureSummary:
     """Detect the regions of pictures and store them, with a progress bar on a terminal's stderr.
 
     Images that `out` already has are skipped, so that the same call continues an interrupted run; images that failed
@@ -265,7 +272,7 @@ def write_detected_regions(
         show (`Callable`, *optional*): gets every picture with its regions.
 
     Returns:
-        [`RegionSummary`]: with the images that have no regions; each is also a warning in the log.
+        [`FeatureSummary`]: with the images that have no regions; each is also a warning in the log.
 
     Raises:
         FeatureError: `out` has regions that were made otherwise.
@@ -295,7 +302,7 @@ def write_detected_regions(
                 writer.record_error(image_id, reason)
         count = len(outputs)
     num_bytes = FeatureStore(out).num_bytes if layout == "store" else files.num_bytes
-    return RegionSummary(str(out), count, len(todo) - len(errors), num_bytes, errors)
+    return FeatureSummary(str(out), count, len(todo) - len(errors), num_bytes, errors)
 
 
 class _Prepared(Dataset[tuple[int, Any]]):
@@ -327,7 +334,7 @@ def _detect_all(
     """Add the regions of all pictures; yields the ids of those that have none, and why."""
     prepared = _Prepared(todo, detector.image_processor)
     loader = DataLoader(prepared, batch_size=None, num_workers=num_workers)
-    with tqdm(total=total, initial=total - len(todo), desc="regions", unit="image", disable=None) as bar:
+    with progress(total=total, initial=total - len(todo), desc="regions", unit="image") as bar:
         for index, inputs in loader:
             image_id, source = todo[index]
             try:

@@ -7,7 +7,6 @@ are named and noted in the store, and the rest go on; an interrupted run continu
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
-from ..data.features.store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from ..data.features.store import (
+    DEFAULT_SHARD_BYTES,
+    FeatureError,
+    FeatureStore,
+    FeatureSummary,
+    FeatureWriter,
+    ImageId,
+)
 from ..data.progress import progress
 from ..modeling.captioner_backbone import GridBackbone, PooledBackbone
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_trust import foreign_code
 from ..modeling.configuration_captioner import CaptionerConfig
-from ..modeling.image_processing_captioner import open_picture
+from ..modeling.image_processing_captioner import open_for_processor
 from .device import choose_device
 from .digests import settings_sha256, weights_sha256
 
@@ -127,25 +133,6 @@ def _load(folder: str, pooled: bool, options: dict[str, Any]) -> PreTrainedModel
     return model.from_pretrained(folder, **options)
 
 
-@dataclass(frozen=True)
-class FeatureSummary:
-    """Result of [`write_features`].
-
-    Attributes:
-        folder (`str`): The store.
-        count (`int`): Images with features in it, those of earlier runs included.
-        added (`int`): Of these, images of this run.
-        num_bytes (`int`): Size of its shards.
-        errors (`dict[int | str, str]`): Images of this run without features, and why.
-    """
-
-    folder: str
-    count: int
-    added: int
-    num_bytes: int
-    errors: dict[ImageId, str]
-
-
 class _Images(Dataset[tuple[ImageId, "Tensor | str"]]):
     """Preprocessed pictures `[3, height, width]` of the rows; the reason instead where one cannot be used."""
 
@@ -159,7 +146,7 @@ class _Images(Dataset[tuple[ImageId, "Tensor | str"]]):
     def __getitem__(self, index: int) -> tuple[ImageId, Tensor | str]:
         row = self.rows[index]
         try:
-            image = open_picture(row["image"], self.image_processor)
+            image = open_for_processor(row["image"], self.image_processor)
             return row["image_id"], self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         except (ValueError, OSError) as error:
             return row["image_id"], str(error)

@@ -67,15 +67,15 @@ class LeftOutFiles:
         unknown (`Counter[str]`): files of another suffix, or without, that do not begin like a picture, by suffix.
     """
 
-    pictures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    images: Counter[tuple[str, str]] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
-        return self.pictures.total() + self.unknown.total()
+        return self.images.total() + self.unknown.total()
 
     def __str__(self) -> str:
         reasons: dict[str, list[str]] = {}
-        for (suffix, reason), count in self.pictures.most_common():
+        for (suffix, reason), count in self.images.most_common():
             reasons.setdefault(reason, []).append(f"{count} {_shown(suffix)}")
         parts = [f"{_listed(counts)} ({reason})" for reason, counts in reasons.items()]
         if self.unknown:
@@ -182,7 +182,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_image(path: Path, left_out: LeftOutFiles) -> bool:
-    """Whether a file of a folder is taken for a picture; counts it if it is not."""
+    """Tell whether a file of a folder is taken for a picture; counts it if it is not."""
     suffix = path.suffix.lower()
     if suffix in OTHER_SUFFIXES:
         return False
@@ -195,7 +195,7 @@ def _is_image(path: Path, left_out: LeftOutFiles) -> bool:
     if image_format in readable_formats():
         return True
     reason = UNREAD_SUFFIXES[suffix] if image_format is None else UNREAD_FORMATS[image_format]
-    left_out.pictures[suffix, reason] += 1
+    left_out.images[suffix, reason] += 1
     return False
 
 

@@ -218,7 +218,7 @@ class BeamSearch:
         raise NotImplementedError
 
     def is_over(self) -> bool:
-        """Whether no further word can change the result."""
+        """Tell whether no further word can change the result."""
         raise NotImplementedError
 
     def best(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -363,7 +363,7 @@ class FinishedPool:
         self.sources = _keep(self.sources, torch.nn.functional.pad(sources, (0, missing), value=-1), kept)
 
     def best(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See [`BeamSearch.best`]."""
+        """Choose as [`BeamSearch.best`] does."""
         longest = int(self.lengths[:, :count].max())
         ids, sources = self.ids[:, :count, :longest], self.sources[:, :count, : longest - self.start]
         # (B, count, longest) and (B, count, longest - prompt)

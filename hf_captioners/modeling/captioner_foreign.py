@@ -47,7 +47,7 @@ def load_pair(source: str | os.PathLike[str], trust_remote_code: bool = False) -
 
 
 def has_pair(source: Any) -> bool:
-    """Whether `source`, a folder or Hub name, is a model that transformers has no processor for: see `load_pair`."""
+    """Tell whether `source`, a folder or Hub name, is a model without a processor of transformers: see `load_pair`."""
     if not isinstance(source, (str, os.PathLike)):
         return False
     try:

@@ -107,7 +107,7 @@ def check_features(features: torch.Tensor, name: str, largest: float = LARGEST_F
 
 
 def values_are_known(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's values may decide what is done: not while a graph is traced, compiled or exported."""
+    """Tell whether a tensor's values may decide what is done: not while a graph is traced, compiled or exported."""
     return not is_tracing(tensor)
 
 

@@ -150,7 +150,7 @@ def suppress_unknown(model: Any, tokenizer: Any) -> None:
 
 
 class NewCaptioner:
-    """What gives captioners their `new`.
+    """Mixin that gives captioners their `new`.
 
     Attributes:
         processor_class (`type[CaptionerProcessor]`): of a new captioner's processor.

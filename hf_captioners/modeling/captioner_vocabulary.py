@@ -41,7 +41,7 @@ class UnknownWords:
 
 
 def has_words(tokenizer: Any) -> bool:
-    """Whether a tokenizer has a vocabulary of words; those of CLIP and GPT-2 have pieces, which make any word.
+    """Tell whether a tokenizer has a vocabulary of words; those of CLIP and GPT-2 have pieces, which make any word.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): any.

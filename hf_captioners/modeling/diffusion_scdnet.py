@@ -110,7 +110,7 @@ def corrupt(bits: torch.Tensor, noise: torch.Tensor, log_ratios: torch.Tensor) -
 
 @dataclass
 class SamplingPlan:
-    """What T steps of a sampler need of the schedule, each a `torch.FloatTensor` of shape `(T,)`.
+    """Coefficients of the schedule for T steps of a sampler, each a `torch.FloatTensor` of shape `(T,)`.
 
     Attributes:
         log_ratios: log-SNR that the network is told.
@@ -188,7 +188,7 @@ class SamplingPlan:
 
 @dataclass
 class Denoised:
-    """What a sampler gives for N captions of L places.
+    """Output of a sampler for N captions of L places.
 
     Attributes:
         state (`torch.FloatTensor` of shape `(N, L, n)`): behind the last step; the words are its signs.

@@ -26,7 +26,7 @@ _SMALL = 2**20
 """Pixels up to which a picture is not resized before its batch is."""
 
 
-def open_picture(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
+def open_for_processor(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
     """Open a picture for an image processor: in RGB, or in its own mode where the processor has to see that.
 
     Args:
@@ -54,7 +54,7 @@ def open_picture(source: ImageSource, image_processor: Any, **limits: Any) -> Im
 
 
 def open_resized(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
-    """Open a picture for a batch: as `open_picture`, and a large one at the size that the image processor gives it.
+    """Open a picture for a batch: as `open_for_processor`, and a large one at the size that its processor gives it.
 
     The processor makes the same `pixel_values` of it to the last bit: its own conversion and its own resizing come
     first in its preprocessing, and resizing once more to the same size changes nothing. What is gained is memory: a
@@ -66,13 +66,13 @@ def open_resized(source: ImageSource, image_processor: Any, **limits: Any) -> Im
         limits: further arguments of `open_image`.
 
     Returns:
-        `PIL.Image.Image`: as `open_picture` gives it if it is small or not RGB, or if the processor has a resizing
+        `PIL.Image.Image`: as `open_for_processor` gives it if it is small or not RGB, or if the processor has a resizing
         or an order of its own.
 
     Raises:
-        ImageError: see `open_picture`.
+        ImageError: see `open_for_processor`.
     """
-    image = open_picture(source, image_processor, **limits)
+    image = open_for_processor(source, image_processor, **limits)
     is_large = image.width * image.height > _SMALL
     is_plain = image.mode == "RGB" and not image.has_transparency_data
     return _resized(image, image_processor) if is_large and is_plain and _resizes_first(image_processor) else image
@@ -97,7 +97,7 @@ def _resized(image: Image.Image, image_processor: Any) -> Image.Image:
 
 
 def _resizes_first(image_processor: Any) -> bool:
-    """Whether an image processor begins with a resizing, for which a picture of its size is left as it is."""
+    """Tell whether an image processor begins with a resizing, for which a picture of its size is left as it is."""
     # `_preprocess` is where transformers' image processors put an order of their own; there is no public name for that.
     cls = type(image_processor)
     for backend in (PilBackend, TorchvisionBackend):

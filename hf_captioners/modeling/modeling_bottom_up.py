@@ -406,7 +406,7 @@ class BottomUpForRegionFeatures(PreTrainedModel):
 
     @property
     def _compares_originals(self) -> bool:
-        """Whether regions are compared in pixels of the original image; otherwise in those of the resized one."""
+        """Tell whether regions are compared in pixels of the original image; otherwise in those of the resized one."""
         return self.config.selection == "class_nms"
 
     def _refine(self, boxes: Tensor, deltas: Tensor, probs: Tensor, frame: Frame) -> Tensor:

@@ -105,7 +105,7 @@ class ScdnetEncoderOutput(CaptionerEncoderOutput):
 
 @dataclass
 class ScdnetGenerateOutput(ModelOutput):
-    """What `generate` returns with `return_dict_in_generate=True`.
+    """Output of `generate` with `return_dict_in_generate=True`.
 
     Args:
         sequences (`torch.LongTensor` of shape `(captions, length)`): start token, words, end token, padding.
@@ -120,7 +120,7 @@ class ScdnetGenerateOutput(ModelOutput):
 
 @dataclass
 class Known:
-    """What is known of N captions before the first step, and does not depend on it.
+    """Inputs of N captions that are known before the first step and do not depend on it.
 
     Attributes:
         memory: keys and values of B pictures in each decoder layer; N is a multiple of B.
@@ -221,7 +221,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
 
     @property
     def is_cascade(self) -> bool:
-        """Whether this model owns a first stage."""
+        """Tell whether this model owns a first stage."""
         return self.first_stage is not None
 
     def default_decoding(self) -> dict[str, Any]:
@@ -341,7 +341,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         return nn.functional.pad(ids, (0, self.config.caption_length - ids.shape[1]), value=pad)
 
     def _known(self, encoded: ScdnetEncoderOutput, captions: int, previous_ids: torch.Tensor | None = None) -> Known:
-        """What is known of captions of encoded pictures before the first step."""
+        """Inputs of captions of encoded pictures that are known before the first step."""
         if captions % len(encoded.last_hidden_state):
             raise ValueError(
                 f"{captions} captions cannot be shared out among {len(encoded.last_hidden_state)} pictures evenly."
@@ -368,7 +368,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _first_words(self, encoded: ScdnetEncoderOutput) -> torch.Tensor:
-        """What the first stage of a cascade writes, for a second stage that is not told."""
+        """Captions that the first stage of a cascade writes, for a second stage that is not told."""
         if self.first_stage is None:
             raise ValueError("a second stage needs previous_ids, what the first stage wrote of each picture.")
         return self._padded(self.first_stage.write_captions(encoded.first)[:, 1:])
@@ -455,7 +455,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     def _own_prediction(
         self, encoded: ScdnetEncoderOutput, state: torch.Tensor, ratios: torch.Tensor, chosen: bool | torch.Tensor
     ) -> torch.Tensor:
-        """What a first pass predicts of the chosen pictures' captions, (N, L, n); zeros for the others."""
+        """Predictions of a first pass for the chosen pictures' captions, (N, L, n); zeros for the others."""
         known_bits, images = torch.zeros_like(state), len(encoded.last_hidden_state)
         if isinstance(chosen, bool):
             index = torch.arange(images if chosen else 0, device=state.device)
@@ -609,7 +609,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     def _write_stages(
         self, encoded: ScdnetEncoderOutput, options: dict[str, Any], noise: "_Noise", keep: bool
     ) -> list[Denoised]:
-        """What the samplers give: of one stage, or of both of a cascade."""
+        """Output of the samplers: of one stage, or of both of a cascade."""
         if self.first_stage is None or encoded.previous_ids is not None:
             return [self._denoise([(self, encoded, None)], options, noise, stage=-1, keep=keep)]
         if options["cascade"] not in CASCADES:

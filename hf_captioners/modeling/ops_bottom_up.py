@@ -89,7 +89,7 @@ def areas(boxes: Tensor, offset: int = 0) -> Tensor:
 
 
 def suppresses(overlap: Tensor, threshold: float, inclusive: bool) -> Tensor:
-    """Whether overlaps are large enough to suppress; not for NaN."""
+    """Tell whether overlaps are large enough to suppress; not for NaN."""
     return overlap >= threshold if inclusive else overlap > threshold
 
 

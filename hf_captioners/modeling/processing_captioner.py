@@ -323,10 +323,10 @@ def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: An
 
 
 def image_columns(processor: Any) -> Mapping[str, str]:
-    """See [`CaptionerProcessor`]; that of another library looks at images alone."""
+    """Prepare as [`CaptionerProcessor`] does; that of another library looks at images alone."""
     return processor.image_columns if isinstance(processor, CaptionerProcessor) else {"image": "images"}
 
 
 def padding_values(processor: Any) -> Mapping[str, int]:
-    """See [`CaptionerProcessor`]."""
+    """Prepare as [`CaptionerProcessor`] does."""
     return processor.padding_values if isinstance(processor, CaptionerProcessor) else {}

@@ -109,7 +109,7 @@ def _replaced(pattern: Any, content: str) -> float:
 
 
 def _matches_nothing(expression: str) -> bool:
-    """Whether an expression matches the empty text, and its replacement is put between all characters."""
+    """Tell whether an expression matches the empty text, and its replacement is put between all characters."""
     try:
         return re.match(expression, "") is not None
     except (re.error, RecursionError, OverflowError):  # syntax that Python does not have

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from tqdm import tqdm
 
 from ..data.files import write_whole
+from ..data.progress import progress
 from ..metric_table import printed
 from ..metrics.inputs import check_pairs
 from ..metrics.scores import Scores
@@ -260,7 +260,7 @@ def _sections(
     count = min(max_images, len(rows))
     parts = {"lowest": rising[: count - count // 2], "highest": rising[len(rows) - count // 2 :][::-1]}
     sections = []
-    with tqdm(total=count, desc="report", unit="picture", disable=None) as bar:
+    with progress(total=count, desc="report", unit="image") as bar:
         for end, indices in parts.items():
             cards = []
             for number, index in enumerate(indices, start=1):

@@ -71,7 +71,7 @@ def _files_of(checkpoint: Path, name: str) -> list[str]:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a file is there to its end, as far as it can be told without reading all of it."""
+    """Tell whether a file is there to its end, as far as it can be told without reading all of it."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt"):
@@ -85,7 +85,7 @@ def _whole(path: Path) -> bool:
 
 
 def has_ended(checkpoint: Path, max_steps: int) -> bool:
-    """Whether there is nothing left to train behind a checkpoint.
+    """Tell whether there is nothing left to train behind a checkpoint.
 
     Args:
         checkpoint (`Path`): the folder.

@@ -176,7 +176,7 @@ class CaptionCollator(ImageCollator):
         self._epoch.fill_(value)
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """See [`ImageCollator`]; and `labels`, rows of one picture side by side."""
+        """Collate as [`ImageCollator`] does; and `labels`, rows of one picture side by side."""
         shown = [self._choose(row) for row in rows]
         extras: dict[str, Any] = {}
         if self.training:
@@ -227,7 +227,7 @@ class RewardCollator(ImageCollator):
     """
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """See [`ImageCollator`]; and `columns`, the rows' other columns by name, `captions` among them."""
+        """Collate as [`ImageCollator`] does; and `columns`, the rows' other columns by name, `captions` among them."""
         columns: dict[str, list[Any]] = {}
         for name in dict.fromkeys(name for row in rows for name in row if name != "image_features"):
             if name in _OF_THE_TRAINER:

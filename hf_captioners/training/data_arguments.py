@@ -11,7 +11,7 @@ from ..data.captions.distill import distill_captions
 from ..data.captions.folder import load_folder
 from ..data.captions.karpathy import load_karpathy
 from ..data.features.store import FeatureStore
-from ..data.picture_check import check_pictures
+from ..data.image_check import check_images
 from ..data.rows import attach_features, check_captions, training_captions
 
 __all__ = ["DataArguments", "load_rows", "training_captions"]  # what a training script reads
@@ -32,7 +32,7 @@ class DataArguments:
         train_split (`str`, defaults to `"train+restval"`), eval_split (`str`, defaults to `"val"`): of `annotations`.
         distilled (`str`, *optional*): a teacher's captions, in the place of the references of the training rows.
         missing_distilled (`str`, defaults to `"error"`): `"keep"` the references of pictures that the teacher left out.
-        check_pictures (`bool`, defaults to `True`): look at the headers of all pictures first.
+        check_images (`bool`, defaults to `True`): look at the headers of all pictures first.
     """
 
     annotations: str | None = field(default=None, metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
@@ -65,7 +65,7 @@ class DataArguments:
     missing_distilled: str = field(
         default="error", metadata={"help": "'keep' the references of pictures without captions of the teacher."}
     )
-    check_pictures: bool = field(
+    check_images: bool = field(
         default=True,
         metadata={
             "help": "Look at the headers of all pictures before the first step; broken and missing ones are named."
@@ -112,16 +112,14 @@ def _check_rows(arguments: DataArguments, train: Any, evaluation: Any) -> None:
             "there is 1 picture to evaluate on: CIDEr and CIDEr-D of a single picture are 0, whatever its caption; "
             "evaluate on more, or by the loss"
         )
-    if not arguments.check_pictures or arguments.features is not None:
+    if not arguments.check_images or arguments.features is not None:
         return
     for name, rows in (("training", train), ("validation", evaluation)):
         if rows is not None and "image" in rows.column_names:
             try:
-                check_pictures(rows, f"pictures of {name}")
+                check_images(rows, f"pictures of {name}")
             except ValueError as error:
-                raise ValueError(
-                    f"{error}; mend them, or go on without this check by --check_pictures false"
-                ) from error
+                raise ValueError(f"{error}; mend them, or go on without this check by --check_images false") from error
 
 
 def _load_split(arguments: DataArguments, split: str) -> Any:

@@ -58,7 +58,7 @@ class CaptionerPolicy:
         return model.backbone
 
     def freeze_backbone(self, model: Any, trainable: str) -> None:
-        """See [`CaptionerPreTrainedModel.freeze_backbone`]."""
+        """Freeze as [`CaptionerPreTrainedModel.freeze_backbone`] does."""
         model.freeze_backbone(trainable)
 
     def check_length(self, model: Any, name: str, length: int) -> None:

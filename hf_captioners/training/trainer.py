@@ -260,7 +260,7 @@ class CaptionerTrainer(CheckpointingTrainer):
         if not state.end_of_dataloader or state.remainder <= 0:
             return inputs, True
         own = min(state.remainder - size * self.accelerator.process_index, size)
-        return _first_pictures(inputs, max(own, 1), size), own > 0
+        return _first_images(inputs, max(own, 1), size), own > 0
 
     def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
         """Score generated captions of a data set's pictures, by name.
@@ -316,10 +316,10 @@ def _with_own_chance(loader: DataLoader) -> DataLoader:
     return loader
 
 
-def _first_pictures(values: Any, number: int, size: int) -> Any:
+def _first_images(values: Any, number: int, size: int) -> Any:
     """The first `number` of the `size` pictures of a batch, with all their rows."""
     if isinstance(values, dict):
-        return {name: _first_pictures(value, number, size) for name, value in values.items()}
+        return {name: _first_images(value, number, size) for name, value in values.items()}
     return values[: len(values) // size * number]
 
 

@@ -105,7 +105,7 @@ def caption(folder, picture):
     return result["generated_text"]
 
 
-def any_picture(world):
+def any_image(world):
     return str(next((world / "images").iterdir()))
 
 
@@ -113,7 +113,7 @@ class TestPictures:
     def test_with_a_backbone(self, train, world, backbone):
         sizes = ["--new_captioner", '{"d_model": 24}']
         out = train(*karpathy(world), "--backbone", backbone, *sizes, "--eval_strategy", "steps")
-        caption(out, any_picture(world))
+        caption(out, any_image(world))
         assert not list(out.rglob("*.py"))
         model, processor = AutoModelForImageTextToText.from_pretrained(out), AutoProcessor.from_pretrained(out)
         assert model.config.d_model == 24  # the command line wins, and the recipe's other sizes stay
@@ -158,7 +158,7 @@ class TestPictures:
         assert continued.generation_config.to_dict() == model.generation_config.to_dict()
         for name, value in model.state_dict().items():
             assert torch.equal(continued.state_dict()[name], value), name
-        assert caption(second, any_picture(world)) == caption(first, any_picture(world))
+        assert caption(second, any_image(world)) == caption(first, any_image(world))
 
 
 class TestFeatures:
@@ -172,7 +172,7 @@ class TestFeatures:
 
     def test_with_the_backbone_that_made_them(self, train, world, features, backbone):
         out = train("--annotations", world / "dataset_karpathy.json", "--features", features, "--backbone", backbone)
-        caption(out, any_picture(world))
+        caption(out, any_image(world))
         store = FeatureStore(features)
         caption(out, store[store.ids[0]])
 
@@ -194,7 +194,7 @@ class TestFolder:
     def test_train_and_validation(self, train, world, tmp_path, backbone, splits):
         evaluated = ["--eval_strategy", "steps"] if "validation" in splits else []
         out = train("--data_dir", self.folder(tmp_path, world, **splits), "--backbone", backbone, *evaluated)
-        caption(out, any_picture(world))
+        caption(out, any_image(world))
         history = json.loads((out / "trainer_state.json").read_text())["log_history"]
         assert bool([entry for entry in history if "eval_loss" in entry]) == bool(evaluated)
 

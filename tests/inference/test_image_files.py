@@ -150,14 +150,14 @@ class TestLeftOut:
         left_out = LeftOutFiles()
         assert list(find_images(folder, left_out=left_out)) == before
         heic = "HEIC, which needs pillow-heif: pip install pillow-heif"
-        assert {suffix: count for (suffix, _), count in left_out.pictures.items()} == {
+        assert {suffix: count for (suffix, _), count in left_out.images.items()} == {
             ".heic": 2,
             "": 1,
             ".jxl": 1,
             ".psd": 2,
             ".dng": 1,
         }
-        assert left_out.pictures[".heic", heic] == 2
+        assert left_out.images[".heic", heic] == 2
         assert left_out.unknown == {"": 2, ".xyz": 1}
         text = str(left_out)
         assert text.startswith("left out 10 files: ")

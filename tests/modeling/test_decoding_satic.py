@@ -95,7 +95,7 @@ def plain_beams(model, encoded, count: int, longest: int, penalty) -> list[tuple
     return sorted(finished, key=lambda one: -one[0])[:count]
 
 
-def encoded_pictures(model, features: torch.Tensor) -> list:
+def encoded_images(model, features: torch.Tensor) -> list:
     return [model.encode_images(image_features=one[None]) for one in features]
 
 
@@ -108,7 +108,7 @@ def padded(words: list[int], width: int) -> list[int]:
 def test_greedy_with_quirks_is_the_plain_one(features, size, longest):
     model = make_model(size)
     ids = model.generate(image_features=features, max_length=longest + 1, reference_quirks=True)
-    expected = [plain_greedy(model, one, longest) for one in encoded_pictures(model, features)]
+    expected = [plain_greedy(model, one, longest) for one in encoded_images(model, features)]
     assert [row[1:] for row in ids.tolist()] == [padded(words, ids.shape[1] - 1) for words in expected]
     assert longest < 16 or any(0 in words for words in expected)
 
@@ -118,7 +118,7 @@ def test_greedy_ends_at_the_end_token_and_reaches_the_longest(features, size):
     longest = 11
     model = make_model(size, seed=2)
     ids = model.generate(image_features=features, max_length=longest + 1)[:, 1:].tolist()
-    for row, one in zip(ids, encoded_pictures(model, features), strict=True):
+    for row, one in zip(ids, encoded_images(model, features), strict=True):
         words = plain_greedy(model, one, longest + size)[:longest]
         words = words[: words.index(0)] if 0 in words else words
         assert row == padded(words, len(row))
@@ -145,7 +145,7 @@ def test_beam_search_is_the_plain_one(features, size, count, longest, penalty):
         return_dict_in_generate=True,
         output_scores=True,
     )
-    pictures = encoded_pictures(model, features)
+    pictures = encoded_images(model, features)
     best = itertools.chain(*(plain_beams(model, one, count, longest, PENALTIES[penalty]) for one in pictures))
     steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
     width = out.sequences.shape[1] - 1
@@ -284,7 +284,7 @@ def test_samples_follow_the_distribution_and_carry_their_log_probs(features):
         return_dict_in_generate=True,
         output_scores=True,
     )
-    first = group_log_probs(model, encoded_pictures(model, features)[0], [])
+    first = group_log_probs(model, encoded_images(model, features)[0], [])
     for place in range(2):
         words = out.sequences[:, 1 + place]
         started = torch.ones_like(words, dtype=torch.bool) if place == 0 else out.sequences[:, 1] != 0

@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_captioners import CaptionerImageProcessor, ExpansionNetV2Processor, ImageError, open_image
 from hf_captioners.modeling.captioner_image_io import to_rgb
-from hf_captioners.modeling.image_processing_captioner import open_picture, open_resized
+from hf_captioners.modeling.image_processing_captioner import open_for_processor, open_resized
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = {"height": 20, "width": 28}
@@ -40,7 +40,7 @@ def by_hand(image, size=SIZE):
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float()[None]
 
 
-def picture_of(mode):
+def image_of(mode):
     rgb = noise()
     if mode == "I;16":
         return Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
@@ -80,24 +80,24 @@ class TestNumbers:
 class TestModes:
     @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16", "RGBA", "LA"])
     def test_every_mode_becomes_rgb(self, processor, mode):
-        image = picture_of(mode)
+        image = image_of(mode)
         assert image.mode == mode
         pixels = processor(image, return_tensors="pt").pixel_values
         assert torch.equal(pixels, processor(to_rgb(image), return_tensors="pt").pixel_values)
 
     @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
     def test_without_transparency_as_pil_converts(self, processor, mode):
-        image = picture_of(mode)
+        image = image_of(mode)
         pixels = processor(image, return_tensors="pt").pixel_values
         torch.testing.assert_close(pixels, by_hand(image.convert("RGB")), atol=1e-6, rtol=1e-6)
 
     def test_16_bit_grey_is_scaled(self, processor):
         grey = noise().convert("L")
-        pixels = processor(picture_of("I;16"), return_tensors="pt").pixel_values
+        pixels = processor(image_of("I;16"), return_tensors="pt").pixel_values
         torch.testing.assert_close(pixels, by_hand(grey.convert("RGB")), atol=1e-6, rtol=1e-6)
 
     def test_transparency_lies_on_white(self, processor):
-        image = picture_of("RGBA")
+        image = image_of("RGBA")
         alpha = np.asarray(image)[..., 3:] / 255.0
         blended = np.asarray(image)[..., :3] * alpha + 255 * (1 - alpha)
         pixels = processor(image, return_tensors="pt").pixel_values
@@ -166,7 +166,7 @@ class TestBlack:
     def test_other_modes_become_black(self, mode):
         processor = CaptionerImageProcessor(size=SIZE, black_non_rgb=True)
         black = by_hand(Image.new("RGB", (37, 23)))
-        torch.testing.assert_close(processor(picture_of(mode), return_tensors="pt").pixel_values, black)
+        torch.testing.assert_close(processor(image_of(mode), return_tensors="pt").pixel_values, black)
 
     def test_rgb_stays(self, processor):
         black = CaptionerImageProcessor(size=SIZE, black_non_rgb=True)
@@ -174,20 +174,20 @@ class TestBlack:
         assert torch.equal(ours, theirs)
 
     def test_for_one_call(self, processor):
-        pixels = processor(picture_of("L"), return_tensors="pt", black_non_rgb=True).pixel_values
+        pixels = processor(image_of("L"), return_tensors="pt", black_non_rgb=True).pixel_values
         torch.testing.assert_close(pixels, by_hand(Image.new("RGB", (37, 23))))
         assert not processor.black_non_rgb
 
     def test_for_one_call_on_a_path(self, processor, tmp_path):
-        picture_of("L").save(tmp_path / "grey.png")
+        image_of("L").save(tmp_path / "grey.png")
         pixels = processor(tmp_path / "grey.png", return_tensors="pt", black_non_rgb=True).pixel_values
         torch.testing.assert_close(pixels, by_hand(Image.new("RGB", (37, 23))))
 
     def test_what_open_image_opened_is_rgb(self, tmp_path):
-        picture_of("L").save(tmp_path / "grey.png")
+        image_of("L").save(tmp_path / "grey.png")
         processor = CaptionerImageProcessor(size=SIZE, black_non_rgb=True)
         pixels = processor(open_image(tmp_path / "grey.png"), return_tensors="pt").pixel_values
-        torch.testing.assert_close(pixels, by_hand(picture_of("L").convert("RGB")), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(pixels, by_hand(image_of("L").convert("RGB")), atol=1e-6, rtol=1e-6)
 
 
 class TestFiles:
@@ -222,19 +222,19 @@ class TestOpenPicture:
     def test_black_non_rgb_sees_the_mode_through_every_door(self, tmp_path):
         Image.new("L", (8, 8), 200).save(tmp_path / "grey.png")
         black = CaptionerImageProcessor(size={"height": 4, "width": 4}, black_non_rgb=True)
-        assert open_picture(tmp_path / "grey.png", black).mode == "L"
-        assert open_picture(tmp_path / "grey.png", CaptionerImageProcessor()).mode == "RGB"
+        assert open_for_processor(tmp_path / "grey.png", black).mode == "L"
+        assert open_for_processor(tmp_path / "grey.png", CaptionerImageProcessor()).mode == "RGB"
         expected = black(Image.new("RGB", (8, 8)), return_tensors="pt").pixel_values
-        for source in (str(tmp_path / "grey.png"), open_picture(tmp_path / "grey.png", black)):
+        for source in (str(tmp_path / "grey.png"), open_for_processor(tmp_path / "grey.png", black)):
             assert torch.equal(black(source, return_tensors="pt").pixel_values, expected)
 
     def test_refuses_pictures_that_scaling_would_blow_up(self, tmp_path):
         Image.new("L", (60000, 1)).save(tmp_path / "line.png")
         scales = CLIPImageProcessorPil()
         with pytest.raises(ImageError, match=r"line.png: 60000 x 1 pixels are too narrow a picture to scale to 224"):
-            open_picture(tmp_path / "line.png", scales)
-        assert open_picture(tmp_path / "line.png", CaptionerImageProcessor()).size == (60000, 1)
-        assert open_picture(Image.new("RGB", (500, 1)), scales).size == (500, 1)
+            open_for_processor(tmp_path / "line.png", scales)
+        assert open_for_processor(tmp_path / "line.png", CaptionerImageProcessor()).size == (60000, 1)
+        assert open_for_processor(Image.new("RGB", (500, 1)), scales).size == (500, 1)
 
 
 class TestOpenResized:
@@ -254,7 +254,7 @@ class TestOpenResized:
     )
     def test_the_same_numbers(self, processor, width, height, channels):
         image = noise(width, height, channels)
-        expected = processor(open_picture(image, processor), return_tensors="pt").pixel_values
+        expected = processor(open_for_processor(image, processor), return_tensors="pt").pixel_values
         resized = open_resized(image, processor)
         assert torch.equal(processor(resized, return_tensors="pt").pixel_values, expected)
         assert torch.equal(processor([noise(), resized], return_tensors="pt").pixel_values[1:], expected)

@@ -37,7 +37,7 @@ def share_of_reproduced(detector: RegionDetector, picture: Path, boxes: np.ndarr
     return float(((apart.min(1) < PIXELS) & (error < TOLERANCE)).mean())
 
 
-def find_picture(folder: Path, image_id: object) -> Path:
+def find_image(folder: Path, image_id: object) -> Path:
     """The picture of an id: `150367.jpg` or `COCO_val2014_000000150367.jpg`."""
     number = str(image_id).zfill(12)
     return next(path for path in folder.rglob("*.jpg") if path.stem == str(image_id) or path.stem.endswith(number))
@@ -49,7 +49,7 @@ def test_published_rows():
     for image_id, boxes, features, _ in islice(read_tsv(rows), ROWS):
         count = {"min_regions": 36, "max_regions": 36} if len(boxes) == 36 else {}
         detector = RegionDetector.from_pretrained(model, "cpu", **count)
-        share = share_of_reproduced(detector, find_picture(Path(images), image_id), boxes, features)
+        share = share_of_reproduced(detector, find_image(Path(images), image_id), boxes, features)
         assert share > 0.5, f"image {image_id}: {share:.0%} of {len(boxes)} regions"
 
 
@@ -67,5 +67,5 @@ def test_the_comparison(shared_parity, shared_data, tmp_path):
     assert image_size == size and not others
     detector = RegionDetector.from_pretrained(tmp_path / "model", "cpu")
     images = shared_data / "coco_mini" / "images" / "val2014"
-    assert share_of_reproduced(detector, find_picture(images, image_id), boxes, features) == 1.0
-    assert share_of_reproduced(detector, find_picture(images, 488), boxes, features) < 0.5
+    assert share_of_reproduced(detector, find_image(images, image_id), boxes, features) == 1.0
+    assert share_of_reproduced(detector, find_image(images, 488), boxes, features) < 0.5

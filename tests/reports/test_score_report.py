@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_captioners.data.captions.predictions import match, picture_paths, read_predictions, read_references
+from hf_captioners.data.captions.predictions import image_paths, match, read_predictions, read_references
 from hf_captioners.metrics.inputs import MetricInputError
 from hf_captioners.metrics.scores import Scores
 from hf_captioners.reports import score_report as module
@@ -447,7 +447,7 @@ def test_real_pictures(shared_data: Path, tmp_path: Path) -> None:
             captions,
             several,
             signature={},
-            images=picture_paths(predictions, references, ids, root / "images"),
+            images=image_paths(predictions, references, ids, root / "images"),
             max_images=20,
         )
     )

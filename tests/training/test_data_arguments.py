@@ -106,10 +106,10 @@ def test_broken_pictures_are_named_before_the_first_step(annotations, tmp_path, 
     train, _ = load_rows(DataArguments(**options))
     assert len(train) == 2 and "1 picture to evaluate on" in caplog.text
     (tmp_path / "2.png").write_text("no picture")
-    message = r"validation: 1 of 1 pictures cannot be opened: .*2\.png \(not a readable .* --check_pictures false"
+    message = r"validation: 1 of 1 pictures cannot be opened: .*2\.png \(not a readable .* --check_images false"
     with pytest.raises(ValueError, match=message):
         load_rows(DataArguments(**options))
-    assert len(load_rows(DataArguments(**options, check_pictures=False))[0]) == 2
+    assert len(load_rows(DataArguments(**options, check_images=False))[0]) == 2
 
 
 @pytest.mark.parametrize("caption", ["", " . "])

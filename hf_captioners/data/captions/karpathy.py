@@ -22,7 +22,7 @@ from typing import Any, Literal, cast, overload
 
 import datasets
 
-from .karpathy_file import SPLITS, Row, find_pictures, read_rows, source_paths, source_stamp
+from .karpathy_file import SPLITS, Row, find_images, read_rows, source_paths, source_stamp
 
 _CHUNK_ROWS = 1000  # what one `num_proc` process or one streaming DataLoader worker takes at a time
 
@@ -90,7 +90,7 @@ class KarpathyBuilder(datasets.GeneratorBasedBuilder):
         if config.image_root is None:
             rows = [row for _, row in wanted]
         else:
-            rows = find_pictures(wanted, config.image_root, config.missing, config.annotations)
+            rows = find_images(wanted, config.image_root, config.missing, config.annotations)
         generators = []
         for split in config.splits:
             members = [row for row in rows if row["split"] == split]

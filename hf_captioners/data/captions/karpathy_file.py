@@ -175,7 +175,7 @@ def _files_of(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def find_pictures(rows: list[tuple[str, Row]], image_root: str, missing: str, source: str) -> list[Row]:
+def find_images(rows: list[tuple[str, Row]], image_root: str, missing: str, source: str) -> list[Row]:
     """Rows with their `image` path; those without a file raise, or are left out if `missing` is `"drop"`."""
     files_of = functools.cache(_files_of)  # for this call only: folders change between calls
     has_folder = functools.cache(lambda folder: Path(image_root, folder).is_dir())

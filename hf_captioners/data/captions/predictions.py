@@ -265,13 +265,13 @@ def match(
     return ids, captions, [references.captions[image_id] for image_id in ids]
 
 
-def picture_paths(
+def image_paths(
     predictions: Predictions,
     references: References,
     image_ids: Iterable[ImageId],
     image_root: _Path | None = None,
 ) -> dict[ImageId, Path]:
-    """Where the pictures of matched images should be.
+    """Files that the pictures of matched images should be in.
 
     Args:
         predictions ([`Predictions`]), references ([`References`]): what was matched.

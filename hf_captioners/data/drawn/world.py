@@ -153,7 +153,7 @@ def _with_article(words: str) -> str:
 
 
 def names_shape_and_color(caption: str, scene: Scene) -> bool:
-    """Whether a caption names what is in the picture, and nothing else: the score of a captioner in this world.
+    """Tell whether a caption names what is in the picture, and nothing else: the score of a captioner in this world.
 
     True when the caption names every thing of the scene as the two neighbouring words "colour shape" (singular or
     plural, any case) and names no such pair that the scene lacks. Sizes, counts and relations are not judged.

@@ -53,7 +53,7 @@ class ArrayFolder:
         self.ids = _in_order(self._files)
 
     def read(self, image_id: ImageId) -> tuple[str, np.ndarray]:
-        """Where the array of an image is, for messages, and the array; FeatureError if it is damaged."""
+        """Place of the array of an image, for messages, and the array; FeatureError if it is damaged."""
         path = self._path / self._files[image_id]
         try:
             with regular_file(path, "file of an array").open("rb") as file:
@@ -125,7 +125,7 @@ class ArrayHdf5:
         self.ids = _in_order(self._names)
 
     def read(self, image_id: ImageId) -> tuple[str, np.ndarray]:
-        """Where the array of an image is, for messages, and the array; FeatureError if it is damaged."""
+        """Place of the array of an image, for messages, and the array; FeatureError if it is damaged."""
         name = self._names[image_id]
         try:
             return f"{self._file.filename}: {name!r}", read_array(self._file, name)
@@ -161,7 +161,7 @@ def open_arrays(path: str | os.PathLike[str], name: str, ending: str) -> ArrayFo
 
 
 def _is_tsv(path: Path) -> bool:
-    """Whether a file begins with an id, three sizes and base64, separated by tabs, as Anderson's detector wrote it."""
+    """Tell whether a file begins as the lines of Anderson's detector: an id, three sizes and base64, with tabs."""
     with path.open("rb") as file:
         fields = file.read(512).split(b"\t")
     return len(fields) > 4 and all(field.strip().isdigit() for field in fields[:4])

@@ -25,7 +25,6 @@ import logging
 import os
 import reprlib
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,7 +34,7 @@ import torch
 from ..captions.records import id_of, read_content
 from ..progress import progress
 from .region_files import open_arrays
-from .store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureWriter, ImageId
+from .store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureSummary, FeatureWriter, ImageId
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ def _unit_rows(features: np.ndarray, where: str) -> np.ndarray:
 
 
 def box_features(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Where boxes are in their picture, independent of its size.
+    """Positions of boxes in their picture, independent of its size.
 
     Args:
         boxes (`np.ndarray` of shape `[num_regions, 4]`): x1, y1, x2, y2 in pixels.
@@ -258,32 +257,13 @@ def _image_id(path: _Path, index: int, image: Mapping[str, Any]) -> ImageId:
 # --- into the store -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RegionSummary:
-    """Summary of what [`write_region_features`] has done.
-
-    Attributes:
-        folder (`str`): the store.
-        count (`int`): images with features in it, those of earlier runs included.
-        added (`int`): of these, images of this run.
-        num_bytes (`int`): size of its shards.
-        errors (`dict[int | str, str]`): images of this run without features, and why.
-    """
-
-    folder: str
-    count: int
-    added: int
-    num_bytes: int
-    errors: dict[ImageId, str]
-
-
 def write_region_features(
     regions: RegionFeatures,
     out_dir: _Path,
     *,
     dtype: torch.dtype = torch.float16,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> RegionSummary:
+) -> FeatureSummary:
     """Copy region features into a store, one image at a time, with a progress bar on a terminal's stderr.
 
     Images that `out_dir` already has are skipped, so that the same call continues an interrupted run; images that
@@ -296,7 +276,7 @@ def write_region_features(
         shard_bytes (`int`, defaults to 500,000,000): size of the files.
 
     Returns:
-        [`RegionSummary`]: with the images that have no features; each is also a warning in the log and an entry of
+        [`FeatureSummary`]: with the images that have no features; each is also a warning in the log and an entry of
         `errors` in the store's index.
 
     Raises:
@@ -324,4 +304,4 @@ def write_region_features(
                 logger.warning("image %r has no features: %s", image_id, error)
                 writer.record_error(image_id, str(error))
     store = FeatureStore(out_dir)
-    return RegionSummary(str(store.folder), len(store), len(todo) - len(errors), store.num_bytes, errors)
+    return FeatureSummary(str(store.folder), len(store), len(todo) - len(errors), store.num_bytes, errors)

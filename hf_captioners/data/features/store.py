@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,9 +45,36 @@ from .store_index import (
     write_stamps,
 )
 
-__all__ = ["DEFAULT_SHARD_BYTES", "DTYPES", "FeatureError", "FeatureStore", "FeatureWriter", "ImageId"]
+__all__ = [
+    "DEFAULT_SHARD_BYTES",
+    "DTYPES",
+    "FeatureError",
+    "FeatureStore",
+    "FeatureSummary",
+    "FeatureWriter",
+    "ImageId",
+]
 
 DEFAULT_SHARD_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class FeatureSummary:
+    """Summary of a run that has written features into a store.
+
+    Attributes:
+        folder (`str`): The store.
+        count (`int`): Images with features in it, those of earlier runs included.
+        added (`int`): Of these, images of this run.
+        num_bytes (`int`): Size of its shards.
+        errors (`dict[int | str, str]`): Images of this run without features, and why.
+    """
+
+    folder: str
+    count: int
+    added: int
+    num_bytes: int
+    errors: dict[ImageId, str]
 
 
 class FeatureWriter:
@@ -156,7 +184,7 @@ class FeatureWriter:
             write_stamps(self.folder, {name: stamp for name, stamp in stamps.items() if self._is_known(name, stamp)})
 
     def _is_known(self, name: str, stamp: list[int]) -> bool:
-        """Whether a shard was written here just now, or is one that was checked before."""
+        """Tell whether a shard was written here just now, or is one that was checked before."""
         return name in self._written or self._stamps.get(name) == stamp
 
     def __contains__(self, image_id: object) -> bool:

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -28,9 +27,10 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
+from ...data.progress import progress
 from ...modeling.captioner_image_io import ImageError
 from ...modeling.captioner_trust import load_pretrained
-from ...modeling.image_processing_captioner import open_picture
+from ...modeling.image_processing_captioner import open_for_processor
 from ..inputs import MetricInputError
 
 Captions: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Tensor
@@ -186,8 +186,10 @@ class ClipFeatures:
         for position, key in enumerate(keys):
             first_position.setdefault(key, position)
         labels = range(len(keys)) if names is None else names
-        bar = tqdm(first_position.values(), desc="pictures", unit="image", disable=None if self.show_progress else True)
-        prepare = (self._open(images[position], labels[position]) for position in bar)
+        positions = list(first_position.values())
+        if self.show_progress:
+            positions = progress(positions, desc="pictures", unit="image")
+        prepare = (self._open(images[position], labels[position]) for position in positions)
         features = self._in_batches(prepare, lambda batch: self._encode_pixels(torch.stack(batch)))
         place = {key: row for row, key in enumerate(first_position)}
         return features[[place[key] for key in keys]]
@@ -270,7 +272,7 @@ class ClipFeatures:
                 "image_processor=, or prepared pixel_values"
             )
         try:
-            opened_image = open_picture(image, self.image_processor)
+            opened_image = open_for_processor(image, self.image_processor)
         except ImageError as error:
             raise ImageError(f"image {name}: {error}") from error
         return self.image_processor(images=opened_image, return_tensors="pt")["pixel_values"][0]

@@ -21,9 +21,9 @@ import numpy as np
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from ...data.files import regular_file, write_whole
+from ...data.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def load_paraphrases(source: Path, cache_dir: Path | None = None) -> ParaphraseT
 
 def _read_pairs(source: Path) -> Iterator[tuple[str, str]]:
     size = source.stat().st_size
-    with tqdm(total=size, unit="B", unit_scale=True, desc="METEOR's paraphrases, once") as progress:
+    with progress(total=size, unit="B", unit_scale=True, desc="METEOR's paraphrases, once") as bar:
         try:
             with source.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8", newline="\n") as lines:
                 stripped = (line.rstrip("\n") for line in lines)
@@ -196,8 +196,8 @@ def _read_pairs(source: Path) -> Iterator[tuple[str, str]]:
                     float(probability)  # raises where the lines of entries are out of step
                     yield phrase, paraphrase
                     if number % 2**16 == 0:
-                        progress.update(raw.tell() - progress.n)
-                progress.update(size - progress.n)
+                        bar.update(raw.tell() - bar.n)
+                bar.update(size - bar.n)
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise MeteorDataError(f"{source}: not a paraphrase table, three lines per entry: {error}") from error
 

@@ -63,7 +63,7 @@ class Rewards:
 
     @property
     def applies(self) -> Tensor:
-        """Whether any function applies to each completion: bool of shape (completions,)."""
+        """Tell whether any function applies to each completion: bool of shape (completions,)."""
         return ~self.total.isnan()
 
 

@@ -18,7 +18,7 @@ NORMALIZATIONS = ("caption", "none", "token")
 def advantages(
     rewards: torch.Tensor, baseline: str, greedy: torch.Tensor | None = None, valid: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """How much better than expected each candidate is.
+    """Advantages: how much better than expected each candidate is.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, k)`): of the candidates.

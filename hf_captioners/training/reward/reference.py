@@ -46,8 +46,8 @@ class ReferenceModel:
         self.model = None if ref_model is None else ref_model.requires_grad_(False).eval()
 
     @contextmanager
-    def speaking(self, model: Any) -> Iterator[Any]:
-        """The reference, in evaluation mode and without gradient, for the time of a `with` block.
+    def in_use(self, model: Any) -> Iterator[Any]:
+        """Put the reference into evaluation mode, without gradient, for the time of a `with` block.
 
         Args:
             model (`PreTrainedModel` or `PeftModel`): the policy's model, unwrapped.
@@ -65,7 +65,7 @@ class ReferenceModel:
                 model.train(training)
 
     def shares_backbone(self, model: Any) -> bool:
-        """Whether what the policy's frozen backbone sees is what the reference's sees."""
+        """Tell whether what the policy's frozen backbone sees is what the reference's sees."""
         if self.model is None:
             return True
         return self.policy.backbone(self.model) is self.policy.backbone(without_adapters(model))

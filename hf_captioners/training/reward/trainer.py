@@ -145,7 +145,7 @@ class RewardTrainer(CaptionerTrainer):
     # -- what a method says ------------------------------------------------------------------------------------------
 
     def needs_reference(self) -> bool:
-        """Whether the method looks at the reference model."""
+        """Tell whether the method looks at the reference model."""
         return self.args.beta > 0
 
     def finish_step(self, rollouts: list[Rollout]) -> None:
@@ -341,7 +341,7 @@ class RewardTrainer(CaptionerTrainer):
         return []
 
     def needs_greedy(self) -> bool:
-        """Whether the method looks at greedy captions."""
+        """Tell whether the method looks at greedy captions."""
         return False
 
     def _reward(self, captions: Candidates, batch: dict[str, Any]) -> Rewards:
@@ -356,9 +356,9 @@ class RewardTrainer(CaptionerTrainer):
         }
         if "pixel_values" in batch:
             columns["pixel_values"] = [picture for picture in batch["pixel_values"] for _ in range(k)]
-        return self.reward_functions(texts, ids, trainer_state=self.state, **self._with_pictures(columns))
+        return self.reward_functions(texts, ids, trainer_state=self.state, **self._with_images(columns))
 
-    def _with_pictures(self, columns: dict[str, Any]) -> dict[str, Any]:
+    def _with_images(self, columns: dict[str, Any]) -> dict[str, Any]:
         """The columns with `images`, which are open to who looks at them, as is `image` where we have closed it."""
         if "image" not in columns:
             return columns
@@ -372,10 +372,10 @@ class RewardTrainer(CaptionerTrainer):
         """Log-probabilities of the reference, which runs its own backbone if that is another one."""
         if self.reference is None:
             return None
-        with self.reference.speaking(model) as speaker:
+        with self.reference.in_use(model) as reference:
             if not self.reference.shares_backbone(model):
-                image_inputs = self.policy.run_backbone(speaker, pixels)
-            return self._log_probs(speaker, image_inputs, candidates)[0]
+                image_inputs = self.policy.run_backbone(reference, pixels)
+            return self._log_probs(reference, image_inputs, candidates)[0]
 
     # -- logs and files ----------------------------------------------------------------------------------------------
 
@@ -397,7 +397,7 @@ class RewardTrainer(CaptionerTrainer):
         return {}
 
     def checkpoint_parts(self, checkpoint: Path) -> list[tuple[str, ...]]:
-        """See [`CheckpointingTrainer`]; a reference that follows the policy is part of the state of a run."""
+        """Save as [`CheckpointingTrainer`] does; a reference that follows the policy is part of the state of a run."""
         own = [(f"{REFERENCE_FOLDER}/{name}",) for name in ("model.safetensors", "config.json")]
         return [*super().checkpoint_parts(checkpoint), *(own if self.args.sync_ref_model else [])]
 

@@ -24,7 +24,7 @@ def write_annotations(folder, images):
     return path
 
 
-def write_pictures(folder, *names):
+def write_images(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         Image.new("RGB", (4, 3)).save(folder / name)
@@ -46,7 +46,7 @@ def ids(dataset):
 
 class TestRows:
     def test_flickr_layout_has_neither_cocoid_nor_filepath(self, tmp_path, load):
-        write_pictures(tmp_path / "images", "7.png")
+        write_images(tmp_path / "images", "7.png")
         dataset = load(write_annotations(tmp_path, [entry(7)]), tmp_path / "images")
         (row,) = dataset
         assert row.pop("image").size == (4, 3)
@@ -59,7 +59,7 @@ class TestRows:
         }
 
     def test_coco_layout(self, tmp_path, load):
-        write_pictures(tmp_path / "images" / "val2014", "7.png")
+        write_images(tmp_path / "images" / "val2014", "7.png")
         dataset = load(write_annotations(tmp_path, [entry(7, cocoid=391895, filepath="val2014")]), tmp_path / "images")
         assert dataset[0]["image_id"] == 391895
         assert dataset[0]["file_name"] == "val2014/7.png"
@@ -67,7 +67,7 @@ class TestRows:
         assert path == str(tmp_path / "images" / "val2014" / "7.png")
 
     def test_folder_of_filepath_may_be_absent(self, tmp_path, load):
-        write_pictures(tmp_path / "images", "7.png")
+        write_images(tmp_path / "images", "7.png")
         dataset = load(write_annotations(tmp_path, [entry(7, filepath="val2014")]), tmp_path / "images")
         assert dataset[0]["image"].size == (4, 3)
 
@@ -87,7 +87,7 @@ class TestRows:
         assert load(path)[0]["captions"] == ["café 猫"]
 
     def test_relative_paths_stay_valid_elsewhere(self, tmp_path, load, monkeypatch):
-        write_pictures(tmp_path / "images", "7.png")
+        write_images(tmp_path / "images", "7.png")
         write_annotations(tmp_path, [entry(7)])
         monkeypatch.chdir(tmp_path)
         dataset = load("dataset.json", "images")
@@ -96,7 +96,7 @@ class TestRows:
 
     def test_paths_with_pattern_characters(self, tmp_path, load):
         folder = tmp_path / "[set] *"
-        write_pictures(folder / "images", "7.png")
+        write_images(folder / "images", "7.png")
         assert ids(load(write_annotations(folder, [entry(7)]), folder / "images")) == [7]
 
     def test_nothing_on_stdout(self, tmp_path, load, capfd):
@@ -145,7 +145,7 @@ class TestSplits:
 class TestStreaming:
     def test_rows_are_those_of_the_dataset(self, tmp_path, load):
         images = [entry(number, SPLITS[number % 4]) for number in range(1, 9)]
-        write_pictures(tmp_path / "images", *(image["filename"] for image in images))
+        write_images(tmp_path / "images", *(image["filename"] for image in images))
         annotations = write_annotations(tmp_path, images)
         streamed = load(annotations, tmp_path / "images", "all", streaming=True)
         assert isinstance(streamed, datasets.IterableDataset)
@@ -170,20 +170,20 @@ class TestCache:
         assert ids(load(write_annotations(tmp_path, [entry(1), entry(2)]))) == [1, 2]
 
     def test_picture_deleted_and_back(self, tmp_path, load):
-        write_pictures(tmp_path / "images" / "a", "1.png", "2.png")
+        write_images(tmp_path / "images" / "a", "1.png", "2.png")
         annotations = write_annotations(tmp_path, [entry(1, filepath="a"), entry(2, filepath="a")])
         assert ids(load(annotations, tmp_path / "images")) == [1, 2]
         (tmp_path / "images" / "a" / "1.png").unlink()
         with pytest.raises(FileNotFoundError, match="1 of 2 image files are missing"):
             load(annotations, tmp_path / "images")
         assert ids(load(annotations, tmp_path / "images", missing="drop")) == [2]
-        write_pictures(tmp_path / "images" / "a", "1.png")
+        write_images(tmp_path / "images" / "a", "1.png")
         assert ids(load(annotations, tmp_path / "images", missing="drop")) == [1, 2]
 
     def test_other_image_root(self, tmp_path, load):
         annotations = write_annotations(tmp_path, [entry(1)])
         for root in (tmp_path / "one", tmp_path / "two"):
-            write_pictures(root, "1.png")
+            write_images(root, "1.png")
             dataset = load(annotations, root).cast_column("image", datasets.Image(decode=False))
             assert dataset[0]["image"]["path"] == str(root / "1.png")
 
@@ -206,7 +206,7 @@ class TestCache:
 class TestMissingPictures:
     @pytest.fixture
     def annotations(self, tmp_path):
-        write_pictures(tmp_path / "images", "0.png")
+        write_images(tmp_path / "images", "0.png")
         return write_annotations(tmp_path, [entry(number, filepath="train2014") for number in range(9)])
 
     @pytest.mark.parametrize("streaming", [False, True])
@@ -230,7 +230,7 @@ class TestMissingPictures:
             load(annotations, tmp_path / "empty", missing="drop")
 
     def test_pictures_of_other_splits_are_not_needed(self, tmp_path, load):
-        write_pictures(tmp_path / "images", "2.png")
+        write_images(tmp_path / "images", "2.png")
         annotations = write_annotations(tmp_path, [entry(1, "train"), entry(2, "test")])
         assert ids(load(annotations, tmp_path / "images", "test")) == [2]
 
@@ -320,7 +320,7 @@ class TestMalformedFiles:
 
 
 def test_builder_writes_parquet_with_the_pictures_inside(tmp_path):
-    write_pictures(tmp_path / "images", "1.png")
+    write_images(tmp_path / "images", "1.png")
     annotations = write_annotations(tmp_path, [entry(1)])
     builder = KarpathyBuilder(
         cache_dir=str(tmp_path / "cache"), annotations=str(annotations), image_root=str(tmp_path / "images")

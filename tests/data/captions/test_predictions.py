@@ -13,8 +13,8 @@ from hf_captioners.data.captions.predictions import (
     CaptionFileError,
     Predictions,
     References,
+    image_paths,
     match,
-    picture_paths,
     read_predictions,
     read_references,
 )
@@ -366,7 +366,7 @@ class TestPicturePaths:
         references = named("a.jpg", "b.jpg", "c.jpg")
         predictions = said("photos/b.jpg", "https://example.org/a.jpg", 2)
         ids = match(predictions, references)[0]
-        assert picture_paths(predictions, references, ids) == {1: Path("photos/b.jpg")}
+        assert image_paths(predictions, references, ids) == {1: Path("photos/b.jpg")}
 
     def test_below_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "val").mkdir()
@@ -374,7 +374,7 @@ class TestPicturePaths:
         (tmp_path / "b.jpg").touch()
         references = named("val/a.jpg", "val/b.jpg", "val/c.jpg", "../../b.jpg", "/etc/d", "C:\\e", "x" * 5000)
         expected = {0: "val/a.jpg", 1: "b.jpg", 2: "val/c.jpg", 3: "b.jpg", 4: "d", 5: "e", 6: "x" * 5000}
-        found = picture_paths(said(*range(7)), references, range(7), tmp_path)
+        found = image_paths(said(*range(7)), references, range(7), tmp_path)
         assert found == {index: tmp_path / name for index, name in expected.items()}
 
 
@@ -414,6 +414,6 @@ class TestRealFiles:
         predictions = read_predictions(write(lines(*({"image": str(path), "caption": path.stem} for path in pictures))))
         ids, captions, _ = match(predictions, references)
         assert captions == [f"COCO_val2014_{image_id:012d}" for image_id in ids]
-        assert set(picture_paths(predictions, references, ids).values()) == set(pictures)
+        assert set(image_paths(predictions, references, ids).values()) == set(pictures)
         root = shared_data / "coco_mini" / "images"
-        assert set(picture_paths(predictions, references, ids, root).values()) == set(pictures)
+        assert set(image_paths(predictions, references, ids, root).values()) == set(pictures)

@@ -72,8 +72,8 @@ def train(model, pictures, steps: int = 2) -> None:
 
 
 def spoken(reference, model, pictures) -> torch.Tensor:
-    with reference.speaking(model) as speaker:
-        return scores(speaker, pictures)
+    with reference.in_use(model) as frozen:
+        return scores(frozen, pictures)
 
 
 def adapted(model, trained: bool = True, **options):
@@ -88,7 +88,7 @@ def adapted(model, trained: bool = True, **options):
 
 
 def state(model) -> tuple:
-    """What `speaking` must leave as it was."""
+    """What `in_use` must leave as it was."""
     learning = {name: one.requires_grad for name, one in model.named_parameters() if f".{ADAPTER}" not in name}
     return learning, model.training, [module.training for module in model.modules()]
 
@@ -151,7 +151,7 @@ def test_the_model_itself_is_refused(model):
 
 def test_no_gradient_while_the_reference_speaks(model):
     reference = ReferenceModel(model, policy_of(model))
-    with reference.speaking(model):
+    with reference.in_use(model):
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
 
@@ -276,9 +276,9 @@ def test_everything_is_as_before_when_the_reference_has_spoken(model, pictures, 
     before, own = state(inside), scores(inside, pictures)
     outputs = []
     try:
-        with reference.speaking(inside) as speaker:
-            assert not speaker.training
-            outputs.append(scores(speaker, pictures))
+        with reference.in_use(inside) as frozen:
+            assert not frozen.training
+            outputs.append(scores(frozen, pictures))
             if fails:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_captioners.reports.region_pictures import draw_best, draw_regions, save_regions
+from hf_captioners.reports.region_images import draw_best, draw_regions, save_regions
 
 WHITE = (255, 255, 255)
 

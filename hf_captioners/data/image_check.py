@@ -24,11 +24,11 @@ _THREADS, _SHOWN = 8, 5
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 
 
-class BrokenPicturesError(ValueError):
+class BrokenImagesError(ValueError):
     """Pictures of a data set that cannot be opened; the message counts them and names the first."""
 
 
-def check_pictures(rows: Any, source: str) -> None:
+def check_images(rows: Any, source: str) -> None:
     """Look at the header of each picture: whether it is there, a picture, and within the limits.
 
     Pixels are not decoded, so a picture that is cut off behind its header is not noticed. Pictures behind URLs are
@@ -39,26 +39,26 @@ def check_pictures(rows: Any, source: str) -> None:
         source (`str`): where they are from, for the message.
 
     Raises:
-        BrokenPicturesError: pictures are missing or broken.
+        BrokenImagesError: pictures are missing or broken.
 
     Example:
 
     ```python
     >>> import datasets
-    >>> from hf_captioners.data.picture_check import check_pictures
-    >>> check_pictures(datasets.Dataset.from_dict({"image": ["a.png"]}).cast_column("image", datasets.Image()), "mine")
+    >>> from hf_captioners.data.image_check import check_images
+    >>> check_images(datasets.Dataset.from_dict({"image": ["a.png"]}).cast_column("image", datasets.Image()), "mine")
     Traceback (most recent call last):
         ...
-    hf_captioners.data.picture_check.BrokenPicturesError: mine: 1 of 1 pictures cannot be opened: a.png (no such file)
+    hf_captioners.data.image_check.BrokenImagesError: mine: 1 of 1 pictures cannot be opened: a.png (no such file)
 
     ```
     """
     images = undecoded(rows)["image"]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_pictures") as pool:
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_images") as pool:
         faults = [fault for fault in pool.map(_fault, images, chunksize=64) if fault is not None]
     if faults:
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise BrokenPicturesError(
+        raise BrokenImagesError(
             f"{source}: {len(faults)} of {len(images)} pictures cannot be opened: {', '.join(faults[:_SHOWN])}{more}"
         )
     logger.info("%s: the headers of %d pictures are fine", source, len(images))

@@ -54,7 +54,7 @@ def draw_regions(
 
     ```python
     >>> from PIL import Image
-    >>> from hf_captioners.reports.region_pictures import draw_regions
+    >>> from hf_captioners.reports.region_images import draw_regions
     >>> draw_regions(Image.new("RGB", (200, 100)), [(20, 30, 90, 80)], ["brown dog 0.9"]).size
     (200, 100)
 
@@ -158,7 +158,7 @@ def _write_label(
 
 
 def _place(box: Box, extent: tuple[float, float], size: tuple[int, int], taken: Sequence[Box]) -> Box:
-    """Where a label stands: above the box, in it or below, the first place that covers no other label."""
+    """Place of a label: above the box, in it or below, the first place that covers no other label."""
     width, height = extent
     x1, y1, x2, y2 = box
     places = [(x1, y1 - height), (x1, y1), (x1, y2 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y1)]

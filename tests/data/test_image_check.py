@@ -4,7 +4,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from hf_captioners.data.picture_check import BrokenPicturesError, check_pictures
+from hf_captioners.data.image_check import BrokenImagesError, check_images
 
 
 def rows_of(*pictures):
@@ -21,7 +21,7 @@ def good(tmp_path):
 
 def test_good_pictures(good, tmp_path):
     content = (tmp_path / "a.png").read_bytes()
-    check_pictures(rows_of(*good, {"path": None, "bytes": content}, "https://example.org/x.png"), "mine")
+    check_images(rows_of(*good, {"path": None, "bytes": content}, "https://example.org/x.png"), "mine")
 
 
 def test_faults_are_counted_and_named(good, tmp_path):
@@ -30,8 +30,8 @@ def test_faults_are_counted_and_named(good, tmp_path):
     (tmp_path / "head.png").write_bytes((tmp_path / "a.png").read_bytes()[:12])
     (tmp_path / "x.jxl").write_bytes(b"\xff\x0a" + bytes(99))
     bad = [str(tmp_path / name) for name in ("gone.png", "empty.png", "page.jpg", "head.png", "x.jxl")]
-    with pytest.raises(BrokenPicturesError) as caught:
-        check_pictures(rows_of(*good, *bad, *bad), "mine")
+    with pytest.raises(BrokenImagesError) as caught:
+        check_images(rows_of(*good, *bad, *bad), "mine")
     message = str(caught.value)
     assert message.startswith(
         f"mine: 10 of 14 pictures cannot be opened: {bad[0]} (no such file), {bad[1]} (the file is"
@@ -42,5 +42,5 @@ def test_faults_are_counted_and_named(good, tmp_path):
 
 def test_limits(good, monkeypatch):
     monkeypatch.setenv("HF_CAPTIONERS_MAX_IMAGE_PIXELS", "63")
-    with pytest.raises(BrokenPicturesError, match=r"4 of 4 .*a\.png \(8 x 8 pixels, more than the 63 allowed\)"):
-        check_pictures(rows_of(*good), "mine")
+    with pytest.raises(BrokenImagesError, match=r"4 of 4 .*a\.png \(8 x 8 pixels, more than the 63 allowed\)"):
+        check_images(rows_of(*good), "mine")
