@@ -66,7 +66,7 @@ def open_resized(source: ImageSource, image_processor: Any, **limits: Any) -> Im
         limits: further arguments of `open_image`.
 
     Returns:
-        `PIL.Image.Image`: as `open_for_processor` gives it if it is small or not RGB, or if the processor has a resizing
+        `PIL.Image.Image`: as of `open_for_processor` if it is small or not RGB, or if the processor has a resizing
         or an order of its own.
 
     Raises:

@@ -78,7 +78,7 @@ class XETrainer(CaptionerTrainer):
         self.label_smoother = None  # the model's own loss smooths
 
     def check_data(self) -> None:
-        """Train as [`CaptionerTrainer`] does; and say how many words of the training captions the captioner does not know.
+        """Train as [`CaptionerTrainer`] does; and count the words of the training captions that are unknown.
 
         Raises:
             ValueError: see [`CaptionerTrainer`]; more than `args.max_unknown_words`.
