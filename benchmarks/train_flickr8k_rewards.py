@@ -1,6 +1,6 @@
 """Train with rewards on real pictures, and report which scores became better or worse.
 
-    python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini
+    python benchmarks/train_flickr8k.py --data ../shared/data --out runs/flickr8k_mini
     python benchmarks/train_flickr8k_rewards.py --data ../shared/data --out runs/flickr8k_mini
 
 Everything starts from the ExpansionNet v2 of the first command, trained with cross-entropy. `scst_cider_d` is
@@ -26,7 +26,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from train_flickr8k_mini import NUM_SHOWN, RECIPES, ROOT, caption_test_images, decodings, write_features
+from train_flickr8k import (
+    NUM_SHOWN,
+    RECIPES,
+    ROOT,
+    add_arguments,
+    caption_test_images,
+    choose_images,
+    decodings,
+    write_features,
+)
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners.cli.main import main as hf_captioners_cli
@@ -71,7 +80,7 @@ class RewardRun:
                 "config": self.recipe,
                 "model": args.out / START / "captioner",
                 "annotations": args.annotations,
-                "image_root": args.data / "flickr8k_mini/images",
+                "image_root": args.image_root,
                 "features": write_features(args, "grid"),
                 "output_dir": self.captioner,
                 **options,
@@ -94,7 +103,7 @@ def train_clip(args: argparse.Namespace) -> Path:
         options = {
             "config": RECIPES / "mini_clip/flickr8k_mini.yaml",
             "annotations": args.annotations,
-            "image_root": args.data / "flickr8k_mini/images",
+            "image_root": args.image_root,
             "backbone": args.data / "vision_backbone",
             "output_dir": folder,
         }
@@ -195,12 +204,10 @@ def describe(decoding: str, scores: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Run the trainings and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
-    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")
-    parser.add_argument("--num-beams", type=int, default=3, help="beams besides greedy (default: 3)")
+    add_arguments(parser)
     parser.add_argument("--only", choices=TRAININGS, help="train this one and stop, to train several at a time")
     args = parser.parse_args()
-    args.annotations = args.data / "flickr8k_mini/dataset_karpathy.json"
+    choose_images(args)
     if args.only is not None:
         TRAININGS[args.only][1](args)
         return

@@ -1,7 +1,11 @@
 """Train small captioners on real pictures, caption the test pictures, score the captions, and write a report.
 
-    python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini
-    python benchmarks/train_flickr8k_mini.py --data ../shared/data --out runs/flickr8k_mini --systems satic clip_gpt2
+    python benchmarks/train_flickr8k.py --data ../shared/data --out runs/flickr8k_mini
+    python benchmarks/train_flickr8k.py --data ../shared/data --out runs/flickr8k_mini --systems satic clip_gpt2
+    python benchmarks/train_flickr8k.py --data ../shared/data --out runs/flickr8k --all-images --num-train-epochs 8
+
+`--all-images` trains on all 6,000 training pictures instead of 2,600 (`flickr8k_mini` and `flickr8k_train_rest`);
+validation and test are the same. Give another output folder then.
 
 Each step is skipped when its result is there: the features of a frozen MobileNetV2 (`hf-captioners features`), the
 training of each captioner (its example script and recipe, about 15 minutes on 2 CPU cores), for SATIC with the captions
@@ -43,11 +47,34 @@ NUM_TIMED = 50
 METRICS = ("bleu", "meteor", "rouge_l", "cider_d", "diversity")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say which pictures to use and where results go."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
+    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")
+    parser.add_argument("--all-images", action="store_true", help="also train on the pictures of flickr8k_train_rest/")
+    parser.add_argument("--num-beams", type=int, default=3, help="beams besides greedy (default: 3)")
+
+
+def choose_images(args: argparse.Namespace) -> None:
+    """Set `args.annotations` and `args.image_root`; with `--all-images` the file of annotations is written."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.image_root = args.data / "flickr8k_mini/images"
+    args.annotations = args.data / "flickr8k_mini/dataset_karpathy.json"
+    if not args.all_images:
+        return
+    images = []
+    for part in ("flickr8k_mini", "flickr8k_train_rest"):
+        entries = json.loads((args.data / part / "dataset_karpathy.json").read_text())["images"]
+        images += [{**entry, "filepath": f"{part}/images"} for entry in entries]
+    args.image_root, args.annotations = args.data, args.out / "dataset_karpathy.json"
+    args.annotations.write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+
+
 def write_features(args: argparse.Namespace, tokens: str) -> Path:
     """The features of all pictures: the backbone's grid, or one pooled embedding each."""
     folder = args.out / ("features" if tokens == "grid" else "features_pooled")
     options = ["--model", args.data / "vision_backbone", "--annotations", args.annotations]
-    options += ["--image-root", args.data / "flickr8k_mini/images", "--out", folder, "--tokens", tokens]
+    options += ["--image-root", args.image_root, "--out", folder, "--tokens", tokens]
     start = time.perf_counter()
     if hf_captioners_cli(["features", *map(str, options)]):
         raise SystemExit("the features could not be written; see above.")
@@ -74,6 +101,7 @@ class Run:
                 "annotations": args.annotations,
                 "features": self.features,
                 "output_dir": self.captioner,
+                **({"num_train_epochs": args.num_train_epochs} if args.num_train_epochs else {}),
                 **options,
             }
             words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
@@ -239,13 +267,11 @@ def finish(args: argparse.Namespace, run: Run) -> tuple[list[str], list[str]]:
 def main() -> None:
     """Train, caption and score the chosen captioners."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k_mini/ and vision_backbone/")
-    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k_mini"), help="default: runs/flickr8k_mini")
+    add_arguments(parser)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["expansionnet_v2"], help="what to train")
-    parser.add_argument("--num-beams", type=int, default=3, help="beams besides greedy (default: 3)")
+    parser.add_argument("--num-train-epochs", type=int, help="instead of the recipes' number")
     args = parser.parse_args()
-    args.annotations = args.data / "flickr8k_mini/dataset_karpathy.json"
-    args.out.mkdir(parents=True, exist_ok=True)
+    choose_images(args)
     sections: list[str] = []
     table = ["| captioner | decoding | CIDEr-D x 100 | BLEU-4 x 100 | METEOR x 100 | decoder calls | ms per caption |"]
     table.append("|---" * 7 + "|")
