@@ -301,6 +301,10 @@ def _frequencies(path: str | None, tokenizer: str) -> Any:
                 f"--document-frequencies {path}: of token ids, which captions do not have; give those of words, as of "
                 "coco-train-words.p"
             )
+        try:
+            frequencies.check_tokenizer(tokenizer)
+        except ValueError as error:
+            raise UsageError(f"--document-frequencies {path}: {error} (--tokenizer)") from error
         return frequencies
     return DocumentFrequencies.from_references(list(read_references(path).captions.values()), tokenizer=tokenizer)
 

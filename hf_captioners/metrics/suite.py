@@ -70,7 +70,7 @@ class CaptionMetrics:
 
     Raises:
         ValueError: an unknown metric, tokenizer or option, a scorer that is missing, options or document frequencies
-            that none of the metrics reads.
+            that none of the metrics reads, or document frequencies that were counted with another tokenizer.
 
     Example:
 
@@ -111,6 +111,7 @@ class CaptionMetrics:
             readers = [name for name, metric in METRICS.items() if "document_frequencies" in metric.reads]
             if not set(readers) & set(self.metrics):
                 raise ValueError(f"document_frequencies are read by {' and '.join(readers)}, not by {self.metrics}")
+            self.document_frequencies.check_tokenizer(self.tokenizer)
         for name, values in self.options.items():
             if name not in self.metrics:
                 raise ValueError(f"options of {name!r}, which is none of the metrics {self.metrics}")

@@ -52,7 +52,7 @@ class CiderDReward:
 
     Raises:
         ValueError: arguments that contradict each other, or document frequencies of other words: without `eos`, of
-            words instead of ids, of ids instead of words.
+            words instead of ids, of ids instead of words, of another tokenizer.
 
     Example:
 
@@ -87,6 +87,7 @@ class CiderDReward:
         if cache_images < 0:
             raise ValueError(f"cache_images is {cache_images}, expected a number of images, at least 0")
         self.words = CaptionWords(tokenized, eos, token_ids, eos_token_id, tokenizer)
+        self.tokenizer = tokenizer
         _check_frequencies(document_frequencies, self.words)
         self.scorer = CiderD(document_frequencies, n=n, sigma=sigma)
         self.cache_images = cache_images
@@ -181,6 +182,8 @@ def _check_frequencies(frequencies: DocumentFrequencies, words: CaptionWords) ->
     if frequencies.words and frequencies.token_ids != words.token_ids:
         kind = "token ids" if frequencies.token_ids else "words"
         raise ValueError(f"the document frequencies are of {kind}, but token_ids={words.token_ids}")
+    if not (words.tokenized or words.token_ids):
+        frequencies.check_tokenizer(words.tokenizer)
 
 
 def default_reward(dataset: Any, eos_token_id: int | None = None, tokenizer: Tokenizer = "ptb") -> CiderDReward:

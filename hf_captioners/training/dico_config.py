@@ -15,9 +15,9 @@ class DiCOConfig(RewardTrainingConfig):
     Parameters:
         learning_rate (`float`, defaults to 1e-6), lr_scheduler_type (`str`, defaults to `"constant"`)
         beta (`float`, defaults to 0.2):
-            Scale of the implicit reward, as in DPO.
-            The logged implicit rewards and `kl` are those of the loss: the policy's dropout is in them, unless
-            `disable_dropout`, and makes `kl` negative.
+            Scale of the implicit reward, as in DPO. The logged implicit rewards are those of the loss: the policy's
+            dropout is in them, unless `disable_dropout`. The logged `kl` compares policy and reference without
+            dropout; it costs a forward pass without gradient, which `disable_dropout` spares.
         reward_temperature (`float`, defaults to 1 / 300):
             The losers' weights are the softmax of the reward gaps over this. For rewards of another scale than PAC-S
             choose another one: it should be about the usual gap between two candidates.

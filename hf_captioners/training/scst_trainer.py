@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from ..rewards.cider import default_reward
 from .policy import policy_of
-from .reward.forward_pass import mode
 from .reward.losses import advantages, loss_items, self_critical_loss
 from .reward.rollout import Rollout
 from .reward.trainer import RewardTrainer
@@ -72,7 +71,8 @@ class SCSTTrainer(RewardTrainer):
         for rollout in rollouts:
             rewards = rollout.rewards
             if rollout.reference_log_probs is not None:
-                own = rollout.policy_log_probs = self._own_log_probs(rollout)
+                written = rollout.candidates.log_probs
+                own = rollout.policy_log_probs = self.own_log_probs(rollout) if written is None else written
                 kl = (own - rollout.reference_log_probs).sum(dim=1).view_as(rewards)
                 rewards = rewards - self.args.beta * kl
             rollout.advantages = advantages(rewards, self.args.baseline, rollout.greedy_rewards, rollout.valid)
@@ -82,14 +82,6 @@ class SCSTTrainer(RewardTrainer):
             )
             for rollout in rollouts:
                 rollout.advantages = _advantages(rollout) / (deviation + 1e-8)
-
-    def _own_log_probs(self, rollout: Rollout) -> torch.Tensor:
-        """The policy's log-probabilities of its own candidates, without gradient and dropout."""
-        if rollout.candidates.log_probs is not None:
-            return rollout.candidates.log_probs
-        model = self.accelerator.unwrap_model(self.model)
-        with mode(model, training=False), torch.no_grad():
-            return self._log_probs(model, rollout.image_inputs, rollout.candidates)[0]
 
     def _gathered(self, values: torch.Tensor) -> torch.Tensor:
         """The numbers of all processes, of which each may have as many as it likes."""

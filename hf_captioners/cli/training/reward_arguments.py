@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...data.rows import FeatureDataset
@@ -22,6 +22,14 @@ CLIP_VARIANTS = {
     "dico_ids": "the same of the captioner's token ids and prepared pictures, as DiCO's code has it exactly",
 }
 REWARDS = ("cider_d", "bleu_4", *CLIP_SCORERS, "repetition", "length")
+READERS: dict[str, tuple[str, ...]] = {  # by option, the rewards that read it
+    "clip_model": tuple(CLIP_SCORERS),
+    "clip_variant": tuple(CLIP_SCORERS),
+    "document_frequencies": ("cider_d",),
+    "min_words": ("length",),
+    "max_words": ("length",),
+    "reward_tokenizer": ("cider_d", "bleu_4", "repetition", "length"),
+}
 
 
 @dataclass
@@ -38,6 +46,9 @@ class RewardArguments:
         min_words (`int`, defaults to 0), max_words (`int`, *optional*): of `length`.
         reward_tokenizer (`str`, defaults to `"ptb"`): what cuts captions into words for `cider_d`, `bleu_4`,
             `repetition` and `length`, see [`~hf_captioners.metrics.tokenize`].
+
+    Raises:
+        ValueError: an unknown variant or tokenizer, or an option that none of the rewards reads.
     """
 
     rewards: list[str] = field(
@@ -64,6 +75,14 @@ class RewardArguments:
         if self.clip_variant not in CLIP_VARIANTS:
             raise ValueError(f"clip_variant must be {' or '.join(CLIP_VARIANTS)}, not {self.clip_variant!r}.")
         tokenizer_name(self.reward_tokenizer)  # refuses an unknown one
+        usual = {option.name: option.default for option in fields(self)}
+        for name, readers in READERS.items():
+            value = vars(self)[name]
+            if value != usual[name] and not {*readers} & {*self.rewards}:
+                raise ValueError(
+                    f"--{name} {value} has no effect: it is read by {', '.join(readers)}, and --rewards has "
+                    f"{', '.join(self.rewards)}; leave it out."
+                )
 
 
 def load_rewards(arguments: RewardArguments, rows: Any, processor: Any, trust_remote_code: bool = False) -> list[Any]:
@@ -93,6 +112,12 @@ def _load(name: str, arguments: RewardArguments, rows: Any, processor: Any, trus
             return default_reward(rows, eos_token_id, words)
         with naming_option("document_frequencies", arguments.document_frequencies):
             frequencies = DocumentFrequencies.load(arguments.document_frequencies)
+        try:
+            frequencies.check_tokenizer(words)
+        except ValueError as error:
+            raise ValueError(
+                f"--document_frequencies {arguments.document_frequencies}: {error} (--reward_tokenizer)"
+            ) from error
         return CiderDReward(frequencies, eos=END, eos_token_id=eos_token_id, tokenizer=words)
     if name == "bleu_4":
         return BleuReward(tokenizer=words)

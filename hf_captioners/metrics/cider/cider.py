@@ -201,8 +201,10 @@ def cider(
 
     Raises:
         MetricInputError: captions that cannot be scored, among them a single image without document frequencies.
-        ValueError: `n` is below 1 or above the order of the document frequencies.
+        ValueError: `n` is below 1 or above the order of the document frequencies, or these were counted with another
+            tokenizer.
     """
+    _check_tokenizer(document_frequencies, tokenizer, tokenized)
     tokens = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
     settings = {"n": n, **_source(document_frequencies), **tokenizer_setting(tokenizer, tokenized)}
@@ -238,7 +240,7 @@ def cider_d(
 
     Raises:
         MetricInputError: captions that cannot be scored, among them a single image without document frequencies.
-        ValueError: `n` or `sigma` out of range.
+        ValueError: `n` or `sigma` out of range, or document frequencies that another tokenizer's words were counted in.
 
     Example:
 
@@ -250,6 +252,7 @@ def cider_d(
 
     ```
     """
+    _check_tokenizer(document_frequencies, tokenizer, tokenized)
     tokens = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
     frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
     settings = {
@@ -276,6 +279,11 @@ def _frequencies(
             "document_frequencies=DocumentFrequencies.from_references(…) of a corpus, such as the training split"
         )
     return DocumentFrequencies.from_references(references, tokenized=True, n=n)
+
+
+def _check_tokenizer(document_frequencies: DocumentFrequencies | None, tokenizer: Tokenizer, tokenized: bool) -> None:
+    if document_frequencies is not None and not tokenized:
+        document_frequencies.check_tokenizer(tokenizer)
 
 
 def _source(document_frequencies: DocumentFrequencies | None) -> dict[str, str]:

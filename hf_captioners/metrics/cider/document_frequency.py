@@ -7,6 +7,7 @@ two arrays and not a dictionary.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -48,6 +49,8 @@ class DocumentFrequencies:
             that are there as beginnings of longer ones only.
         number_of_images (`int`): the size of the corpus.
         n (`int`, defaults to 4): the longest n-grams that were counted.
+        tokenizer (`str`, *optional*): [`tokenizer_name`] of what cut the references into words; `None` where that is
+            not known, as of token ids, of tokens, and in files of earlier versions.
 
     Raises:
         DocumentFrequencyError: the arrays do not fit together.
@@ -67,7 +70,13 @@ class DocumentFrequencies:
     """
 
     def __init__(
-        self, words: Sequence[str], keys: np.ndarray, counts: np.ndarray, number_of_images: int, n: int = 4
+        self,
+        words: Sequence[str],
+        keys: np.ndarray,
+        counts: np.ndarray,
+        number_of_images: int,
+        n: int = 4,
+        tokenizer: str | None = None,
     ) -> None:
         _check_tree(words, keys, counts, number_of_images, n)
         self.words = tuple(words)
@@ -75,6 +84,7 @@ class DocumentFrequencies:
         self.counts = counts.astype(np.int32)
         self.number_of_images = number_of_images
         self.n = n
+        self.tokenizer = tokenizer
 
     @classmethod
     def from_references(
@@ -128,7 +138,8 @@ class DocumentFrequencies:
             below += len(keys_of_order)
             keys.append(keys_of_order)
             counts.append(images_of_order)
-        return cls(vocabulary, np.concatenate(keys), np.concatenate(counts), len(references), n)
+        name = None if tokenized or token_ids else _recorded(tokenizer)
+        return cls(vocabulary, np.concatenate(keys), np.concatenate(counts), len(references), n, name)
 
     @classmethod
     def from_counts(
@@ -202,7 +213,8 @@ class DocumentFrequencies:
                     raise DocumentFrequencyError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
                 words = json.loads(file.get_tensor("words").tobytes())
                 keys, counts = file.get_tensor("keys"), file.get_tensor("counts")
-                loaded = cls(words, keys, counts, int(metadata["number_of_images"]), int(metadata["n"]))
+                images, n = int(metadata["number_of_images"]), int(metadata["n"])
+                loaded = cls(words, keys, counts, images, n, metadata.get("tokenizer"))
             if loaded.content_hash != metadata["sha256"]:
                 raise DocumentFrequencyError(f"its content hash is {loaded.content_hash}, not {metadata['sha256']}")
         except (SafetensorError, ValueError, KeyError) as error:  # DocumentFrequencyError is a ValueError
@@ -221,6 +233,7 @@ class DocumentFrequencies:
             "n": str(self.n),
             "number_of_images": str(self.number_of_images),
             "sha256": self.content_hash,
+            **({} if self.tokenizer is None else {"tokenizer": self.tokenizer}),
         }
         write_whole(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
@@ -280,6 +293,34 @@ class DocumentFrequencies:
         """True where all words are numbers, because token ids were counted; False without any words."""
         return bool(self.words) and all(word.isdecimal() for word in self.words)
 
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse captions that are cut into other words than those that were counted.
+
+        Args:
+            tokenizer (`str` or `Callable`): what cuts the captions; see [`tokenize`].
+
+        Raises:
+            ValueError: another one than that of the references, as far as both have names.
+
+        Example:
+
+        ```python
+        >>> from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
+        >>> DocumentFrequencies.from_references([["a dog"], ["a cat"]]).check_tokenizer("unicode")
+        Traceback (most recent call last):
+            ...
+        ValueError: document frequencies of the tokenizer 'ptb-lowercase-nopunct' do not fit captions that are cut by \
+'unicode-lowercase-nopunct'; count them with the same one
+
+        ```
+        """
+        name = _recorded(tokenizer)
+        if None not in (self.tokenizer, name) and name != self.tokenizer:
+            raise ValueError(
+                f"document frequencies of the tokenizer {self.tokenizer!r} do not fit captions that are cut by "
+                f"{name!r}; count them with the same one"
+            )
+
     def count(self, ngram: str) -> int:
         """The number of images whose references have an n-gram.
 
@@ -308,6 +349,13 @@ class DocumentFrequencies:
 
     def __repr__(self) -> str:
         return f"DocumentFrequencies({len(self)} n-grams of up to {self.n} words in {self.number_of_images} images)"
+
+
+def _recorded(tokenizer: Tokenizer) -> str | None:
+    """The name of a tokenizer; `None` of a function without one, such as a lambda."""
+    with contextlib.suppress(ValueError):
+        return tokenizer_name(tokenizer)
+    return None
 
 
 def _words_json(words: Iterable[str]) -> bytes:

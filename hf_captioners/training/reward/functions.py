@@ -32,6 +32,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...metrics.tokens import Tokenizer
+from ...rewards import BleuReward, CiderDReward, LengthReward, RepetitionReward
+
 logger = logging.getLogger(__name__)
 
 RewardFunction: TypeAlias = Callable[..., Any]
@@ -116,6 +119,12 @@ class RewardFunctions:
             raise ValueError(f"reward_weights {weights}: expected finite numbers")
         self.weights = torch.tensor(weights)
         self._loop: _LoopThread | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the first function that cuts captions into words; `"ptb"` if none does."""
+        kinds = (BleuReward, CiderDReward, LengthReward, RepetitionReward)
+        return next((one.tokenizer for one in self.functions if isinstance(one, kinds)), "ptb")
 
     @torch.no_grad()
     def __call__(

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from ...metrics.diversity import diversity
+from ...metrics.tokens import Tokenizer
 from ..watch.completions import CompletionRow
 from ..watch.running_metrics import RunningMetrics
 from .rollout import Rollout
 
 
-def log_rollout(metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tensor, entropies: torch.Tensor) -> None:
+def log_rollout(
+    metrics: RunningMetrics,
+    rollout: Rollout,
+    log_probs: torch.Tensor,
+    entropies: torch.Tensor,
+    tokenizer: Tokenizer = "ptb",
+) -> None:
     """Take in what is logged of the candidates of a micro-batch, whatever the method.
 
     Args:
         metrics ([`RunningMetrics`]): where to log.
         rollout ([`Rollout`]): the micro-batch.
         log_probs, entropies (`torch.Tensor` of shape `(B * k, T - 1)`): of the policy, 0 where no token counts.
+        tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts captions into words, to count those that are
+            repeated; see [`~hf_captioners.metrics.tokenize`].
     """
     candidates, rewards, functions = rollout.candidates, rollout.rewards, rollout.function_rewards
     metrics.add("reward", rewards[rollout.valid])
@@ -39,7 +52,7 @@ def log_rollout(metrics: RunningMetrics, rollout: Rollout, log_probs: torch.Tens
     metrics.add("completions/valid_ratio", rollout.valid.float())
     metrics.add("completions/clipped_ratio", (~candidates.finished).float())
     metrics.add("completions/unique_ratio", candidates.firsts.float().mean(dim=1))
-    repetition = diversity(candidates.texts, max_n=2).per_image["repetition_2"]
+    repetition = diversity(candidates.texts, max_n=2, tokenizer=tokenizer).per_image["repetition_2"]
     metrics.add("completions/repetition", torch.as_tensor(repetition))
 
 
@@ -55,6 +68,7 @@ def completion_rows(rollout: Rollout, shown: dict[str, torch.Tensor]) -> list[Co
     """
     rewards, k = rollout.function_rewards, rollout.candidates.k
     names = rollout.columns.get("image_id", list(range(len(rollout.rewards))))
+    files = rollout.columns.get("file_name", [_file_name(one) for one in rollout.columns.get("image", names)])
     further = {**rewards.extra, **{name: values.tolist() for name, values in shown.items()}}
     return [
         CompletionRow(
@@ -63,9 +77,16 @@ def completion_rows(rollout: Rollout, shown: dict[str, torch.Tensor]) -> list[Co
             rewards=dict(zip(rewards.names, rewards.per_function[row].tolist(), strict=True)),
             reward=float(rewards.total[row]),
             extra={name: values[row] for name, values in further.items()},
+            file_name=files[row // k],
         )
         for row, text in enumerate(rollout.candidates.texts)
     ]
+
+
+def _file_name(image: Any) -> str | None:
+    """The name of the file that a closed image is in, if it is in one."""
+    path = image.get("path") if isinstance(image, Mapping) else image
+    return Path(path).name if isinstance(path, str | Path) else None
 
 
 def deviation(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -202,8 +202,8 @@ class RewardTrainer(CaptionerTrainer):
         rollout = inputs["rollout"]
         metrics = self._metrics["train" if self.model.training else "eval"]
         log_probs, entropies = self._policy_log_probs(model, rollout)
-        own = log_probs.detach() if rollout.policy_log_probs is None else rollout.policy_log_probs
-        log_rollout(metrics, rollout, own, entropies)
+        own = self._without_dropout(rollout, log_probs.detach())
+        log_rollout(metrics, rollout, own, entropies, self.reward_functions.tokenizer)
         loss = self.loss_sum(log_probs, rollout, metrics)
         if num_items_in_batch is None:
             loss = loss / self.items(rollout).clamp(min=1)
@@ -220,6 +220,31 @@ class RewardTrainer(CaptionerTrainer):
 
         with mode(base, training=base.training and not self.args.disable_dropout):
             return call_through(model, base, scored)
+
+    def _without_dropout(self, rollout: Rollout, log_probs: torch.Tensor) -> torch.Tensor:
+        """The policy's log-probabilities that are compared with the reference's, which has no dropout, in `kl`.
+
+        Called behind the pass with gradient: autocast keeps the casts of the first pass, and those of this one have no
+        gradient.
+        """
+        if rollout.policy_log_probs is not None:
+            return rollout.policy_log_probs
+        if rollout.reference_log_probs is None or self.args.disable_dropout or not self.model.training:
+            return log_probs
+        return self.own_log_probs(rollout)
+
+    def own_log_probs(self, rollout: Rollout) -> torch.Tensor:
+        """The policy's log-probabilities of its own candidates, without gradient and dropout.
+
+        Args:
+            rollout ([`Rollout`]): the micro-batch.
+
+        Returns:
+            `torch.Tensor` of shape `(B * k, T - 1)`: 0 where no token counts.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        with mode(model, training=False), torch.no_grad():
+            return self._log_probs(model, rollout.image_inputs, rollout.candidates)[0]
 
     def _log_probs(
         self, model: Any, image_inputs: dict[str, Any], candidates: Candidates

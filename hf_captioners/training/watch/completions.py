@@ -1,9 +1,10 @@
 """Completions of the policy while it learns from rewards: a table in the terminal, and all of it in a file.
 
 The table goes to stderr, through running progress bars without tearing them. The file of a step,
-`completions/completions_00010.jsonl`, has one JSON object per completion: `step`, `image_id`, `completion`, `rewards`
-(by name), `reward` (the weighted sum), and whatever else the trainer knows of it, such as `advantage`; a further column
-with a name that is taken is `extra/reward`. Numbers that are not finite, and rewards that do not apply, are null.
+`completions/completions_00010.jsonl`, has one JSON object per completion: `step`, `image_id`, `file_name` where it is
+known, `completion`, `rewards` (by name), `reward` (the weighted sum), and whatever else the trainer knows of it, such
+as `advantage`; a further column with a name that is taken is `extra/reward`. Numbers that are not finite, and rewards
+that do not apply, are null.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class CompletionRow:
         reward (`float`): their weighted sum.
         extra (`Mapping[str, Any]`, *optional*): further columns, such as `advantage` (SCST), `weight` (DiCO), or what
             a reward gave to `log_extra`; the same ones for all rows of a step.
+        file_name (`str`, *optional*): name of the picture's file; the table shows it in the place of `image_id`.
     """
 
     image_id: int | str
@@ -47,6 +49,7 @@ class CompletionRow:
     rewards: Mapping[str, float | None]
     reward: float
     extra: Mapping[str, Any] = field(default_factory=dict)
+    file_name: str | None = None
 
 
 def log_completions(
@@ -128,8 +131,9 @@ def write_completions(rows: Sequence[CompletionRow], step: int, folder: str | Pa
 
 def _record(row: CompletionRow, step: int) -> dict[str, Any]:
     rewards = {name: _plain(value) for name, value in row.rewards.items()}
-    known = {"step": step, "image_id": _plain(row.image_id), "completion": row.completion, "rewards": rewards}
-    known["reward"] = _plain(row.reward)
+    known: dict[str, Any] = {"step": step, "image_id": _plain(row.image_id)}
+    known |= {} if row.file_name is None else {"file_name": row.file_name}
+    known |= {"completion": row.completion, "rewards": rewards, "reward": _plain(row.reward)}
     extra = {f"extra/{name}" if name in known else name: _plain(value) for name, value in row.extra.items()}
     return {**known, **extra}
 
@@ -159,7 +163,8 @@ def _table(rows: Sequence[CompletionRow], step: int, number: int | None) -> Tabl
     for index, row in enumerate(shown):
         first = index == 0 or shown[index - 1].image_id != row.image_id
         last = index + 1 == len(shown) or shown[index + 1].image_id != row.image_id
-        image = printable(str(row.image_id)) if first else ""
+        name = row.image_id if row.file_name is None else row.file_name
+        image = printable(str(name)) if first else ""
         texts = [image, printable(row.completion) or "(nothing)"]
         numbers = [*(row.rewards.get(name) for name in names), row.reward, *(row.extra.get(name) for name in extras)]
         table.add_row(*map(Text, [*texts, *map(_shown, numbers)]), end_section=last)  # Text: brackets are no markup

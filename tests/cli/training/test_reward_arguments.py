@@ -128,6 +128,16 @@ class TestRewards:
         assert bleu(**given)[0] == pytest.approx(BleuReward(tokenizer="unicode")(**given)[0])
         assert (bleu.tokenizer, repetition.tokenizer, length(**given)) == ("unicode", "unicode", [-1.0, 0.0])
 
+    def test_document_frequencies_of_another_tokenizer(self, rows, tmp_path):
+        path = str(tmp_path / "frequencies.safetensors")
+        counted = DocumentFrequencies.from_references([one["captions"] for one in rows], eos=END, tokenizer="unicode")
+        counted.save(path)
+        with pytest.raises(ValueError, match=r"^--document_frequencies .*frequencies.safetensors: .* 'unicode-lower"):
+            load_rewards(RewardArguments(document_frequencies=path), rows, tiny_processor("satic"))
+        arguments = RewardArguments(document_frequencies=path, reward_tokenizer="unicode")
+        (reward,) = load_rewards(arguments, rows, tiny_processor("satic"))
+        assert reward.tokenizer == "unicode"
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -140,6 +150,15 @@ class TestRewards:
                 {"rewards": ["clip_s"], "clip_model": "no_such"},
                 "^--clip_model no_such: there is no such file or folder",
             ),
+            (
+                {"rewards": ["bleu_4"], "clip_model": "x"},
+                "--clip_model x has no effect: it is read by clip_s, pac_s, ref_clip_s, ref_pac_s, and --rewards has",
+            ),
+            ({"clip_variant": "dico"}, "--clip_variant dico has no effect"),
+            ({"min_words": 2}, "--min_words 2 has no effect: it is read by length, and --rewards has cider_d; leave"),
+            ({"max_words": 9}, "--max_words 9 has no effect"),
+            ({"rewards": ["length"], "document_frequencies": "x"}, "--document_frequencies x has no effect"),
+            ({"rewards": ["math:sin"], "reward_tokenizer": "unicode"}, "--reward_tokenizer unicode has no effect"),
             ({"document_frequencies": "no_such"}, "^--document_frequencies no_such: there is no such file or folder"),
         ],
     )

@@ -21,6 +21,7 @@ from hf_captioners.metrics.cider.cider import Cider, CiderD, cider, cider_d
 from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
 from hf_captioners.metrics.cider.references import join_references
 from hf_captioners.metrics.inputs import MetricInputError
+from hf_captioners.metrics.suite import CaptionMetrics
 from hf_captioners.metrics.tokens import prepare_pairs
 
 module = importlib.import_module("hf_captioners.metrics.cider.cider")  # the package has a function of this name
@@ -317,3 +318,19 @@ class TestRefusals:
     def test_images_are_named(self) -> None:
         with pytest.raises(MetricInputError, match="image x: no references"):
             cider(["a", "b"], [["a"], []], tokenized=True, image_ids=["w", "x"])
+
+
+@pytest.mark.parametrize("metric", [cider, cider_d])
+def test_document_frequencies_of_another_tokenizer_are_refused(metric: Any) -> None:
+    """As far as it is known: not of tokens."""
+    references = [["a dog"], ["two cats"]]
+    of_unicode = DocumentFrequencies.from_references(references, tokenizer="unicode")
+    of_tokens = DocumentFrequencies.from_references(references, tokenized=True)
+    given = (["a dog", "a cat"], references)
+    with pytest.raises(ValueError, match="'unicode-lowercase-nopunct' do not fit captions that are cut by 'ptb-"):
+        metric(*given, document_frequencies=of_unicode)
+    with pytest.raises(ValueError, match="'unicode-lowercase-nopunct' do not fit"):
+        CaptionMetrics([metric.__name__], of_unicode)
+    expected = metric(*given, document_frequencies=of_tokens).corpus
+    assert metric(*given, document_frequencies=of_unicode, tokenizer="unicode").corpus == expected
+    assert metric(*given, document_frequencies=of_unicode, tokenized=True).corpus == expected

@@ -169,6 +169,28 @@ class TestFiles:
         with safe_open(tmp_path / "x.safetensors", "numpy") as file:
             assert file.metadata()["sha256"] == frequencies.content_hash
 
+    @pytest.mark.parametrize(
+        ("options", "name"),
+        [
+            ({}, "ptb-lowercase-nopunct"),
+            ({"tokenizer": "unicode", "eos": "</s>"}, "unicode-lowercase-nopunct"),
+            ({"tokenizer": "shlex:split"}, "shlex:split"),
+            ({"tokenizer": lambda text: text.split()}, None),
+            ({"tokenized": True}, None),
+        ],
+    )
+    def test_keep_the_name_of_the_tokenizer(self, tmp_path: Path, options: Any, name: str | None) -> None:
+        frequencies = DocumentFrequencies.from_references([["a dog"], ["a cat"]], **options)
+        frequencies.save(tmp_path / "x.safetensors")
+        for one in (frequencies, DocumentFrequencies.load(tmp_path / "x.safetensors")):
+            assert one.tokenizer == name
+            one.check_tokenizer(options.get("tokenizer", "ptb"))
+            if name is not None:
+                with pytest.raises(ValueError, match=rf"of the tokenizer '{name}' do not fit .* 'builtins:list'"):
+                    one.check_tokenizer("builtins:list")
+        with safe_open(tmp_path / "x.safetensors", "numpy") as file:
+            assert file.metadata().get("tokenizer") == name
+
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"document frequencies not found: .*nothing"):
             DocumentFrequencies.load(tmp_path / "nothing")

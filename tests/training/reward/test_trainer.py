@@ -37,6 +37,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from hf_captioners import DiCOConfig, FeatureStore, ImageError, SCSTConfig, SCSTTrainer
 from hf_captioners.data.features.store import FeatureWriter
 from hf_captioners.data.rows import attach_features
+from hf_captioners.rewards import RepetitionReward
 from hf_captioners.training.reward.forward_pass import call_through
 from hf_captioners.training.reward.functions import RewardError
 
@@ -607,6 +608,40 @@ class TestLogs:
         assert found[0]["rewards"].keys() == {"arbitrary", "star"}
         assert [one["reward"] for one in found] == rollout.rewards.flatten().tolist()
 
+    @pytest.mark.parametrize("kind", ["path", "closed", "file_name", "open"])
+    def test_completions_name_files(self, trainer, rows, tmp_path, capsys, kind):
+        """By their path in the data, or else by that of the picture."""
+
+        def named(row, number):
+            others = {name: value for name, value in row.items() if name != "image"}
+            if kind == "open":
+                return {**others, "image": Image.open(row["image"]).convert("RGB")}
+            image = {"path": row["image"], "bytes": None} if kind == "closed" else row["image"]
+            return {**others, "image": image, **({"file_name": f"sub/{number}.png"} if kind == "file_name" else {})}
+
+        train = [named(row, number) for number, row in enumerate(rows)]
+        run = trainer(train=train, log_completions=True, num_completions_to_print=99, max_steps=1)
+        run.train()
+        text = (tmp_path / "run" / "completions" / "completions_00001.jsonl").read_text()
+        found = [json.loads(line) for line in text.splitlines()]
+        name = {"path": "{}.png", "closed": "{}.png", "file_name": "sub/{}.png", "open": None}[kind]
+        assert [one.get("file_name") for one in found] == [name and name.format(one["image_id"]) for one in found]
+        shown = (name or "{}").format(found[0]["image_id"])
+        assert f"│ {shown} " in capsys.readouterr().err
+
+    def test_repetition_is_counted_in_the_words_of_the_rewards(self, trainer):
+        """Cut into single letters, captions repeat themselves more."""
+        letters = RepetitionReward(n=2, tokenizer="builtins:list")
+        logs = []
+        for reward in (arbitrary, [arbitrary, letters]):
+            run = trainer(reward=reward, reward_weights=None if reward is arbitrary else [1.0, 0.0], max_steps=1)
+            seen = Spy(run)
+            run.train()
+            logs.append(logged(run, "completions/repetition")[0])
+        (rollout,) = seen.rollouts
+        assert logs[1] == pytest.approx(-sum(letters(rollout.candidates.texts)) / 12, abs=1e-6)
+        assert logs[1] > logs[0]
+
     def test_no_completions_by_default(self, trainer, tmp_path, capsys):
         trainer(max_steps=1).train()
         assert "step 1" not in capsys.readouterr().err
@@ -702,7 +737,34 @@ class TestDropout:
     def test_the_policy_learns_with_it(self, trainer):
         run = trainer(DiCOConfig, model=tiny_policy("satic", 0.5), max_steps=1)
         run.train()
-        assert abs(logged(run, "kl")[0]) > 0.01
+        assert logged(run, "loss")[0] != pytest.approx(math.log(2), abs=1e-3)  # without: policy and reference agree
+
+    @pytest.mark.parametrize("adapters", [False, True])
+    @pytest.mark.parametrize(("config", "options"), [(DiCOConfig, {}), (SCSTConfig, {"beta": 0.1})])
+    def test_is_not_in_the_logged_kl(self, trainer, config, options, adapters):
+        """The first step's is 0: the reference is the policy, whose dropout is switched off for it."""
+        peft = LoraConfig(r=2, lora_dropout=0.5) if adapters else None
+        run = trainer(config, model=tiny_policy("satic", 0.5), max_steps=2, peft_config=peft, **options)
+        run.train()
+        first, second = logged(run, "kl")
+        assert first == pytest.approx(0.0, abs=1e-5)
+        assert abs(second) > 1e-4
+        assert run.model.training
+
+    def test_the_logged_kl_of_repeated_candidates_is_that_of_the_present_policy(self, trainer):
+        run = trainer(DiCOConfig, model=tiny_policy("satic", 0.5), max_steps=2, num_iterations=2)
+        run.train()
+        first, second = logged(run, "kl")
+        assert first == pytest.approx(0.0, abs=1e-5)
+        assert abs(second) > 1e-4
+
+    def test_learning_in_bfloat16_keeps_its_gradients(self, trainer):
+        """Autocast keeps the weights that it has cast, with their gradient."""
+        run = trainer(DiCOConfig, model=tiny_policy("satic", 0.5), max_steps=1, bf16=True)
+        before = weights(run.model)
+        run.train()
+        learns = {name for name, one in run.model.named_parameters() if one.requires_grad}
+        assert len(changed(before, run.model)) > 0.8 * len(learns)
 
     def test_can_be_switched_off(self, trainer):
         """Then dropout in the configuration changes nothing."""

@@ -45,6 +45,11 @@ class TestTable:
             ["b.jpg", "two [red] cats", "0.125", "–", "0.125", "0.000"],
         ]
 
+    def test_names_of_files_in_the_place_of_ids(self, capsys):
+        named = [CompletionRow(7, text, {}, 0.5, file_name="val/dog\x1b.jpg") for text in ("a dog", "a cat")]
+        print_completions([*named, row(8, "a bird", 0.0)], 1)
+        assert [line[0] for line in cells(capsys.readouterr().err)] == ["picture", r"val/dog\x1b.jpg", "", "8"]
+
     def test_number(self, capsys):
         print_completions(ROWS, 1, number=1)
         err = capsys.readouterr().err
