@@ -37,19 +37,13 @@ from recomputed_dico import RecomputedStep
 from transformers import CLIPConfig, CLIPModel
 
 from hf_captioners import (
-    CaptionerImageProcessor,
     DicoCaptionerConfig,
     DiCOConfig,
     DicoForImageCaptioning,
     DiCOTrainer,
-    ExpansionNetV2Config,
     ExpansionNetV2ForImageCaptioning,
-    ExpansionNetV2Processor,
     SCSTConfig,
     SCSTTrainer,
-    build_vocabulary,
-    build_word_tokenizer,
-    special_token_ids,
 )
 from hf_captioners.metrics import PacScorer
 from hf_captioners.rewards import ClipReward
@@ -174,11 +168,8 @@ def image_rows(number: int, words: list[str], tokens: int) -> list[dict[str, Any
 
 def scst_step(args: argparse.Namespace, rows: list[dict[str, Any]], words: list[str], clock: Clock) -> TrainerStep:
     """The trainer of the first table."""
-    tokenizer = build_word_tokenizer(build_vocabulary(words, min_count=1))
     dropout = {f"{part}_dropout": 0.1 for part in ("encoder", "decoder", "encoder_input", "decoder_input", "other")}
-    config = ExpansionNetV2Config(
-        features_only=True, vocab_size=len(tokenizer), **special_token_ids(tokenizer), **dropout
-    )
+    model, processor = ExpansionNetV2ForImageCaptioning.new(words, features=1536, min_count=1, **dropout)
     options = SCSTConfig(
         output_dir=args.folder,
         num_generations=args.samples,
@@ -193,8 +184,6 @@ def scst_step(args: argparse.Namespace, rows: list[dict[str, Any]], words: list[
         use_cpu=clock.device.type == "cpu",
         **COMMON,
     )
-    processor = ExpansionNetV2Processor(CaptionerImageProcessor(), tokenizer)
-    model = ExpansionNetV2ForImageCaptioning(config)
     trainer: Any = SCSTTrainer(model, args=options, train_dataset=rows, processing_class=processor)
     trainer._own_log_probs = clock.timed("reference", trainer._own_log_probs)  # beside the policy's
     return TrainerStep(trainer, clock)

@@ -66,20 +66,13 @@ def tiny_captioner_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved ExpansionNet v2 of a few thousand parameters with random weights, and its processor."""
     import torch
 
-    from hf_captioners import (
-        CaptionerImageProcessor,
-        ExpansionNetV2Config,
-        ExpansionNetV2ForImageCaptioning,
-        ExpansionNetV2Processor,
-        build_vocabulary,
-        build_word_tokenizer,
-        special_token_ids,
-    )
+    from hf_captioners import CaptionerImageProcessor, ExpansionNetV2ForImageCaptioning
 
-    captions = ["a red circle above a blue square", "two small green stars", "the large star left of a circle"]
-    tokenizer = build_word_tokenizer(build_vocabulary(captions, min_count=1), model_max_length=20)
-    config = ExpansionNetV2Config(
-        vocab_size=len(tokenizer),
+    torch.manual_seed(0)
+    model, processor = ExpansionNetV2ForImageCaptioning.new(
+        ["a red circle above a blue square", "two small green stars", "the large star left of a circle"],
+        min_count=1,
+        image_processor=CaptionerImageProcessor(size={"height": 32, "width": 32}),
         d_model=32,
         encoder_layers=2,
         decoder_layers=2,
@@ -97,17 +90,14 @@ def tiny_captioner_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_heads": [2, 2],
             "window_size": 4,
         },
-        **special_token_ids(tokenizer),
     )
-    torch.manual_seed(0)
-    model = ExpansionNetV2ForImageCaptioning(config).eval()
     with torch.no_grad():  # peaked distributions, so that captions depend on the picture
-        model.vocab_linear.weight.mul_(4.0)
-        model.vocab_linear.bias[tokenizer.unk_token_id] = -5.0
+        model.eval().vocab_linear.weight.mul_(4.0)
+        model.vocab_linear.bias[model.config.unk_token_id] = -5.0
+    model.generation_config.suppress_tokens = None  # the tests' second implementations of decoding do not know it
     folder = tmp_path_factory.mktemp("tiny_captioner")
     model.save_pretrained(folder)
-    image_processor = CaptionerImageProcessor(size={"height": 32, "width": 32})
-    ExpansionNetV2Processor(image_processor, tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

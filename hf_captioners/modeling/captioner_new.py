@@ -17,7 +17,7 @@ from typing_extensions import Self
 from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained, refuse_kernels
 from .image_processing_captioner import CaptionerImageProcessor
 from .processing_captioner import CaptionerProcessor
-from .tokenization_words import build_vocabulary, build_word_tokenizer, special_token_ids
+from .tokenization_words import RULES, WordRule, build_vocabulary, build_word_tokenizer, special_token_ids
 
 WORDS = "words"
 """A tokenizer of the captions' own words."""
@@ -84,6 +84,7 @@ def new_tokenizer(
     min_count: int,
     longest: int,
     trust_remote_code: bool = False,
+    word_rule: WordRule | None = None,
 ) -> Any:
     """The tokenizer of a new captioner.
 
@@ -93,16 +94,35 @@ def new_tokenizer(
             or Hub name, or the tokenizer itself.
         min_count (`int`): of `"words"`: those seen less often become the unknown word.
         longest (`int`): of `"words"`: longest caption in tokens, start and end included.
-        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it, or that `word_rule` names,
+            may run.
+        word_rule (`str` or `Callable`, *optional*, defaults to `"spaces"`): of `"words"`: how captions are cut into
+            words, see [`build_vocabulary`].
 
     Returns:
         `PreTrainedTokenizerBase`
+
+    Raises:
+        ValueError: a name that cannot be loaded; `word_rule` beside a tokenizer that has its own.
     """
+    if tokenizer == WORDS:
+        rule = _trusted_rule("spaces" if word_rule is None else word_rule, trust_remote_code)
+        return build_word_tokenizer(build_vocabulary(captions, min_count, rule), model_max_length=longest, rule=rule)
+    if word_rule is not None:
+        raise ValueError(f"word_rule={word_rule!r} is of tokenizer={WORDS!r}; another tokenizer has its own rule.")
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
-    if tokenizer == WORDS:
-        return build_word_tokenizer(build_vocabulary(captions, min_count), model_max_length=longest)
     return load_named(AutoTokenizer, "tokenizer", tokenizer, trust_remote_code)
+
+
+def _trusted_rule(rule: WordRule, trust_remote_code: bool) -> WordRule:
+    """A rule of words, which names a function of a library only where code may run: a recipe could name any."""
+    if isinstance(rule, str) and ":" in rule and not trust_remote_code:
+        raise RemoteCodeError(
+            f"word_rule={rule!r} names a function, which runs only with --trust_remote_code (in Python: give the "
+            f"function itself); without code of others there are {', '.join(map(repr, RULES))}."
+        )
+    return rule
 
 
 def new_image_processor(
@@ -169,6 +189,7 @@ class NewCaptioner:
         *,
         tokenizer: str | Path | PreTrainedTokenizerBase = WORDS,
         min_count: int = 5,
+        word_rule: WordRule | None = None,
         image_processor: Any = None,
         trust_remote_code: bool = False,
         **config: Any,
@@ -184,8 +205,11 @@ class NewCaptioner:
             tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`, defaults to `"words"`): the words of the captions, or
                 the folder, Hub name or object of another tokenizer.
             min_count (`int`, defaults to 5): words seen less often become the unknown word.
+            word_rule (`str` or `Callable`, *optional*, defaults to `"spaces"`): how captions are cut into words, as
+                `"unicode"` for any language; see `build_vocabulary`.
             image_processor (`BaseImageProcessor`, *optional*): by default that of the backbone.
-            trust_remote_code (`bool`, defaults to `False`): whether code that comes with the backbone may run.
+            trust_remote_code (`bool`, defaults to `False`): whether code that comes with the backbone, or a function
+                that `word_rule` names, may run.
             config: fields of the captioner's configuration. `vision_config` is that of a fresh backbone or, with a
                 pretrained one, fields of its configuration that are to differ, such as its drop path rate.
 
@@ -194,7 +218,7 @@ class NewCaptioner:
 
         Raises:
             ValueError: nothing to look at; an unknown field; cached features of another width than the backbone's; a
-                name that cannot be loaded.
+                name that cannot be loaded; a `word_rule` for another tokenizer than `"words"`.
 
         Example:
 
@@ -212,7 +236,7 @@ class NewCaptioner:
         fresh = partial(_fitting_image_processor, config.get("vision_config"))
         pictures = new_image_processor(image_processor, backbone, trust_remote_code, fresh)
         longest = config.get("max_position_embeddings", cls.config_class.max_position_embeddings)
-        words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code)
+        words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code, word_rule)
         processor = cls.processor_class(pictures, words)
         settings = {"vocab_size": len(words), **special_token_ids(words), **config}
         model = cls._new_model(backbone, features, settings, trust_remote_code)

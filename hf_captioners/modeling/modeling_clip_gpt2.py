@@ -44,6 +44,7 @@ from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels w
 from .prefix_mapper_clip_gpt2 import MAPPERS, TransformerMapper
 from .processing_clip_gpt2 import ClipGpt2Processor
 from .tags_clip_gpt2 import build_tags
+from .tokenization_words import WordRule
 
 DEFAULT_WORDS = 20  # of a caption, the number that the project trained and generated with
 NO_ANCHOR = -100  # padding of `anchor_ids`
@@ -181,6 +182,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         gpt2: str | Path | None = None,
         tokenizer: Any = None,
         min_count: int = 5,
+        word_rule: WordRule | None = None,
         num_tags: int = 0,
         image_processor: Any = None,
         text_config: dict[str, Any] | None = None,
@@ -190,7 +192,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """As for every captioner, from an image tower and a GPT-2.
 
         Args:
-            captions, backbone, features, min_count, image_processor, trust_remote_code, config: see
+            captions, backbone, features, min_count, word_rule, image_processor, trust_remote_code, config: see
                 [`CaptionerPreTrainedModel.new`]; the backbone pools its output.
             gpt2 (`str` or `Path`, *optional*): pretrained GPT-2, folder or Hub name; by default a fresh one.
             tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*): `"words"` of the captions or another; by
@@ -212,7 +214,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             raise ValueError(f"{cls.__name__}.new: give backbone or features.")
         captions, tokenizer = list(captions), tokenizer or gpt2 or WORDS
         fresh = GPT2Config(**(text_config or {}))
-        words = new_tokenizer(captions, tokenizer, min_count, fresh.n_positions, trust_remote_code)
+        words = new_tokenizer(captions, tokenizer, min_count, fresh.n_positions, trust_remote_code, word_rule)
         pictures = new_image_processor(image_processor, backbone, trust_remote_code, CLIPImageProcessorPil)
         processor = ClipGpt2Processor(pictures, words, tags=build_tags(captions, num_tags) if num_tags else None)
         if num_tags:

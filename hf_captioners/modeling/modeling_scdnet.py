@@ -64,7 +64,7 @@ from .layers_scdnet import (
     word_probabilities,
 )
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
-from .processing_scdnet import ScdnetProcessor  # noqa: F401  travels with the model
+from .processing_scdnet import ScdnetProcessor
 
 CASCADES = ("online", "offline")
 OPTIONS = (  # of `generate`, beside transformers' own
@@ -193,6 +193,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     ```
     """
 
+    processor_class = ScdnetProcessor
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     _keep_in_fp32_modules_strict = ["time_embed"]
     image_inputs = (
@@ -218,6 +219,28 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         self.codec = BitCodec(config)
         self.first_stage = None if config.first_stage is None else type(self)(cast(ScdnetConfig, config.first_stage))
         self.post_init()
+
+    @classmethod
+    def new(
+        cls, captions: Any, backbone: Any = None, features: Any = None, **options: Any
+    ) -> tuple[Any, ScdnetProcessor]:
+        """As for every captioner: a first stage or, with `sees_previous=True`, a second one.
+
+        `num_bits`, by default as many as the words need, bounds how many words it can get later. Its rows have a column
+        `retrieved`, and those of a second stage `previous`, see [`ScdnetProcessor`]; with `retrieval="none"` a model
+        learns to do without retrieved sentences. Special tokens are four words of the vocabulary, where the authors'
+        has one for start, end and padding.
+
+        Raises:
+            ValueError: see [`CaptionerPreTrainedModel.new`]; a `first_stage`.
+        """
+        if options.get("first_stage") is not None:
+            raise ValueError(
+                f"{cls.__name__}.new: first_stage: stages are trained one by one, and make a cascade then."
+            )
+        model, processor = super().new(captions, backbone, features, **options)
+        model.generation_config.suppress_tokens = None  # words are made of bits; none of them can be ruled out
+        return model, processor
 
     @property
     def is_cascade(self) -> bool:

@@ -27,6 +27,7 @@ from hf_captioners import (
     DicoForImageCaptioning,
     ExpansionNetV2ForImageCaptioning,
     SaticForImageCaptioning,
+    ScdnetForImageCaptioning,
     build_vocabulary,
     build_word_tokenizer,
 )
@@ -49,6 +50,10 @@ SIZES: dict[Any, dict[str, Any]] = {
         "max_position_embeddings": 12, "max_image_tokens": 32,
     },
     ClipGpt2ForImageCaptioning: {"text_config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 13}},
+    ScdnetForImageCaptioning: {
+        "retrieval": "none", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "visual_layers": 1,
+        "semantic_layers": 1, "decoder_layers": 1, "time_frequencies": 4, "max_position_embeddings": 12,
+    },
 }  # fmt: skip
 
 
@@ -74,8 +79,7 @@ def picture():
 
 
 def test_every_captioner_is_here():
-    made = {captioner_classes(model_type)[1] for model_type in CAPTIONERS if model_type != "scdnet"}
-    assert made == set(SIZES)  # SCD-Net comes from conversion: its sentences are retrieved
+    assert {captioner_classes(model_type)[1] for model_type in CAPTIONERS} == set(SIZES)
 
 
 @pytest.mark.parametrize("captioner", SIZES)
@@ -103,7 +107,8 @@ class TestEveryCaptioner:
         known = set(processor.tokenizer.get_vocab())
         assert known == {"PAD", "SOS", "EOS", "UNK", "a", "red", "circle", "square"}
         assert model.config.vocab_size == len(known)
-        assert model.generation_config.suppress_tokens == [processor.tokenizer.unk_token_id]
+        unknown = None if captioner is ScdnetForImageCaptioning else [processor.tokenizer.unk_token_id]
+        assert model.generation_config.suppress_tokens == unknown  # SCD-Net cannot rule out words
         special = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
         assert all(vars(model.config)[name] == getattr(processor.tokenizer, name) for name in special)
         assert processor.tokenizer.model_max_length in (12, 13)
@@ -133,11 +138,24 @@ class TestEveryCaptioner:
             ({"backbone": "nowhere", "features": 8}, "backbone='nowhere': there is no such file or folder"),
             ({"tokenizer": "nowhere", "features": 8}, "tokenizer='nowhere': there is no such file or folder"),
             ({"min_count": 9, "features": 8}, "no word of the captions is seen min_count=9 times"),
+            ({"word_rule": "space", "features": 8}, "no rule of words 'space'; expected 'spaces', 'unicode'"),
+            ({"word_rule": "os:system", "features": 8}, "'os:system' names a function, which runs only with"),
         ],
     )
     def test_mistakes(self, captioner, options, message):
         with pytest.raises(ValueError, match=message):
             captioner.new(CAPTIONS, **{"min_count": 1, **SIZES[captioner], **options})
+
+    def test_rule_of_words(self, captioner):
+        options = {**SIZES[captioner], "features": 8, "min_count": 1}
+        _, processor = captioner.new(["一只小狗。", "l'homme"], word_rule="unicode", **options)
+        assert set(processor.tokenizer.get_vocab()) >= {"一", "只", "小", "狗", "l'homme"}
+        _, processor = captioner.new(["一只小狗。"], word_rule=lambda text: ["一只", "小狗"], **options)
+        assert processor.tokenizer.tokenize("小狗") == ["小狗"]
+        named = {"word_rule": "shlex:split", "trust_remote_code": True}
+        assert "dog" in captioner.new(["a dog"], **named, **options)[1].tokenizer.get_vocab()
+        with pytest.raises(ValueError, match="word_rule='unicode' is of tokenizer='words'"):
+            captioner.new(CAPTIONS, word_rule="unicode", **{**options, "tokenizer": processor.tokenizer})
 
 
 def test_a_fresh_backbone():
@@ -157,6 +175,31 @@ def test_a_backbone_that_is_a_model():
     mine = CaptionerImageProcessor(size={"height": 16, "width": 16})
     model, processor = SaticForImageCaptioning.new(CAPTIONS, tower, image_processor=mine, min_count=1, **sizes)
     assert processor.image_processor is mine and model.config.feature_size == 8
+
+
+class TestScdnet:
+    sizes = SIZES[ScdnetForImageCaptioning]
+
+    @pytest.mark.parametrize("extra", [{}, {"sees_previous": True}])
+    def test_learns_with_retrieved_sentences(self, extra):
+        options = {**self.sizes, "retrieval": "sentence", "min_count": 1, **extra}
+        model, processor = ScdnetForImageCaptioning.new(CAPTIONS, features=8, **options)
+        assert (model.config.vocab_size, model.config.num_bits) == (13, 4)  # 9 words and 4 special ones
+        assert model.token_embed.embeddings.in_features == (12 if extra else 8)
+        columns = {"retrieved": ["a blue square"], **({"previous": ["a circle"]} if extra else {})}
+        batch = processor(image_features=torch.randn(1, 3, 8), text_target=["a red circle"], **columns)
+        model(**batch).loss.backward()
+        assert all(one.grad is not None for one in model.parameters())
+        with pytest.raises(ValueError, match="give retrieved_ids"):
+            model.generate(**processor(image_features=torch.randn(1, 3, 8)))
+
+    def test_more_bits_for_words_to_come(self):
+        model, _ = ScdnetForImageCaptioning.new(CAPTIONS, features=8, min_count=1, num_bits=6, **self.sizes)
+        assert model.codec.table.shape == (13, 6)
+
+    def test_no_cascade(self):
+        with pytest.raises(ValueError, match="first_stage: stages are trained one by one"):
+            ScdnetForImageCaptioning.new(CAPTIONS, features=8, sees_previous=True, first_stage={}, **self.sizes)
 
 
 class TestDico:
