@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .captioner_layers import at_least_float32, eager_attention_forward
+from .captioner_attention import CaptionerAttention
+from .captioner_layers import at_least_float32
 from .configuration_scdnet import ScdnetConfig
 from .diffusion_scdnet import ids_to_bits
 
@@ -66,40 +66,22 @@ class BitCodec(Float32Module):
         return ids_to_bits(ids, self.config.num_bits, self.config.vocab_size, float(self.config.bit_scale))
 
 
-class Attention(nn.Module):
+class Attention(CaptionerAttention):
     """Multi-head attention without its output projection."""
 
-    is_causal = False
-
     def __init__(self, config: ScdnetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
+        super().__init__(config, config.hidden_size, dropout=config.attention_dropout)
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def split(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(R, T, d) -> (R, H, T, head)"""
-        return hidden.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
     def project(self, hidden: torch.Tensor) -> Heads:
         """Queries, keys and values of `hidden` (R, T, d)."""
-        return self.split(self.query(hidden)), self.split(self.key(hidden)), self.split(self.value(hidden))
+        return self.split(self.query(hidden)), *self.keys_and_values(hidden)
 
     def keys_and_values(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of `memory` (B, L, d)."""
         return self.split(self.key(memory)), self.split(self.value(memory))
-
-    def forward(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """(R, H, T, head) -> (R, T, d); `mask` (R, 1, 1, L) is True for what is visible."""
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        output, _ = attention(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
-        return output.flatten(2)
 
 
 class Residual(nn.Module):
@@ -153,7 +135,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         """(R, T, d) -> (R, T, d), or of the first `wanted` rows only; `heads` are the projections if they are there."""
         attend, join = self.attention.self, self.attention.output
         query, keys, values = attend.project(hidden) if heads is None else heads
-        hidden = join(attend(query[:, :, :wanted], keys, values, mask), hidden[:, :wanted])
+        hidden = join(attend.attend(query[:, :, :wanted], keys, values, mask)[0], hidden[:, :wanted])
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -172,11 +154,9 @@ class DecoderLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """(R, T, d) -> (R, T, d), attending to B pictures, R a multiple of B; `mask` is (B, 1, 1, L)."""
         attend = self.self_attn.self
-        hidden = self.self_attn.output(attend(*attend.project(hidden), None), hidden)
+        hidden = self.self_attn.output(attend.attend(*attend.project(hidden), None)[0], hidden)
         attend = self.x_att.self
-        # captions of a picture are rows of one long query: (R, T, d) -> (B, H, R/B*T, head)
-        query = attend.split(attend.query(hidden).reshape(len(keys), -1, hidden.shape[-1]))
-        hidden = self.x_att.output(attend(query, keys, values, mask).view(hidden.shape), hidden)
+        hidden = self.x_att.output(attend.attend_to_images(attend.query(hidden), keys, values, mask), hidden)
         return self.output(self.intermediate(hidden), hidden)
 
 

@@ -25,11 +25,12 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 
+from .captioner_attention import CaptionerAttention
 from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
-from .captioner_layers import eager_attention_forward, initialize, padding_mask, weights_of_captions
+from .captioner_layers import initialize, padding_mask
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 from .configuration_expansionnet_v2 import ExpansionNetV2Config
@@ -40,17 +41,11 @@ from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels w
 from .processing_captioner import ExpansionNetV2Processor
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(CaptionerAttention):
     """Multi-head attention of the captions to the memory of their picture (no dropout inside, as in the original)."""
 
-    is_causal = False
-
     def __init__(self, config: ExpansionNetV2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.d_model // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
+        super().__init__(config, config.d_model)
         self.Wq = nn.Linear(config.d_model, config.d_model)
         self.Wk = nn.Linear(config.d_model, config.d_model)
         self.Wv = nn.Linear(config.d_model, config.d_model)
@@ -58,8 +53,7 @@ class CrossAttention(nn.Module):
 
     def project_memory(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each (B, H, L, head), of a memory (B, L, d)."""
-        shape = (*memory.shape[:2], self.num_heads, self.head_dim)
-        return self.Wk(memory).view(shape).transpose(1, 2), self.Wv(memory).view(shape).transpose(1, 2)
+        return self.split(self.Wk(memory)), self.split(self.Wv(memory))
 
     def forward(
         self,
@@ -69,17 +63,8 @@ class CrossAttention(nn.Module):
         mask: torch.Tensor | None,
         all_weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Attend from `hidden` (R, T, d) to B pictures, R a multiple of B, captions of one picture side by side; the
-        weights (R, H, T, L) are appended to `all_weights`, if they are wanted."""
-        images = keys.shape[0]
-        # the captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
-        query = self.Wq(hidden).view(images, -1, self.num_heads, self.head_dim).transpose(1, 2)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attention = attention if all_weights is None else eager_attention_forward
-        output, weights = attention(self, query, keys, values, mask, dropout=0.0, scaling=self.scaling)
-        if all_weights is not None:
-            all_weights.append(weights_of_captions(weights, len(hidden)))
-        return self.out_linear(output.reshape(hidden.shape))  # (B, R/B*T, H, head) -> (R, T, d)
+        """(R, T, d) -> (R, T, d); see [`CaptionerAttention.attend_to_images`]."""
+        return self.out_linear(self.attend_to_images(self.Wq(hidden), keys, values, mask, all_weights))
 
 
 class FeedForward(nn.Module):

@@ -26,18 +26,16 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache_satic import GroupCacheLayer, GroupState
+from .captioner_attention import CaptionerAttention
 from .captioner_autoregressive import AutoregressiveCaptioner, DecodeOptions, Decoding
 from .captioner_cache import CaptionerCache
 from .captioner_layers import (
     at_least_float32,
-    eager_attention_forward,
     initialize,
     padding_mask,
     values_are_known,
-    weights_of_captions,
 )
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
@@ -84,44 +82,20 @@ class GroupLinear(nn.Linear):
         return columns.t().reshape(*hidden.shape[:-1], -1)  # (…, out)
 
 
-class Attention(nn.Module):
+class Attention(CaptionerAttention):
     """Multi-head attention. `linears` are the projections of query, key, value and output."""
 
-    is_causal = False
-
     def __init__(self, config: SaticConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.d_model // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
+        super().__init__(config, config.d_model, dropout=config.dropout)
         self.linears = nn.ModuleList(GroupLinear(config.d_model, config.d_model) for _ in range(4))
 
     def keys_and_values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each (B, H, L, head), of `hidden` (B, L, d)."""
-        shape = (*hidden.shape[:2], self.num_heads, self.head_dim)
-        keys, values = self.linears[1](hidden), self.linears[2](hidden)  # (B, L, d)
-        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)  # (B, H, L, head)
+        return self.split(self.linears[1](hidden)), self.split(self.linears[2](hidden))
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
-        all_weights: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Attend from `hidden` (R, T, d) to B rows of keys, R a multiple of B; `mask` is True for what is visible. The
-        weights (R, H, T, L) are appended to `all_weights`, if they are wanted."""
-        # the captions of a picture are rows of one long query: (B, R/B*T, H, head) -> (B, H, R/B*T, head)
-        query = self.linears[0](hidden).view(keys.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.config.dropout if self.training else 0.0
-        attention = attention if all_weights is None else eager_attention_forward
-        output, weights = attention(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
-        if all_weights is not None:
-            all_weights.append(weights_of_captions(weights, len(hidden)))
-        return self.linears[3](output.reshape(hidden.shape))  # (B, R/B*T, H, head) -> (R, T, d)
+    def forward(self, hidden: torch.Tensor, *memory: Any) -> torch.Tensor:
+        """(R, T, d) -> (R, T, d); see [`CaptionerAttention.attend_to_images`] for what is attended to."""
+        return self.linears[3](self.attend_to_images(self.linears[0](hidden), *memory))
 
 
 class FeedForward(nn.Module):
