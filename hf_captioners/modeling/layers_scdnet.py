@@ -150,13 +150,21 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.output = Residual(config.intermediate_size, config)
 
     def forward(
-        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """(R, T, d) -> (R, T, d), attending to B pictures, R a multiple of B; `mask` is (B, 1, 1, L)."""
+        """(R, T, d) -> (R, T, d), attending to B pictures, R a multiple of B; `mask` is (B, 1, 1, L). The weights
+        (R, H, T, L) are appended to `all_weights`, if they are wanted."""
         attend = self.self_attn.self
         hidden = self.self_attn.output(attend.attend(*attend.project(hidden), None)[0], hidden)
         attend = self.x_att.self
-        hidden = self.x_att.output(attend.attend_to_images(attend.query(hidden), keys, values, mask), hidden)
+        hidden = self.x_att.output(
+            attend.attend_to_images(attend.query(hidden), keys, values, mask, all_weights), hidden
+        )
         return self.output(self.intermediate(hidden), hidden)
 
 

@@ -111,11 +111,15 @@ class ScdnetGenerateOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(captions, length)`): start token, words, end token, padding.
         sequences_scores (`torch.FloatTensor` of shape `(captions,)`): the model's log-probability of each.
         stages (`list[Denoised]`): for each stage what its sampler gave, with the trajectory if `output_scores=True`.
+        cross_attentions (`tuple[tuple[torch.Tensor]]`): for each step of the last stage and each decoder layer how much
+            every place of a caption attends to the picture, `(captions, heads, places, regions)`, if
+            `output_attentions=True`.
     """
 
     sequences: torch.Tensor = None  # type: ignore[assignment]  # as in transformers' outputs
     sequences_scores: torch.Tensor | None = None
     stages: list[Denoised] | None = None
+    cross_attentions: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
 @dataclass
@@ -399,7 +403,13 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     # -- the network -------------------------------------------------------------------------------------------------
 
     def predict(
-        self, state: torch.Tensor, known_bits: torch.Tensor, time: torch.Tensor, known: Known, states: bool = False
+        self,
+        state: torch.Tensor,
+        known_bits: torch.Tensor,
+        time: torch.Tensor,
+        known: Known,
+        states: bool = False,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One pass of the network.
 
@@ -408,6 +418,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             time (`torch.Tensor` of shape `(N, d)` or `(1, d)`): vectors of the time.
             known ([`Known`]): of the captions.
             states (`bool`, defaults to `False`): also return the layers' outputs.
+            all_weights (`list[torch.Tensor]`, *optional*): a list that gets each decoder layer's attention to the
+                picture, `(N, H, L, regions)`.
 
         Returns:
             `tuple[torch.Tensor, list[torch.Tensor]]`: logits of the words `(N, L, V)`; the embedded bits, the outputs
@@ -425,7 +437,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             hidden = layer(hidden, known.semantic_mask, heads if index == 0 else None, wanted)
         outputs.append(hidden)  # (N, L, d)
         for layer, memory in zip(self.decoder.g_layers, known.memory, strict=True):
-            hidden = layer(hidden, *memory, known.memory_mask)
+            hidden = layer(hidden, *memory, known.memory_mask, all_weights)
             outputs.append(hidden)
         return self.predictor(hidden), outputs if states else []
 
@@ -444,6 +456,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         noise: torch.Tensor | None = None,
         self_conditioning: bool | torch.Tensor | None = None,
         draw: bool = False,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Corrupt captions (N, L) and predict them in one step: logits (N, L, V) and the layers' outputs."""
         shape = (*ids.shape, cast(int, self.config.num_bits))
@@ -456,7 +469,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         state = corrupt(self.codec.encode(ids), noise, ratios)
         known_bits = self._own_prediction(encoded, state, ratios, self_conditioning)
         time = self.token_embed.time_embed(ratios)
-        return self.predict(state, known_bits, time, self._known(encoded, len(ids)), states=True)
+        return self.predict(state, known_bits, time, self._known(encoded, len(ids)), True, all_weights)
 
     def _draw(
         self, seeds: torch.Tensor | None, shape: tuple[int, ...], images: int, draw: bool, device: torch.device
@@ -510,10 +523,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         of the words, both up to the end of each caption.
 
         Raises:
-            ValueError: no labels, or too long ones; a cache; attentions are asked for.
+            ValueError: no labels, or too long ones; a cache.
         """
-        if output_attentions:
-            raise ValueError("output_attentions=True: SCD-Net returns no attentions; leave it out.")
         if past_key_values is not None or decoder_input_ids is not None or labels is None:
             raise ValueError("SCD-Net scores whole captions: give labels, no decoder_input_ids and no past_key_values.")
         if bool((labels[:, self.config.caption_length :] != -100).any()):
@@ -524,13 +535,17 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         width, encoded = labels.shape[1], cast(ScdnetEncoderOutput, encoder_outputs)
         labels = labels[:, : self.config.caption_length]
         ids = self._padded(labels)  # (N, L)
-        logits, states = self._predict_once(encoded, ids, draw=self.training, **chance)
+        weights: list[torch.Tensor] | None = [] if output_attentions else None
+        logits, states = self._predict_once(encoded, ids, draw=self.training, all_weights=weights, **chance)
         labels = labels.masked_fill(ended_before(labels, cast(int, self.config.eos_token_id)), -100)
         seen = logits[:, : labels.shape[1]]
         terms = self.loss_terms(seen, labels, num_items_in_batch)
         seen = nn.functional.pad(seen, (0, 0, 0, width - seen.shape[1]))
         return CaptionerOutput(
-            loss=terms[0] + terms[1], logits=seen[:, -logits_to_keep:], decoder_hidden_states=tuple(states)
+            loss=terms[0] + terms[1],
+            logits=seen[:, -logits_to_keep:],
+            decoder_hidden_states=tuple(states),
+            cross_attentions=None if weights is None else tuple(weights),
         )
 
     def loss_terms(
@@ -611,7 +626,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         encoded = cast(ScdnetEncoderOutput, encoder_outputs)
         copies = config.num_return_sequences if copies is None else copies
         noise = _Noise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
-        stages = self._write_stages(encoded, options, noise, keep=bool(config.output_scores))
+        weights: list[torch.Tensor] | None = [] if config.output_attentions else None
+        stages = self._write_stages(encoded, options, noise, bool(config.output_scores), weights)
         ids = self._to_sequences(stages[-1].state)  # (B * copies, 1 + L)
         scores = None
         if copies > 1 or config.return_dict_in_generate:
@@ -620,8 +636,13 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             order = scores.view(-1, copies).argsort(dim=1, descending=True, stable=True)  # type: ignore[union-attr]
             order = (order + torch.arange(0, len(ids), copies, device=order.device)[:, None]).flatten()
             ids, scores = ids[order], scores[order]  # type: ignore[index]
+            weights = None if weights is None else [layer[order] for layer in weights]
         ids = self._cut(ids, config)
-        return ScdnetGenerateOutput(ids, scores, stages) if config.return_dict_in_generate else ids
+        if not config.return_dict_in_generate:
+            return ids
+        layers = len(self.decoder.g_layers)
+        steps = None if weights is None else tuple(zip(*[iter(weights)] * layers, strict=True))
+        return ScdnetGenerateOutput(ids, scores, stages, steps)
 
     def _scores(self, ids: torch.Tensor, encoded: ScdnetEncoderOutput, stages: list[Denoised]) -> torch.Tensor:
         """Log-probabilities (N,) of captions, which a second stage gives with the first one's sentences in sight."""
@@ -630,23 +651,34 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         return cast(torch.Tensor, self.sequence_log_probs(ids, encoder_outputs=encoded)).sum(1)
 
     def _write_stages(
-        self, encoded: ScdnetEncoderOutput, options: dict[str, Any], noise: "_Noise", keep: bool
+        self,
+        encoded: ScdnetEncoderOutput,
+        options: dict[str, Any],
+        noise: "_Noise",
+        keep: bool,
+        all_weights: list[torch.Tensor] | None,
     ) -> list[Denoised]:
         """Output of the samplers: of one stage, or of both of a cascade."""
         if self.first_stage is None or encoded.previous_ids is not None:
-            return [self._denoise([(self, encoded, None)], options, noise, stage=-1, keep=keep)]
+            return [self._denoise([(self, encoded, None)], options, noise, -1, keep, all_weights)]
         if options["cascade"] not in CASCADES:
             raise ValueError(f"cascade must be one of {', '.join(CASCADES)}, not {options['cascade']!r}.")
         alone = (self.first_stage, encoded.first, None)
-        first = self._denoise([alone], options, noise, stage=0, keep=keep)
+        first = self._denoise([alone], options, noise, 0, keep)
         previous = self._to_sequences(first.state)[:, 1:]
         both: list[Any] = [(self, encoded, previous)]
         if options["cascade"] == "online":
             both.insert(0, alone)
-        return [first, self._denoise(both, options, noise, stage=1, keep=keep)]
+        return [first, self._denoise(both, options, noise, 1, keep, all_weights)]
 
     def _denoise(
-        self, networks: list[tuple[Any, Any, Any]], options: dict[str, Any], noise: "_Noise", stage: int, keep: bool
+        self,
+        networks: list[tuple[Any, Any, Any]],
+        options: dict[str, Any],
+        noise: "_Noise",
+        stage: int,
+        keep: bool,
+        all_weights: list[torch.Tensor] | None = None,
     ) -> Denoised:
         """Run a sampler on networks, each with its encoded pictures and previous sentences, together."""
         number = _of_stage(options["num_inference_steps"], stage)
@@ -663,7 +695,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         def predict(step: int, state: torch.Tensor, known_bits: torch.Tensor) -> torch.Tensor:
             words: Any = 0.0
             for (network, _, _), own, time, weight in zip(networks, known, times, weights, strict=True):
-                logits, _ = network.predict(state, known_bits, time[step : step + 1], own)
+                wanted = all_weights if network is self else None
+                logits, _ = network.predict(state, known_bits, time[step : step + 1], own, all_weights=wanted)
                 words = words + weight * word_probabilities(logits)
             return words / sum(weights)
 

@@ -247,3 +247,25 @@ def test_more_words_than_the_bits_can_tell_apart():
 def test_configurations_that_contradict_themselves(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         ScdnetConfig(**{**SIZES, **fields})
+
+
+def test_attention_to_the_picture():
+    model = small_model().eval()
+    images = {**IMAGES, "image_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])}
+    with torch.no_grad():
+        plain, output = (model(**images, labels=LABELS, output_attentions=wanted) for wanted in (False, True))
+        assert plain.cross_attentions is None
+        torch.testing.assert_close(output.logits, plain.logits, atol=5e-5, rtol=1e-4)
+        model.set_attn_implementation("eager")
+        eager = model(**images, labels=LABELS, output_attentions=True)
+    places = model.config.caption_length
+    for weights, expected in zip(output.cross_attentions, eager.cross_attentions, strict=True):
+        assert weights.shape == (4, model.config.num_attention_heads, places, 5)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        assert (weights[2:, ..., 3:] == 0).all()
+        torch.testing.assert_close(weights, expected, atol=5e-5, rtol=1e-4)
+    written = model.generate(
+        **images, num_inference_steps=3, num_return_sequences=2, output_attentions=True, return_dict_in_generate=True
+    )
+    assert [len(step) for step in written.cross_attentions] == [len(output.cross_attentions)] * 3
+    assert written.cross_attentions[0][0].shape == (4, model.config.num_attention_heads, places, 5)
