@@ -23,6 +23,7 @@ EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "trl>=1.16", "peft>=0.21", "pyyaml>=6", "rich>=13.8"],
     "eval": ["evaluate>=0.4.6", "datasets>=5.2", "pycocoevalcap>=1.2", "snowballstemmer>=2.2,<3"],
     "features": ["datasets>=5.2"],
+    "faiss": ["faiss-cpu>=1.8", "datasets>=5.2"],
     "h5": ["h5py>=3.11"],
     "heif": ["pillow-heif>=1.8"],
     "plot": ["matplotlib>=3.9"],

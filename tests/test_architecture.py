@@ -45,7 +45,7 @@ SIBLINGS = {
 }
 FOR_ALL = {"_version.py", "metric_table.py"}  # of hf_captioners/ itself, light: all files may import them
 # what code that travels to the Hub may import; its own files apart
-TRAVELS_WITH = {"numpy", "PIL", "tokenizers", "torch", "transformers", "huggingface_hub"}
+TRAVELS_WITH = {"numpy", "PIL", "safetensors", "tokenizers", "torch", "transformers", "huggingface_hub"}
 TRAVELS_WITH |= {"typing_extensions"} | set(sys.stdlib_module_names)  # which torch needs
 
 

@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from ..data.printable import PrintableFormatter, printable
-from . import caption, convert, env, evaluate, features, plot, quickstart, regions, train
+from . import caption, convert, env, evaluate, features, plot, quickstart, regions, retrieval, train
 from .common import UsageError, failure_status, print_error
 
-VERBS = (quickstart, caption, train, evaluate, features, regions, plot, convert, env)
+VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, plot, convert, env)
 
 
 class _Parser(argparse.ArgumentParser):

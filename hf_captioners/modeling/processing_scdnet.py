@@ -52,8 +52,8 @@ class ScdnetProcessor(CaptionerProcessor):
         image_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
         return_tensors: str = "pt",
         retrieved: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        previous: Sequence[str] | None = None,
-        guide: Sequence[str] | None = None,
+        previous: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        guide: Sequence[str] | Sequence[Sequence[str]] | None = None,
         seeds: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -62,10 +62,13 @@ class ScdnetProcessor(CaptionerProcessor):
         Args:
             images, text, text_target, image_features, return_tensors, kwargs: as there.
             retrieved (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture, or for every
-                caption, the sentence that was retrieved, or a list of them of which the first one is taken.
-            previous (`Sequence[str]`, *optional*): for every picture or caption what the first stage wrote, for a
-                second stage.
-            guide (`Sequence[str]`, *optional*): for every picture the sentence that guides self-critical training.
+                caption, the sentence that was retrieved, or a list of them, best first. Of a list the first one is
+                taken; with `seeds`, which is in training, every caption of a picture gets another one of the
+                picture's list, at random.
+            previous (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture or caption what the
+                first stage wrote, for a second stage; of a list the first one.
+            guide (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture the sentence that guides
+                self-critical training; of a list the first one.
             seeds (`Sequence[int]`, *optional*): for every caption what the chance of its training step depends on.
 
         Returns:
@@ -74,11 +77,11 @@ class ScdnetProcessor(CaptionerProcessor):
         """
         batch = super().__call__(images, text, text_target, image_features, return_tensors, **kwargs)
         if retrieved is not None:
-            sentences = [one if isinstance(one, str) else one[0] if one else "" for one in retrieved]
+            sentences = _first(retrieved) if seeds is None else _drawn(retrieved, seeds)
             batch["retrieved_ids"], batch["retrieved_mask"] = self._retrieved(sentences)
         for name, captions in (("previous_ids", previous), ("guide_ids", guide)):
             if captions is not None:
-                labels = self._labels(list(captions))
+                labels = self._labels(_first(captions))
                 batch[name] = labels.masked_fill(labels == -100, self.tokenizer.pad_token_id)
         if seeds is not None:
             batch["seeds"] = torch.as_tensor(seeds)
@@ -102,3 +105,21 @@ class ScdnetProcessor(CaptionerProcessor):
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "retrieved_ids", "retrieved_mask", "previous_ids", "guide_ids", "seeds"]
+
+
+def _first(sentences: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
+    """The sentence of each picture, the first one of a list; an empty one where a list has none."""
+    return [one if isinstance(one, str) else one[0] if one else "" for one in sentences]
+
+
+def _drawn(sentences: Sequence[str] | Sequence[Sequence[str]], seeds: Sequence[int]) -> list[str]:
+    """A sentence for each caption, those of a picture drawn from its list without repetition as long as it lasts."""
+    if all(isinstance(one, str) for one in sentences) or len(seeds) % len(sentences):
+        return _first(sentences)
+    number = len(seeds) // len(sentences)
+    drawn: list[str] = []
+    for place, one in enumerate(sentences):
+        pool = [one] if isinstance(one, str) else list(one) or [""]
+        order = random.Random(int(seeds[place * number])).sample(pool, len(pool))
+        drawn += [order[index % len(order)] for index in range(number)]
+    return drawn

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.captions.attached import attach_sentences, has_sentences, parse_sentences
 from ..data.captions.cocotalk import load_cocotalk
 from ..data.captions.distill import distill_captions
 from ..data.captions.folder import load_folder
@@ -32,6 +33,7 @@ class DataArguments:
         train_split (`str`, defaults to `"train+restval"`), eval_split (`str`, defaults to `"val"`): of `annotations`.
         distilled (`str`, *optional*): a teacher's captions, in the place of the references of the training rows.
         missing_distilled (`str`, defaults to `"error"`): `"keep"` the references of pictures that the teacher left out.
+        sentences (`list[str]`, *optional*): files of sentences of the pictures that become columns, `COLUMN=FILE` each.
         check_images (`bool`, defaults to `True`): look at the headers of all pictures first.
     """
 
@@ -65,6 +67,13 @@ class DataArguments:
     missing_distilled: str = field(
         default="error", metadata={"help": "'keep' the references of pictures without captions of the teacher."}
     )
+    sentences: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Sentences of the pictures that SCD-Net sees, as COLUMN=FILE: retrieved=FILE of `hf-captioners "
+            "retrieval lookup`, previous=FILE and guide=FILE of `hf-captioners caption --annotations`."
+        },
+    )
     check_images: bool = field(
         default=True,
         metadata={
@@ -85,6 +94,7 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     Raises:
         ValueError: options that do not go together, or pictures without captions.
     """
+    sentences = parse_sentences(arguments.sentences or [])
     if (arguments.annotations is None) == (arguments.data_dir is None):
         raise ValueError("give --annotations (Karpathy's layout) or --data_dir (a folder), one of them.")
     if arguments.data_dir is not None:
@@ -95,6 +105,7 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
         train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
     if arguments.distilled is not None:
         train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
+    train, evaluation = _attach_sentences(sentences, train, evaluation)
     _check_rows(arguments, train, evaluation)
     if arguments.features is None:
         return train, evaluation
@@ -103,6 +114,15 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
         None if rows is None else attach_features(rows, store, keep_images=True) for rows in (train, evaluation)
     ]
     return with_features[0], with_features[1]
+
+
+def _attach_sentences(sentences: dict[str, str], train: Any, evaluation: Any) -> tuple[Any, Any]:
+    """Rows with columns of sentences; evaluation rows without those that none of their pictures has, as guides."""
+    for column, path in sentences.items():
+        train = attach_sentences(train, path, column)
+        if evaluation is not None and has_sentences(evaluation, path):
+            evaluation = attach_sentences(evaluation, path, column)
+    return train, evaluation
 
 
 def _check_rows(arguments: DataArguments, train: Any, evaluation: Any) -> None:

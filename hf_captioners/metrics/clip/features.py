@@ -16,28 +16,28 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
     BaseImageProcessor,
     CLIPModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    VisionTextDualEncoderModel,
 )
 
 from ...data.progress import progress
+from ...modeling.captioner_dual_encoder import (
+    DualEncoder,
+    check_dual_encoder,
+    embed_images,
+    embed_texts,
+    load_dual_encoder,
+)
 from ...modeling.captioner_image_io import ImageError
-from ...modeling.captioner_trust import load_pretrained
 from ...modeling.image_processing_captioner import open_for_processor
 from ..inputs import MetricInputError
 
 Captions: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Tensor
 Images: TypeAlias = Sequence[Any] | Tensor
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer_config.json")
-IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SHOWN_DIGITS = 12  # of hashes in settings
 
 
@@ -126,18 +126,14 @@ class ClipFeatures:
         trust_remote_code: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
-            folder, trust = model, trust_remote_code
-            model = load_pretrained(AutoModel, folder, trust, dtype=dtype or torch.float32)
-            if tokenizer is None and _has_any_file(folder, TOKENIZER_FILES):
-                tokenizer = load_pretrained(AutoTokenizer, folder, trust)
-            if image_processor is None and _has_any_file(folder, IMAGE_PROCESSOR_FILES):
-                image_processor = load_pretrained(AutoImageProcessor, folder, trust, backend="pil")
-        if not isinstance(model, (CLIPModel, VisionTextDualEncoderModel)):
-            raise TypeError(f"a {type(model).__name__} is no CLIPModel or VisionTextDualEncoderModel")
+            model, tokenizer, image_processor = load_dual_encoder(
+                model, trust_remote_code, dtype or torch.float32, tokenizer, image_processor
+            )
+        encoder = check_dual_encoder(model)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        model.to(device or model.device, dtype or model.dtype)  # type: ignore[arg-type]
-        self.model: CLIPModel | VisionTextDualEncoderModel = model.eval()
+        encoder.to(device or encoder.device, dtype or encoder.dtype)  # type: ignore[arg-type]
+        self.model: DualEncoder = encoder.eval()
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.pad_token_id = pad_token_id
@@ -278,16 +274,12 @@ class ClipFeatures:
         return self.image_processor(images=opened_image, return_tensors="pt")["pixel_values"][0]
 
     def _encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+        return embed_images(self.model, pixel_values)
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         if self.tokenizer is None:
             raise ValueError("no tokenizer for captions as text: the model's folder has none; give tokenizer=")
-        text: Any = self.model.config.text_config
-        length = min(self.tokenizer.model_max_length, text.max_position_embeddings)
-        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return self.model.get_text_features(**inputs.to(self.model.device)).pooler_output
+        return embed_texts(self.model, self.tokenizer, texts)
 
     def _encode_ids(self, ids: Tensor) -> Tensor:
         # The tower is causal and pools at the first EOS: of the filling behind the longest caption, one token counts.
@@ -307,11 +299,6 @@ class ClipFeatures:
         if batch:
             features.append(encode(batch).float())
         return torch.cat(features)
-
-
-def _has_any_file(folder: str | Path, names: Sequence[str]) -> bool:
-    """Tell whether files can be expected there: any Hub name, or a folder with one of them."""
-    return not Path(folder).is_dir() or any((Path(folder) / name).exists() for name in names)
 
 
 def _hash_weights(model: PreTrainedModel) -> str:

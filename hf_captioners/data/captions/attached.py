@@ -1,0 +1,101 @@
+"""Sentences of pictures as a column of rows: retrieved ones, a first stage's captions, a teacher's.
+
+A file has the layouts of [`distill`]: what `hf-captioners retrieval lookup` and `hf-captioners caption --annotations`
+write, a record with `image_id` and `captions` or `caption` per line, or a JSON object from image id to captions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import datasets
+
+from ..files import regular_file
+from .distill import read_teacher_captions
+from .records import CaptionFileError, id_of
+
+_SHOWN = 5
+
+
+def parse_sentences(options: Sequence[str]) -> dict[str, str]:
+    """Columns and their files, of options like `retrieved=retrieved.jsonl`.
+
+    Args:
+        options (`Sequence[str]`): a column, `=` and a file each.
+
+    Returns:
+        `dict[str, str]`
+
+    Raises:
+        ValueError: another text, or a column twice.
+        OSError: there is no such file.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.captions.attached import parse_sentences
+    >>> parse_sentences(["retrieved=flickr8k.jsonl"])  # doctest: +SKIP
+    {'retrieved': 'flickr8k.jsonl'}
+
+    ```
+    """
+    files: dict[str, str] = {}
+    for option in options:
+        column, sign, file = option.partition("=")
+        if not (column.isidentifier() and sign and file):
+            raise ValueError(f"sentences {option!r}: expected COLUMN=FILE, as retrieved=retrieved.jsonl.")
+        if column in files:
+            raise ValueError(f"sentences: the column {column!r} has two files, {files[column]} and {file}.")
+        files[column] = os.fspath(regular_file(file, "file of sentences"))
+    return files
+
+
+def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], column: str) -> datasets.Dataset:
+    """Give rows the sentences of their pictures.
+
+    Args:
+        dataset (`datasets.Dataset`): rows with `image_id`.
+        path (`str` or `os.PathLike`): the sentences, best first; see the top of this module.
+        column (`str`): its name, as the captioner's processor knows it.
+
+    Returns:
+        `datasets.Dataset`: the same rows with a list of sentences each.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CaptionFileError: the file is not like that, pictures have no sentence in it (some are named), or the rows have
+            such a column.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>>     >>> import datasets
+    >>> from hf_captioners.data.captions.attached import attach_sentences
+    >>> path = Path(tempfile.mkdtemp()) / "retrieved.jsonl"
+    >>> _ = path.write_text('{"image_id": 42, "captions": ["a dog runs", "a dog"]}')
+    >>> rows = datasets.Dataset.from_list([{"image_id": 42}])
+    >>> attach_sentences(rows, path, "retrieved")[0]
+    {'image_id': 42, 'retrieved': ['a dog runs', 'a dog']}
+
+    ```
+    """
+    if column in dataset.column_names:
+        raise CaptionFileError(f"{path}: the rows have a column {column!r} already.")
+    ids = [id_of(image_id, "image_id") for image_id in dataset["image_id"][:]]
+    sentences = read_teacher_captions(path)
+    absent = [image_id for image_id in ids if image_id not in sentences]
+    if absent:
+        raise CaptionFileError(
+            f"{path}: no sentence for {len(absent)} of {len(ids)} images: {', '.join(map(repr, absent[:_SHOWN]))}; "
+            "look up those of all splits that are read."
+        )
+    feature = datasets.List(datasets.Value("string"))
+    return dataset.add_column(column, [sentences[image_id] for image_id in ids], feature=feature)
+
+
+def has_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file has a sentence for any picture of rows: guides are of training pictures alone."""
+    sentences = read_teacher_captions(path)
+    return any(id_of(image_id, "image_id") in sentences for image_id in dataset["image_id"][:])
