@@ -49,7 +49,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["hf_captioners", "hf_captioners.*"]),
-    package_data={"hf_captioners": ["py.typed"]},
+    package_data={"hf_captioners": ["py.typed", "__init__.pyi"]},
     python_requires=">=3.10",
     install_requires=CORE,
     extras_require=EXTRAS,

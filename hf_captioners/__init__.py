@@ -1,7 +1,9 @@
 """Research image captioners in the Hugging Face ecosystem.
 
-Importing the package registers its models with the Auto classes of transformers and brings back the `image-to-text`
-pipeline. The names below and the sub-packages are loaded on first use.
+Importing the package makes its models known to the Auto classes of transformers and brings back the `image-to-text`
+pipeline, as soon as these classes are imported: before or after, see `registration`. The names below and the
+sub-packages are loaded on first use, so that the import alone costs next to nothing; `__init__.pyi` has
+the same names for editors and type checkers.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import importlib
 from typing import Any
 
 from ._version import __version__
-from .pipelines import CAPTIONERS, captioner_modules, pipeline, register
+from .captioner_table import CAPTIONERS, captioner_modules
+from .registration import register_with_auto_classes
 
 _PACKAGES = ("conversion", "data", "inference", "metrics", "modeling", "reports", "rewards", "training")
 
@@ -47,13 +50,15 @@ _HOME = {
     "load_cocotalk": "data.captions.cocotalk",
     "load_karpathy": "data.captions.karpathy",
     "open_image": "modeling.captioner_image_io",
+    "pipeline": "pipelines",
+    "register": "pipelines",
     "special_token_ids": "modeling.tokenization_words",
     "write_region_features": "data.features.regions",
 }
 for _model_type, _names in CAPTIONERS.items():
     _HOME.update(zip(_names, captioner_modules(_model_type), strict=True))
 
-__all__ = [*sorted(_HOME), "__version__", "pipeline", "register"]
+__all__ = [*sorted(_HOME), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -70,4 +75,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_PACKAGES})
 
 
-register()
+register_with_auto_classes()

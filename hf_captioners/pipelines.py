@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import transformers
@@ -18,6 +16,7 @@ from transformers import (
 )
 from transformers import pipelines as transformers_pipelines
 
+from .captioner_table import CAPTIONERS, captioner_classes
 from .modeling.captioner_foreign import has_pair, load_pair
 from .modeling.captioner_trust import foreign_code
 from .modeling.configuration_bottom_up import BottomUpConfig
@@ -28,37 +27,11 @@ from .modeling.pipeline_image_to_text import ImageToTextPipeline
 
 TASK = "image-to-text"
 
-# model type -> names of config, model and processor; adding a captioner is its files in modeling/ and a line here
-CAPTIONERS = {
-    "clip_gpt2": ("ClipGpt2Config", "ClipGpt2ForImageCaptioning", "ClipGpt2Processor"),
-    "dico": ("DicoCaptionerConfig", "DicoForImageCaptioning", "DicoProcessor"),
-    "expansionnet_v2": ("ExpansionNetV2Config", "ExpansionNetV2ForImageCaptioning", "ExpansionNetV2Processor"),
-    "satic": ("SaticConfig", "SaticForImageCaptioning", "SaticProcessor"),
-    "scdnet": ("ScdnetConfig", "ScdnetForImageCaptioning", "ScdnetProcessor"),
-}
-
-
-def captioner_modules(model_type: str) -> tuple[str, str, str]:
-    """Name the places of config, model and processor of a captioner are: names of modules of the package.
-
-    A captioner without a processor file of its own has its class in `processing_captioner`.
-    """
-    processing = f"modeling.processing_{model_type}"
-    if find_spec(f"{__package__}.{processing}") is None:
-        processing = "modeling.processing_captioner"
-    return f"modeling.configuration_{model_type}", f"modeling.modeling_{model_type}", processing
-
-
-def captioner_classes(model_type: str) -> list[Any]:
-    """Config, model and processor of a captioner."""
-    places = zip(captioner_modules(model_type), CAPTIONERS[model_type], strict=True)
-    return [getattr(import_module(f"{__package__}.{module}"), name) for module, name in places]
-
 
 def register() -> None:
     """Make the captioners and the detector known to the Auto classes, and `image-to-text` to `transformers.pipeline`.
 
-    Runs when `hf_captioners` is imported; running it again changes nothing.
+    Runs by itself once `hf_captioners` and the Auto classes are imported; running it again changes nothing.
     """
     for model_type in CAPTIONERS:
         config, model, processor = captioner_classes(model_type)

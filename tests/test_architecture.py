@@ -25,9 +25,9 @@ ALLOWED = {
     "reports": {"modeling", "data", "metrics"},
     "conversion": {"modeling", "data", "metrics"},
     "demo": {"modeling", "data", "training", "inference", "reports"},
-    # "": hf_captioners/__init__.py and pipelines.py
+    # "": the files of hf_captioners/ itself
     "cli": {"", "modeling", "data", "metrics", "rewards", "training", "inference", "reports", "conversion", "demo"},
-    "": {"modeling"},  # hf_captioners/__init__.py and pipelines.py
+    "": {"modeling"},
 }
 # what a sub-package imports from its siblings; the files of the package above use, and are used, as files allow
 SIBLINGS = {
@@ -43,7 +43,11 @@ SIBLINGS = {
     "training.watch": set(),
     "cli.training": set(),
 }
-FOR_ALL = {"_version.py", "metric_table.py"}  # of hf_captioners/ itself, light: all files may import them
+FOR_ALL = {
+    "_version.py",
+    "captioner_table.py",
+    "metric_table.py",
+}  # of hf_captioners/ itself, light: all files may import them
 # what code that travels to the Hub may import; its own files apart
 TRAVELS_WITH = {"numpy", "PIL", "safetensors", "tokenizers", "torch", "transformers", "huggingface_hub"}
 TRAVELS_WITH |= {"typing_extensions"} | set(sys.stdlib_module_names)  # which torch needs
@@ -137,11 +141,13 @@ def test_docstrings_begin_with_a_noun_or_a_verb(path):
     assert [doc for doc in docs.values() if doc and doc.split()[0] in opening] == []
 
 
-def test_importing_the_package_is_light_and_reaches_all_of_it():  # accelerate is loaded by transformers itself
+def test_importing_the_package_is_light_and_reaches_all_of_it():
     packages = sorted(set(ALLOWED) - {"", "cli", "demo"})
     code = f"""
 import sys, hf_captioners
-print(sorted({{"datasets", "trl", "peft"}} & set(sys.modules)))
+from hf_captioners.metrics import CaptionMetrics
+CaptionMetrics(["bleu", "rouge_l", "cider_d"])(["a dog runs", "a cat"], [["a dog", "the dog runs"], ["a black cat"]])
+print(sorted({{"torch", "transformers", "datasets", "trl", "peft"}} & set(sys.modules)))
 print([name for name in {packages} if getattr(hf_captioners, name).__name__ != "hf_captioners." + name])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -152,8 +158,19 @@ def test_all_public_names_exist():
     import hf_captioners
 
     assert [name for name in hf_captioners.__all__ if getattr(hf_captioners, name, None) is None] == []
+    assert set(hf_captioners.__all__) <= set(dir(hf_captioners))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = hf_captioners.nothing
+
+
+def test_editors_know_the_public_names():
+    import hf_captioners
+
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
+    lines = {f"from .{node.module or ''} import {alias.name} as {alias.asname}" for node in stub.body
+             if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+    home = {**hf_captioners._HOME, "__version__": "_version", **dict.fromkeys(hf_captioners._PACKAGES, "")}
+    assert lines == {f"from .{module} import {name} as {name}" for name, module in home.items()}
 
 
 def test_tests_reach_no_network():

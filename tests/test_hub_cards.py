@@ -21,6 +21,6 @@ def test_renders_with_and_without_values(path):
 
 
 def test_there_is_one_for_every_captioner():
-    from hf_captioners.pipelines import CAPTIONERS
+    from hf_captioners.captioner_table import CAPTIONERS
 
     assert set(CAPTIONERS) <= {path.stem for path in CARDS}

@@ -3,28 +3,24 @@
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
 from hf_captioners.cli import env, main
 
-PACKAGE = Path(main.__file__).parents[1]
-
-# Runs the command line without the package's own __init__, which loads transformers to register the models.
-ALONE = f"""
-import sys, types
-package = types.ModuleType("hf_captioners")
-package.__path__ = [{str(PACKAGE)!r}]
-sys.modules["hf_captioners"] = package
+HEAVY = {"torch", "transformers", "datasets", "numpy", "PIL"}
+# help, and a mistake in the words, of every verb in a process of its own; then what it has loaded
+LIGHT = f"""
+import sys
 from hf_captioners.cli.main import VERBS, main
 for verb in [[], *([verb.__name__.split(".")[-1]] for verb in VERBS)]:
-    try:
-        main([*verb, "--help"])
-    except SystemExit as end:
-        assert end.code == 0, verb
-    heavy = {{"torch", "transformers", "datasets", "numpy", "PIL"}} & set(sys.modules)
-    assert not heavy, (verb, heavy)
+    for words, status in (["--help"], 0), (["--no-such-option"], 2):
+        try:
+            main([*verb, *words])
+        except SystemExit as end:
+            assert end.code == status, (verb, words, end.code)
+        heavy = {HEAVY} & set(sys.modules)
+        assert not heavy, (verb, words, heavy)
 """
 
 
@@ -37,10 +33,10 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n    {verb} " in text
 
 
-def test_help_loads_nothing_heavy() -> None:
-    run = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+def test_help_and_mistakes_load_nothing_heavy() -> None:
+    run = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("usage: hf-captioners ") == 1 + len(main.VERBS)
+    assert run.stdout.count("usage: hf-captioners ") == run.stderr.count("usage: hf-captioners ") == 1 + len(main.VERBS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-verb"], ["caption"], ["env", "--no-such-option"]])

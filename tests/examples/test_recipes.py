@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
+from hf_captioners.captioner_table import captioner_classes
 from hf_captioners.cli import features
 from hf_captioners.cli.common import UsageError
 from hf_captioners.cli.main import build_parser, main
 from hf_captioners.cli.training.options import RecipeParser
 from hf_captioners.cli.training.script import options_of
-from hf_captioners.pipelines import captioner_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "examples" / "recipes"

@@ -31,7 +31,7 @@ from hf_captioners import (
     build_vocabulary,
     build_word_tokenizer,
 )
-from hf_captioners.pipelines import CAPTIONERS, captioner_classes
+from hf_captioners.captioner_table import CAPTIONERS, captioner_classes
 
 CAPTIONS = ["a red circle", "a blue square", "a red square above a circle", "two rare stars"]
 WORDS = {"PAD", "SOS", "EOS", "UNK", *" ".join(CAPTIONS).split()}

@@ -149,7 +149,7 @@ def captioner_class(arguments: CaptionerArguments) -> Any:
     Raises:
         ValueError: there is no such captioner.
     """
-    from ...pipelines import CAPTIONERS, captioner_classes
+    from ...captioner_table import CAPTIONERS, captioner_classes
 
     if arguments.model_type not in CAPTIONERS:
         given = "" if arguments.model_type is None else f" {arguments.model_type}"

@@ -23,7 +23,7 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback, VisionEncoderDecoderModel
 
 from hf_captioners import DiCOConfig, SCSTConfig
-from hf_captioners.pipelines import CAPTIONERS
+from hf_captioners.captioner_table import CAPTIONERS
 
 METHODS = {
     "scst-greedy": (SCSTConfig, {"baseline": "greedy", "candidate_strategy": "sample"}),
