@@ -130,9 +130,14 @@ class SamplingPlan:
 
     @classmethod
     def of(
-        cls, num_steps: int, time_difference: float = 0.0, schedule: str = "cosine", device: torch.device | str = "cpu"
+        cls,
+        num_steps: int,
+        time_difference: float = 0.0,
+        schedule: str = "cosine",
+        device: torch.device | str = "cpu",
+        time_spacing: float = 1.0,
     ) -> SamplingPlan:
-        """The plan of evenly spaced steps from t = 1 to 0.
+        """The plan of steps from t = 1 to 0.
 
         Args:
             num_steps (`int`): T.
@@ -141,18 +146,22 @@ class SamplingPlan:
             schedule (`str`, defaults to `"cosine"`): see `log_snr`.
             device (`torch.device`, defaults to the CPU): where the numbers are wanted; they are computed on the CPU, so
                 that they are the same everywhere.
+            time_spacing (`float`, defaults to 1.0): power p of the times (1 - k / T)^p. The paper's steps are even;
+                above 1 more of them are near t = 0, where the state has little noise.
 
         Returns:
             [`SamplingPlan`]
 
         Raises:
-            ValueError: fewer steps than one.
+            ValueError: fewer steps than one, or a power that is not positive.
         """
         if num_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_steps}.")
-        times = torch.linspace(1.0, 0.0, num_steps + 1)
-        behind = (times[1:] - time_difference / num_steps).clamp(min=0.0)
-        ratios, next_ratios = log_snr(times[:-1], schedule), log_snr(behind, schedule)
+        if not time_spacing > 0:
+            raise ValueError(f"time_spacing must be positive, not {time_spacing}.")
+        even = torch.linspace(1.0, 0.0, num_steps + 1)
+        behind = (even[1:] - time_difference / num_steps).clamp(min=0.0) ** time_spacing
+        ratios, next_ratios = log_snr(even[:-1] ** time_spacing, schedule), log_snr(behind, schedule)
         parts = (*signal_and_noise(ratios), *signal_and_noise(next_ratios), -torch.expm1(ratios - next_ratios))
         return cls(*(part.to(device) for part in (ratios, *parts, behind > 0)))
 

@@ -68,8 +68,8 @@ from .processing_scdnet import ScdnetProcessor
 
 CASCADES = ("online", "offline")
 OPTIONS = (  # of `generate`, beside transformers' own
-    *("num_inference_steps", "time_difference", "sampler", "sample_noise", "seed", "cascade", "cascade_weights"),
-    *("generator", "noise", "step_noise"),
+    *("num_inference_steps", "time_difference", "time_spacing", "sampler", "sample_noise", "seed"),
+    *("cascade", "cascade_weights", "generator", "noise", "step_noise"),
 )
 
 
@@ -165,7 +165,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     number for each stage:
 
     - `num_inference_steps` (`int`, defaults to 50; `[50, 40]` of a cascade), `time_difference` (`float`, in steps;
-      defaults to 0, `[45, 0]` of a cascade): see [`SamplingPlan`].
+      defaults to 0, `[45, 0]` of a cascade), `time_spacing` (`float`, defaults to 1): see [`SamplingPlan`].
     - `sampler` (`str`, defaults to `"paper"`): or `"ddim"`; `sample_noise` (`bool`, defaults to `False`): whether the
       paper's sampler adds noise in each step.
     - `seed` (`int`, defaults to 0): of the noise at the start, which is the same for every picture. `generator`
@@ -255,6 +255,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         """The paper's: 50 steps; of a cascade 50 and 40 steps, the first ones 45 steps ahead, both stages together."""
         common = {
             "max_length": self.config.max_position_embeddings,
+            "time_spacing": 1.0,
             "sampler": "paper",
             "sample_noise": False,
             "seed": 0,
@@ -683,9 +684,11 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         """Run a sampler on networks, each with its encoded pictures and previous sentences, together."""
         number = _of_stage(options["num_inference_steps"], stage)
         ahead = float(_of_stage(options["time_difference"], stage))
+        spacing = options["time_spacing"]
+        spacing = 1.0 if spacing is None else float(_of_stage(spacing, stage))  # None in folders of earlier versions
         device = self.codec.table.device
         # the networks of a cascade share the schedule's points, each in its own schedule would not be one state
-        plan = SamplingPlan.of(number, ahead, self.config.noise_schedule, device)
+        plan = SamplingPlan.of(number, ahead, self.config.noise_schedule, device, spacing)
         start, added = noise.of_stage(stage, number, bool(options["sample_noise"]), device)
         captions = len(start)
         known = [network._known(encoded, captions, previous) for network, encoded, previous in networks]

@@ -67,3 +67,11 @@ def test_the_posterior_of_a_sure_network_has_the_variance_of_the_schedule():
     left = last - alpha * table[target]
     assert abs(float(left.mean())) < 0.02 * float(sigma) * 2
     assert float(left.std()) == pytest.approx(float(sigma), rel=0.03)
+
+
+def test_time_spacing_is_a_power_of_the_even_times():
+    plan = SamplingPlan.of(4, time_spacing=2.0)
+    expected = log_snr(torch.tensor([1.0, 0.5625, 0.25, 0.0625]))
+    torch.testing.assert_close(plan.log_ratios, expected)
+    with pytest.raises(ValueError, match=r"time_spacing must be positive, not 0\.0"):
+        SamplingPlan.of(4, time_spacing=0.0)
