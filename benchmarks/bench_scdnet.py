@@ -1,4 +1,4 @@
-"""SCD-Net's sampler: its speed at the released size, and what a trained model's captions are worth after how many steps.
+"""SCD-Net's sampler: speed at the released size, and the worth of a trained model's captions by number of steps.
 
     python benchmarks/bench_scdnet.py speed --threads 1
     python benchmarks/bench_scdnet.py curve --model runs/scdnet/captioner --annotations dataset_karpathy.json \
@@ -8,9 +8,9 @@
 projections of the retrieved sentence, the sentence's rows behind the last semantic layer, and the time's vector. All
 cases take turns in each round, and the median of the rounds counts, so that a ratio is of two times of one machine.
 
-`curve` captions the pictures of a split with every sampler, number of steps and spacing of time, and prints CIDEr-D with
-a 95 % interval over pictures, its difference to the paper's sampler with the most steps, and the processor time of a
-caption; with `--out` also `curve.png` and `curve.json`.
+`curve` captions the pictures of a split with every sampler, number of steps and spacing of time, and prints CIDEr-D
+with a 95 % interval over pictures, its difference to the paper's sampler with the most steps, and the processor time of
+a caption; with `--out` also `curve.png` and `curve.json`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from hf_captioners.data.captions.attached import attach_sentences
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners import ScdnetConfig, ScdnetForImageCaptioning
-from hf_captioners.data.captions.attached import attach_sentences
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
 from hf_captioners.data.rows import attach_features
