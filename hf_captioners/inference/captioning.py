@@ -145,7 +145,7 @@ def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_wo
         pool.shutdown(cancel_futures=True)
 
 
-def _name(row: _Row) -> CaptionRecord:
+def name_of(row: _Row) -> CaptionRecord:
     """Identity of a row: its `image_id`, and its file or address."""
     name: CaptionRecord = {}
     if "image_id" in row:
@@ -179,7 +179,7 @@ def _open_ahead(
     remaining = iter(rows)
     ahead: list[tuple[CaptionRecord, Future[_Row]]] = []
     while chunk := list(itertools.islice(remaining, batch_size)):
-        current, ahead = ahead, [(_name(row), pool.submit(_opened, row, image_processor)) for row in chunk]
+        current, ahead = ahead, [(name_of(row), pool.submit(_opened, row, image_processor)) for row in chunk]
         if current:
             yield current
     if ahead:

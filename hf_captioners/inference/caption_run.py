@@ -1,0 +1,285 @@
+"""A captioning run on disk: captions of any number of images, which goes on where it was stopped.
+
+`captions.jsonl` has a record per image, in the order of the images. Beside it `captions.jsonl.run/` holds
+
+- `settings.json`: what the captions were made with; a run with another model or other options is refused;
+- `part-00000-of-00002/` of each process, if there are several: `records.jsonl`, each with its `position`; `merge_parts`
+  joins them. The part of a single process has its records in `captions.jsonl` itself;
+- in each part `retried.jsonl`, the records of images that had failed and were tried again, until they take the old
+  ones' places; and `finished.json`, the summary of a run that has come to its end.
+
+A record is appended when it is there, so that `kill -9` loses the images of the batches in flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from ..data.files import locked, write_whole
+from ..data.json_lines import JsonLines, NameSet, read_json_lines
+from .captioning import CaptionRecord, name_of
+
+_PART = "part-{:05d}-of-{:05d}"
+
+
+class RunError(ValueError):
+    """A run that cannot be gone on with, or whose parts cannot be merged; the message says why."""
+
+
+class Share(NamedTuple):
+    """Part of the work: every `number`-th source, beginning with `index`.
+
+    Args:
+        index (`int`, defaults to 0): of the process.
+        number (`int`, defaults to 1): of processes.
+    """
+
+    index: int = 0
+    number: int = 1
+
+    def of(self, sources: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """The process's sources with their places among all."""
+        return ((place, source) for place, source in enumerate(sources) if place % self.number == self.index)
+
+
+class CaptionRun:
+    """Records of a run, of one process; a context manager that holds the lock of its part.
+
+    Args:
+        path (`Path`): the file of records, `captions.jsonl`.
+        settings (`Mapping[str, Any]`): what captions depend on: model, options and the like, JSON values by name.
+        share ([`Share`], *optional*): of several processes, this one's.
+        retry_failed (`bool`, defaults to `False`): also try the images again that have an `error`.
+
+    Attributes:
+        captioned, failed, skipped (`int`): images of this run with a caption, with an error, and done before.
+
+    Raises:
+        RunError: the file was not written by such a run, or with other settings, or by another number of processes.
+        BlockingIOError: another process writes it.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.inference.caption_run import CaptionRun
+    >>> path = Path(tempfile.mkdtemp(), "captions.jsonl")
+    >>> rows = [{"image": "a.jpg"}, {"image": "b.jpg"}]
+    >>> for _ in range(2):
+    ...     with CaptionRun(path, {"model": "mine"}) as run:
+    ...         for row in run.remaining((0, place, row) for place, row in enumerate(rows)):
+    ...             run.add({**row, "caption": "a dog"})
+    ...         run.finish()
+    ...     print(run.captioned, run.skipped)
+    2 0
+    0 2
+
+    ```
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], share: Share | None = None, retry_failed: bool = False
+    ) -> None:
+        self.path, self.share, self.retry_failed = path, share or Share(), retry_failed
+        self.captioned = self.failed = self.skipped = 0
+        self.state = state_of(path)
+        self._check(dict(settings))
+        self._part = self.state / _PART.format(*self.share)
+        self._records = path if self.share.number == 1 else self._part / "records.jsonl"
+        self._retried = self._part / "retried.jsonl"
+        self._positions: deque[tuple[Any, tuple[int, int]]] = deque()  # of the images in flight
+        self._start = time.monotonic()
+        self._closing = contextlib.ExitStack()
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Compare with what is on the disk, and write it down if nothing is."""
+        file = self.state / "settings.json"
+        settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
+        if not file.exists():
+            if self.path.exists():
+                raise RunError(f"{self.path} is there, and not from such a run; give another name.")
+            self.state.mkdir(parents=True, exist_ok=True)
+            write_whole(file, lambda temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
+        try:
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{file}: not JSON: {error}") from error
+        names = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))
+        if names:
+            changes = ", ".join(f"{name} {earlier.get(name)!r} and now {settings.get(name)!r}" for name in names)
+            raise RunError(f"{self.path} was made with {changes}; go on with the same, or give another name.")
+        parts = {part.name.rpartition("-")[2] for part in self.state.glob("part-*")}
+        if parts - {f"{self.share.number:05d}"}:
+            number = int(next(iter(parts)))
+            raise RunError(
+                f"{self.path} was begun with {number} process(es); go on with as many, not {self.share.number}."
+            )
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> CaptionRun:
+        self._part.mkdir(exist_ok=True)
+        self._closing.enter_context(locked(self._part))
+        (self._part / "finished.json").unlink(missing_ok=True)
+        self._replace_retried()
+        self._lines = self._closing.enter_context(JsonLines(self._records))
+        self._done = NameSet(map(identity, self._read()))
+        self._errors = NameSet(identity(record) for record in self._read() if "error" in record)
+        self._again = self._closing.enter_context(JsonLines(self._retried)) if self.retry_failed else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closing.close()
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        return read_json_lines(self._records) if self._records.exists() else iter(())
+
+    def wants(self, name: Any) -> bool:
+        """Tell whether the image of this name has to be captioned; it is counted if not.
+
+        Args:
+            name (`int` or `str`): `image_id`, or file or address.
+        """
+        wanted = name not in self._done or (self.retry_failed and name in self._errors)
+        self.skipped += not wanted
+        return wanted
+
+    def remaining(self, rows: Iterable[tuple[int, int, Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
+        """The rows that have to be captioned.
+
+        Args:
+            rows (`Iterable`): a row with its place: of the source, and within it.
+
+        Yields:
+            `Mapping`: a row.
+        """
+        for source, place, row in rows:
+            name = identity(name_of(row))
+            if self.wants(name):
+                self._positions.append((name, (source, place)))
+                yield row
+
+    def add(self, record: CaptionRecord | Mapping[str, Any]) -> None:
+        """Write the record of the next of the [`remaining`] rows.
+
+        Raises:
+            OSError: the disk is full, or the like.
+        """
+        name, position = self._positions.popleft()
+        if identity(record) != name:
+            raise RunError(f"a record of {identity(record)!r} in the place of {name!r}")
+        self.failed += "error" in record
+        self.captioned += "error" not in record
+        if self.share.number > 1:
+            record = {"position": position, **record}
+        lines = self._again if self._again is not None and name in self._errors else self._lines
+        lines.append(record)
+
+    def finish(self) -> dict[str, Any]:
+        """Put records of images that were tried again into their places, and write the summary.
+
+        Returns:
+            `dict`: `captioned`, `failed` and `skipped` images of this run, its `seconds`, and `images_per_second`.
+        """
+        self._closing.close()
+        with locked(self._part):
+            self._replace_retried()
+            summary = self.summary()
+            text = json.dumps(summary, indent=1)
+            write_whole(self._part / "finished.json", lambda file: file.write_text(text, encoding="utf-8"))
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """What has been done so far; see [`finish`]."""
+        seconds = time.monotonic() - self._start
+        number = self.captioned + self.failed
+        return {
+            "captioned": self.captioned,
+            "failed": self.failed,
+            "skipped": self.skipped,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(number / seconds, 3) if seconds else 0.0,
+        }
+
+    def _replace_retried(self) -> None:
+        """Records of a second try in the places of the first one's."""
+        if not self._retried.exists():
+            return
+        with JsonLines(self._records), JsonLines(self._retried):
+            pass  # lines without an end are cut off
+        retried = {identity(record): record for record in read_json_lines(self._retried)}
+        if retried:
+            records = (retried.get(identity(record), record) for record in self._read())
+            write_whole(self._records, lambda file: _write(file, records))
+        self._retried.unlink()
+
+
+def state_of(path: Path) -> Path:
+    """The folder beside a file of records that has the state of its run."""
+    return path.with_name(f"{path.name}.run")
+
+
+def identity(record: Mapping[str, Any]) -> Any:
+    """What a record is of: its `image_id`, or its file or address."""
+    return record["image_id"] if "image_id" in record else record.get("image")
+
+
+def _write(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with JsonLines(file) as lines:
+        for record in records:
+            lines.append(record)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def merge_parts(path: Path) -> int:
+    """Join the parts of several processes into the file of records, in the order of one process.
+
+    Args:
+        path (`Path`): the file, `captions.jsonl`; its parts are removed.
+
+    Returns:
+        `int`: how many records it has.
+
+    Raises:
+        RunError: there are no parts, or a part is missing or not finished.
+    """
+    parts = sorted(state_of(path).glob("part-*"))
+    number = int(parts[0].name.rpartition("-")[2]) if parts else 0
+    if number < 2:
+        raise RunError(f"{path} has no parts of several processes in {state_of(path)}.")
+    expected = [state_of(path) / _PART.format(index, number) for index in range(number)]
+    unfinished = [part.name for part in expected if not (part / "finished.json").exists()]
+    if unfinished:
+        raise RunError(f"{path}: not finished: {', '.join(unfinished)}; start the run again, it goes on where it was.")
+    count = 0
+
+    def merged() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        files = [read_json_lines(part / "records.jsonl") for part in expected]
+        for record in heapq.merge(*map(_in_order, files), key=lambda record: record["position"]):
+            count += 1
+            yield {name: value for name, value in record.items() if name != "position"}
+
+    write_whole(path, lambda file: _write(file, merged()))
+    for part in expected:
+        shutil.rmtree(part)
+    return count
+
+
+def _in_order(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records by position; they are out of order where sources came to a folder between two runs."""
+    return sorted(records, key=lambda record: record["position"])
