@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from hf_captioners.data.captions.attached import attach_sentences
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners import ScdnetConfig, ScdnetForImageCaptioning
+from hf_captioners.data.captions.attached import attach_sentences
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
 from hf_captioners.data.rows import attach_features
