@@ -112,7 +112,24 @@ def new_tokenizer(
         raise ValueError(f"word_rule={word_rule!r} is of tokenizer={WORDS!r}; another tokenizer has its own rule.")
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
-    return load_named(AutoTokenizer, "tokenizer", tokenizer, trust_remote_code)
+    return _load_tokenizer(tokenizer, trust_remote_code)
+
+
+def _load_tokenizer(source: str | Path, trust_remote_code: bool) -> Any:
+    """A saved tokenizer; of a folder without one transformers makes one that knows special tokens only."""
+    try:
+        tokenizer = load_named(AutoTokenizer, "tokenizer", source, trust_remote_code)
+        if len(tokenizer) > len(set(tokenizer.all_special_ids)):
+            return tokenizer
+        reason = None
+    except ValueError as error:
+        if isinstance(error, RemoteCodeError) or not Path(source).exists():
+            raise
+        reason = error
+    raise ValueError(
+        f"tokenizer={str(source)!r}: there is no tokenizer in this folder; give --tokenizer (in Python tokenizer=), "
+        f"{WORDS!r} for the words of the captions, or a folder or Hub name."
+    ) from reason
 
 
 def _trusted_rule(rule: WordRule, trust_remote_code: bool) -> WordRule:

@@ -52,7 +52,7 @@ class DicoCaptionerConfig(CaptionerConfig):
             Deviation of fresh weights.
         pad_in_loss (`bool`, defaults to `False`):
             Whether padding is learned like a word, as the original does: the loss is then the mean over all places of
-            the labels, and so depends on how far they are padded.
+            the labels, and so depends on how far they are padded. In training it is one of the `model_options`.
         label_smoothing (defaults to 0.0), features_only, vision_config (defaults to CLIP ViT-L/14's), feature_size
             (defaults to 1024 in a features-only model): see [`CaptionerConfig`].
         pad_token_id, bos_token_id, eos_token_id, unk_token_id, decoder_start_token_id (`int`):

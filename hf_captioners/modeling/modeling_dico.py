@@ -219,7 +219,10 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """As for every captioner, with CLIP's tokenizer: by default that of `backbone`, which `"words"` replaces."""
         if tokenizer is None:
             if not isinstance(backbone, (str, Path)):
-                raise ValueError(f'{cls.__name__}.new: give tokenizer, CLIP\'s or "words", or a CLIP as backbone.')
+                raise ValueError(
+                    f'{cls.__name__}.new: give tokenizer (--tokenizer), the name of a CLIP or "words" for those of the '
+                    "captions, or a CLIP as backbone, which has one."
+                )
             tokenizer = backbone
         if backbone is None:
             options.setdefault("image_processor", CLIPImageProcessorPil())
@@ -309,12 +312,19 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         )
 
     def caption_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, *args: Any, pad_in_loss: bool | None = None, **options: Any
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items: torch.Tensor | int | None,
+        *args: Any,
+        pad_in_loss: bool | None = None,
+        **options: Any,
     ) -> torch.Tensor:
-        """Cross-entropy of the words, or also of the padding behind them."""
+        """Cross-entropy of the words, or also of the padding behind them; `num_items` counts words in both cases."""
         pad = cast(int, self.config.pad_token_id)
-        if self.config.pad_in_loss if pad_in_loss is None else pad_in_loss:
-            labels = labels.masked_fill(labels == -100, pad)
-        else:
-            labels = labels.masked_fill(labels == pad, -100)
-        return super().caption_loss(logits, labels, *args, **options)
+        words = labels.masked_fill(labels == pad, -100)
+        if not (self.config.pad_in_loss if pad_in_loss is None else pad_in_loss):
+            return super().caption_loss(logits, words, num_items, *args, **options)
+        if num_items is not None:  # so that a batch's mean over all places counts by its words
+            num_items = num_items * labels.numel() / (words != -100).sum()
+        return super().caption_loss(logits, words.masked_fill(words == -100, pad), num_items, *args, **options)

@@ -59,7 +59,16 @@ def test_a_new_captioner_then_rewards(data, tmp_path):
     ("method", "options", "message"),
     [
         ("xe", {}, "--model_type: expected one of clip_gpt2, dico, "),
-        ("xe", {"model_type": "satic"}, "give --annotations (Karpathy's layout) or --data_dir (a folder), one of them"),
+        (
+            "xe",
+            {"model_type": "satic", "data_dir": "no_such"},
+            "--backbone: a new satic needs a pretrained vision model",
+        ),
+        (
+            "xe",
+            {"model_type": "satic", "features": "no_such"},
+            "give --annotations (Karpathy's layout) or --data_dir (a folder), one of them",
+        ),
         ("scst", {"model_type": "satic"}, "--model: scst goes on with a captioner; `hf-captioners train xe` makes one"),
         ("dico", {"model": "no_such", "annotations": "no_such.json"}, "no_such.json"),
         ("xe", {"captions_per_image": 0}, "captions_per_image must be at least 1, not 0"),

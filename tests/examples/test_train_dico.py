@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hf_captioners
-from hf_captioners import FeatureStore
+from hf_captioners import FeatureStore, load_karpathy
 from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.data.drawn.world import write_sample_world
 
@@ -95,6 +95,25 @@ def test_with_a_clip_and_its_tokenizer(main, world, clip, tmp_path):
     captioned(train(main, tmp_path, "second", **data, model=first), world)
 
 
+def test_padding_in_the_loss(main, world, clip, tmp_path):
+    """What is learned, and logged, is then the original's mean over all places instead of over the words."""
+    data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
+    parts = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
+    changes = {"pad_in_loss": True, **{f"{part}_dropout": 0.0 for part in parts}}
+    step = {"max_steps": 1, "learning_rate": 0.0, "captions_per_image": 5, "per_device_train_batch_size": 8}
+    out = train(main, tmp_path, "out", **data, **step, backbone=clip, model_options=changes)
+    model, processor = AutoModelForImageTextToText.from_pretrained(out), AutoProcessor.from_pretrained(out)
+    rows = load_karpathy(*data.values(), split="train")
+    captions = [caption for captions in rows["captions"] for caption in captions]
+    with torch.no_grad():
+        logits = model(**processor(images=rows["image"][:], text_target=captions)).logits
+    labels = processor(text_target=captions)["labels"]
+    losses = -logits.log_softmax(-1).gather(-1, labels.where(labels != -100, model.config.pad_token_id)[..., None])
+    (logged, *_) = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert logged["loss"] == pytest.approx(losses.mean().item(), abs=2e-4)
+    assert abs(losses[labels != -100].mean() - losses.mean()) > 2e-3
+
+
 def test_on_cached_features_with_words_of_the_captions(main, world, clip, tmp_path):
     data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
     seed = train(main, tmp_path, "seed", **data, backbone=clip)
@@ -104,23 +123,28 @@ def test_on_cached_features_with_words_of_the_captions(main, world, clip, tmp_pa
     store = FeatureStore(tmp_path / "features")
     assert store[store.ids[0]].shape == (17, 8)  # the class token is among them
     cached = {"annotations": data["annotations"], "features": tmp_path / "features"}
-    out = train(main, tmp_path, "words", **cached, new={"tokenizer": "words", "min_count": 1})
+    out = train(main, tmp_path, "words", **cached, tokenizer="words", new={"min_count": 1})
     model = AutoModelForImageTextToText.from_pretrained(out)
     assert model.backbone is None and model.generation_config.suppress_tokens == [model.config.unk_token_id]
     hf_captioners.pipeline(model=str(out))(store[store.ids[0]])
 
 
-def test_what_is_missing_is_said(main, world, tmp_path):
+def test_what_is_missing_is_said(main, world, clip, tmp_path):
     data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
-    with pytest.raises(SystemExit, match='give tokenizer, CLIP\'s or "words", or a CLIP as backbone'):
-        train(main, tmp_path, "out", **data)
-    with pytest.raises(SystemExit, match="give backbone or features, or vision_config"):
-        train(main, tmp_path, "out", **data, new={"tokenizer": "words", "min_count": 1})
+    with pytest.raises(SystemExit, match=r"^--backbone: a new dico needs a pretrained vision model"):
+        train(main, tmp_path, "out", annotations="is not looked at")
     for name, message in {"model": "--model no_such", "backbone": "backbone='no_such'"}.items():
         with pytest.raises(SystemExit, match=f"^{message}: there is no such file or folder"):
             train(main, tmp_path, "out", **data, **{name: "no_such"})
     with pytest.raises(SystemExit, match=r"^tokenizer='no_such': there is no such file or folder"):
-        train(main, tmp_path, "out", **data, new={"tokenizer": "no_such"})
+        train(main, tmp_path, "out", **data, tokenizer="no_such", backbone=clip)
+    backbone = tmp_path / "vision"
+    CLIPModel.from_pretrained(clip).save_pretrained(backbone)
+    CLIPImageProcessorPil().save_pretrained(backbone)
+    with pytest.raises(SystemExit, match="there is no tokenizer in this folder; give --tokenizer"):
+        train(main, tmp_path, "out", **data, backbone=backbone)
+    with pytest.raises(SystemExit, match=r"^--new_captioner tokenizer: give --tokenizer in its place"):
+        train(main, tmp_path, "out", **data, new={"tokenizer": "words"}, backbone=clip)
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--help"], "xe .* dico "), (["xe", "--help"], "--new_captioner")])

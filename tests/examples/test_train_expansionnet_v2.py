@@ -207,20 +207,20 @@ class TestFolder:
 
     def test_no_training_pictures(self, train, tmp_path, world):
         with pytest.raises(SystemExit, match="no train/ in it, but validation"):
-            train("--data_dir", self.folder(tmp_path, world, validation=2))
+            train("--data_dir", self.folder(tmp_path, world, validation=2), "--backbone", "no_such")
 
     def test_no_captions(self, train, tmp_path, world):
         folder = self.folder(tmp_path, world, train=2)
         (folder / "train" / "metadata.jsonl").unlink()
         with pytest.raises(SystemExit, match=r"pictures of train/ have no captions in a metadata\.jsonl"):
-            train("--data_dir", folder)
+            train("--data_dir", folder, "--backbone", "no_such")
 
 
 class TestErrors:
     @pytest.mark.parametrize("arguments", [[], ["--annotations", "a.json", "--data_dir", "b"]])
     def test_one_source(self, train, arguments):
         with pytest.raises(SystemExit, match=r"give --annotations .* or --data_dir .*, one of them"):
-            train(*arguments)
+            train(*arguments, "--backbone", "no_such")
 
     def test_drop_path_without_a_backbone(self, train, world, features):
         cached = ["--annotations", world / "dataset_karpathy.json", "--features", features]

@@ -212,8 +212,19 @@ class TestDico:
         assert set(processor.tokenizer.get_vocab()) == WORDS
         assert isinstance(processor.image_processor, CLIPImageProcessorPil)
 
+    def test_of_a_backbone_without_one(self, clip, tmp_path):
+        sizes = {name: value for name, value in SIZES[DicoForImageCaptioning].items() if name != "tokenizer"}
+        for part in (CLIPModel.from_pretrained(clip), SwinModel(SwinConfig(embed_dim=8, depths=[1], num_heads=[2]))):
+            folder = tmp_path / type(part).__name__
+            part.save_pretrained(folder)
+            CLIPImageProcessorPil().save_pretrained(folder)
+            with pytest.raises(ValueError, match="there is no tokenizer in this folder; give --tokenizer"):
+                DicoForImageCaptioning.new(CAPTIONS, folder, **sizes)
+
     def test_needs_one(self):
-        with pytest.raises(ValueError, match=r'give tokenizer, CLIP\'s or "words", or a CLIP as backbone'):
+        with pytest.raises(
+            ValueError, match=r'give tokenizer \(--tokenizer\), the name of a CLIP or "words" .*, or a CLIP as backbone'
+        ):
             DicoForImageCaptioning.new(CAPTIONS, features=8)
 
 

@@ -306,6 +306,8 @@ def test_padding_is_learned_on_request_only():
         torch.testing.assert_close(several, -log_probs[real].sum() / 50)
     model.config.pad_in_loss = True
     torch.testing.assert_close(model(image_features=features, labels=masked).loss, -log_probs.mean())
+    in_a_step = model(image_features=features, labels=masked, num_items_in_batch=10).loss  # 5 of 10 words are here
+    torch.testing.assert_close(in_a_step, -log_probs.mean() / 2)
 
 
 def test_smoothing_spreads_over_all_tokens():

@@ -20,6 +20,15 @@ from ..common import TrustArguments
 
 logger = logging.getLogger(__name__)
 
+# arguments of `new` that come from elsewhere
+_NOT_OF_RECIPES = {
+    **{name: f"give --{name} in its place." for name in ("backbone", "features", "tokenizer", "trust_remote_code")},
+    "captions": "they are those of the training pictures.",
+    "image_processor": "it is that of the backbone.",
+}
+FEW_CAPTIONS = 5_000
+"""Captions below which a new captioner hardly learns to write; 1,000 pictures with five each."""
+
 
 @dataclass
 class CaptionerArguments(TrustArguments):
@@ -29,7 +38,10 @@ class CaptionerArguments(TrustArguments):
         model (`str`, *optional*): captioner to start from; without it a new one is made, for cross-entropy.
         model_type (`str`, *optional*): of the captioner, as `"satic"`; needed for a new one, checked of a saved one.
         backbone (`str`, *optional*): pretrained vision model of a new captioner.
-        new_captioner (`dict`, *optional*): further arguments of a new captioner's `new`: its sizes, `min_count`, ….
+        tokenizer (`str`, *optional*): of a new captioner: `"words"` for the words of its captions, a folder or a Hub
+            name; by default words, for DiCO that of the backbone, for CLIP-GPT2 that of a pretrained GPT-2.
+        new_captioner (`dict`, *optional*): further arguments of a new captioner's `new`: its sizes, `min_count`,
+            `word_rule`, ….
         model_options (`dict`, *optional*): fields of the configuration of a new or a saved captioner that are to
             differ, such as dropout rates.
         lora_rank (`int`, defaults to 0): rank of new adapters; 0 to train the model itself, or the adapters it has.
@@ -49,6 +61,13 @@ class CaptionerArguments(TrustArguments):
     backbone: str | None = field(
         default=None, metadata={"help": "Pretrained vision model of a new captioner, a folder or Hub name."}
     )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer of a new captioner: 'words' for the words of its captions, a folder or Hub name. By "
+            "default words; for dico that of the backbone, for clip_gpt2 that of a pretrained GPT-2."
+        },
+    )
     new_captioner: dict | str | None = field(
         default=None,
         metadata={"help": "Sizes and other arguments of a new captioner, as JSON; not read where there is a --model."},
@@ -67,6 +86,8 @@ class CaptionerArguments(TrustArguments):
     def __post_init__(self) -> None:
         self.new_captioner = _mapping("new_captioner", self.new_captioner)
         self.model_options = _mapping("model_options", self.model_options)
+        for name in self.new_captioner.keys() & _NOT_OF_RECIPES.keys():
+            raise ValueError(f"--new_captioner {name}: {_NOT_OF_RECIPES[name]}")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must not be negative, it is {self.lora_rank}.")
         for name, value in (("lora_alpha", self.lora_alpha), ("lora_target_modules", self.lora_target_modules)):
@@ -128,7 +149,7 @@ def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any
     name = arguments.model
     if name is None:
         return (*_new(arguments, rows), _new_adapters(arguments))
-    if arguments.backbone or arguments.new_captioner:
+    if arguments.backbone or arguments.tokenizer or arguments.new_captioner:
         logger.info("the captioner of --model has its backbone and sizes; those of a new one are not read.")
     with naming_option("model", name):
         has_adapters = find_adapter_config_file(name) is not None
@@ -158,14 +179,52 @@ def captioner_class(arguments: CaptionerArguments) -> Any:
     return captioner_classes(arguments.model_type)[1]
 
 
+def check_new_captioner(arguments: CaptionerArguments, features: str | None, train_backbone: str) -> None:
+    """Refuse, before anything is read or built, a new captioner that could not see.
+
+    Args:
+        arguments ([`CaptionerArguments`]): of a captioner without `model`.
+        features (`str`, *optional*): folder of cached features.
+        train_backbone (`str`): what of the backbone learns.
+
+    Raises:
+        ValueError: there is no such captioner; nothing that it looks at pictures with, or a backbone that has learned
+            nothing and is not to learn.
+    """
+    captioner_class(arguments)
+    fresh = {**cast(dict, arguments.new_captioner), **cast(dict, arguments.model_options)}.get("vision_config")
+    if arguments.backbone is None and features is None and fresh is None:
+        raise ValueError(
+            f"--backbone: a new {arguments.model_type} needs a pretrained vision model, a folder or Hub name; or give "
+            "--features, cached ones, or --model, a captioner to start from."
+        )
+    if arguments.backbone is None and features is None and train_backbone == "none":
+        raise ValueError(
+            "--train_backbone none: the backbone of this vision_config has learned nothing yet; give --train_backbone "
+            "all, or --backbone with a pretrained one."
+        )
+
+
 def _new(arguments: CaptionerArguments, rows: Any) -> tuple[Any, Any]:
     """A captioner that has learned nothing yet, and its processor."""
+    options = {**cast(dict, arguments.new_captioner), **cast(dict, arguments.model_options)}
+    if arguments.tokenizer is not None:
+        options["tokenizer"] = arguments.tokenizer
+    captions = training_captions(rows)
+    if len(captions) < FEW_CAPTIONS and "gpt2" not in options:
+        logger.warning(
+            "%d captions of %d pictures are few to learn a language from, %d are a beginning: expect captions "
+            "that repeat a few sentences, or start from a captioner that can write, with --model",
+            len(captions),
+            len(rows),
+            FEW_CAPTIONS,
+        )
     return captioner_class(arguments).new(
-        training_captions(rows),
+        captions,
         arguments.backbone,
         rows.store if isinstance(rows, FeatureDataset) else None,
         trust_remote_code=arguments.trust_remote_code,
-        **{**cast(dict, arguments.new_captioner), **cast(dict, arguments.model_options)},
+        **options,
     )
 
 

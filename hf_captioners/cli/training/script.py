@@ -20,7 +20,7 @@ from ...training.watch.collapse import CollapseCallback
 from ...training.xe_config import XEConfig
 from ...training.xe_trainer import XETrainer
 from ..common import UsageError, exit_with_usage_errors
-from .captioner_arguments import CaptionerArguments, captioner_class, load_captioner
+from .captioner_arguments import CaptionerArguments, check_new_captioner, load_captioner
 from .options import read_options
 from .reward_arguments import RewardArguments, load_rewards
 
@@ -64,6 +64,8 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
     set_seed(args.seed)
     try:
         _check_captioner(captioner, model_type, method, prog)
+        if captioner.model is None:
+            check_new_captioner(captioner, data.features, args.train_backbone)
         rows, evaluation = load_rows(data)
         model, processor, adapters = load_captioner(captioner, rows)
         extra = {}
@@ -107,8 +109,6 @@ def _check_captioner(captioner: CaptionerArguments, model_type: str | None, meth
     captioner.model_type = captioner.model_type or model_type
     if captioner.model is None and method != "xe":
         raise ValueError(f"--model: {method} goes on with a captioner; `hf-captioners train xe` makes one.")
-    if captioner.model is None:
-        captioner_class(captioner)
 
 
 def train(trainer: Trainer) -> None:

@@ -12,7 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, VisionEncoderDecoderModel, ViTImageProcessorPil
 
 from hf_captioners import CaptionerProcessor, FeatureStore, SaticForImageCaptioning
-from hf_captioners.cli.training.captioner_arguments import CaptionerArguments, captioner_class, load_captioner
+from hf_captioners.cli.training.captioner_arguments import (
+    CaptionerArguments,
+    captioner_class,
+    check_new_captioner,
+    load_captioner,
+)
 from hf_captioners.data.features.store import FeatureWriter
 from hf_captioners.data.rows import attach_features
 
@@ -160,6 +165,41 @@ class TestNew:
         assert (model.config.feature_size, model.config.encoder_layers, model.config.dropout) == (5, 1, 0.3)
         assert {"a", "two", "dog", "dogs"} <= set(processor.tokenizer.get_vocab())
 
+    @pytest.mark.parametrize("kind", ["expansionnet_v2", "satic", "dico", "clip_gpt2", "scdnet"])
+    def test_without_eyes(self, kind):
+        blind = CaptionerArguments(model_type=kind)
+        with pytest.raises(ValueError, match=rf"^--backbone: a new {kind} needs .* or give --features, .* or --model"):
+            check_new_captioner(blind, None, "none")
+        check_new_captioner(blind, "features", "none")
+        check_new_captioner(CaptionerArguments(model_type=kind, backbone="swin"), None, "none")
+        fresh = CaptionerArguments(model_type=kind, new_captioner={"vision_config": {"model_type": "swin"}})
+        with pytest.raises(
+            ValueError, match="--train_backbone none: the backbone of this vision_config has learned no"
+        ):
+            check_new_captioner(fresh, None, "none")
+        check_new_captioner(fresh, None, "all")
+
+    def test_few_captions_are_told(self, rows, caplog):
+        options = {**self.SIZES, **self.LAYERS}
+        load_captioner(CaptionerArguments(model_type="satic", new_captioner=options), rows)
+        (said,) = [record.message for record in caplog.records if "are few to learn a language from" in record.message]
+        assert said.startswith("2 captions of 1 pictures are few") and "--model" in said and "\n" not in said
+
+    def test_tokenizer_and_rule_of_words(self, rows):
+        options = {**self.SIZES, **self.LAYERS}
+        _, processor, _ = load_captioner(
+            CaptionerArguments(model_type="satic", new_captioner={**options, "word_rule": "unicode"}), rows
+        )
+        assert processor.tokenizer.tokenize("小狗") == ["UNK", "UNK"]  # letter by letter
+        named = CaptionerArguments(model_type="satic", new_captioner={**options, "word_rule": "shlex:split"})
+        with pytest.raises(
+            ValueError, match="'shlex:split' names a function, which runs only with --trust_remote_code"
+        ):
+            load_captioner(named, rows)
+        TOKENIZER.save_pretrained(rows.store.folder)
+        own = CaptionerArguments(model_type="satic", tokenizer=str(rows.store.folder), new_captioner=options)
+        assert load_captioner(own, rows)[1].tokenizer.get_vocab() == TOKENIZER.get_vocab()
+
     def test_mistakes(self, rows):
         for model_type, said in ((None, "--model_type: expected"), ("sattic", "--model_type sattic: expected")):
             with pytest.raises(ValueError, match=f"{said} one of clip_gpt2, dico, .* or --model to start from"):
@@ -168,6 +208,12 @@ class TestNew:
             load_captioner(CaptionerArguments(model_type="satic", new_captioner={"d_modell": 8}), rows)
         with pytest.raises(ValueError, match=r"--new_captioner '\{': not JSON"):
             CaptionerArguments(new_captioner="{")
+        for name, said in (
+            ("tokenizer", "give --tokenizer in its place"),
+            ("captions", "they are those of the training"),
+        ):
+            with pytest.raises(ValueError, match=f"^--new_captioner {name}: {said}"):
+                CaptionerArguments(new_captioner={name: "words"})
         with pytest.raises(ValueError, match=r"new names code of the Hub, 'some/kernel'"):
             backbone = {"model_type": "swin", "_attn_implementation": "some/kernel"}
             load_captioner(CaptionerArguments(model_type="satic", new_captioner={"vision_config": backbone}), rows)
