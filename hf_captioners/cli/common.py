@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TRUST_OPTION = "--trust_remote_code"
+TRUST_FLAGS = (TRUST_OPTION, TRUST_OPTION.replace("_", "-"))
 TRUST_HELP = "run the Python code that comes with a model; read it first. A recipe cannot say this"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -41,6 +42,16 @@ def failure_status(error: BaseException) -> int:
             return DISK_IS_FULL
         cause = cause.__cause__
     return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of the command and of every verb: a mistake is shown without what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a mistake and exit, as argparse does."""
+        from ..data.printable import printable
+
+        super().error(printable(message))
 
 
 class LaterParser(argparse.ArgumentParser):
@@ -137,7 +148,7 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
 
 def add_trust_option(parser: argparse._ActionsContainer) -> None:
     """`--trust_remote_code`, of every verb that loads models."""
-    parser.add_argument(TRUST_OPTION, TRUST_OPTION.replace("_", "-"), action="store_true", help=TRUST_HELP)
+    parser.add_argument(*TRUST_FLAGS, action="store_true", help=TRUST_HELP)
 
 
 def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:

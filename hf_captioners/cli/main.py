@@ -10,26 +10,17 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
 
-from ..data.printable import PrintableFormatter, printable
+from ..data.printable import PrintableFormatter
 from . import caption, convert, env, evaluate, features, plot, quickstart, regions, retrieval, train
-from .common import UsageError, failure_status, print_error
+from .common import Parser, UsageError, failure_status, print_error
 
 VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, plot, convert, env)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Parser of the command and of every verb: a mistake is shown without what a terminal would obey."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print a mistake and exit, as argparse does."""
-        super().error(printable(message))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `args.run` of what it parses is the function to call."""
-    parser = _Parser(prog="hf-captioners", description="Caption pictures with research captioners.")
+    parser = Parser(prog="hf-captioners", description="Caption pictures with research captioners.")
     parser.add_argument("--version", action="version", version=f"hf-captioners {_version()}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for verb in VERBS:

@@ -26,10 +26,11 @@ from hf_captioners.modeling.image_processing_bottom_up import BottomUpImageProce
 from hf_captioners.modeling.modeling_bottom_up import BottomUpForRegionFeatures
 
 from .bottom_up_config import Settings, read_names, read_settings
+from .command import Command
 from .pickled_arrays import load_pickled_arrays
 from .safe_load import load_checkpoint
 from .source import Source
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+from .writing import ConversionError, ConversionReport, check_out_dir, raise_problems, write_folder
 
 MODEL_TYPE = "bottom_up"
 COUNTERS = ".num_batches_tracked"  # of batch normalisations, without influence on any number
@@ -82,8 +83,8 @@ def convert(
     Args:
         checkpoint (`str` or `Path`):
             `.pth`, `.bin`, `.safetensors`, or `.pkl` with arrays.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
         original_config (`str`, `Path` or `Mapping`, *optional*):
             The original's `config.yaml`, or the same as a dict. By default what was published: 10 to 100 regions,
             images of 600 to 1000 pixels.
@@ -94,16 +95,6 @@ def convert(
             `"caffe"` for a checkpoint of the frcnn layout whose regions are to be selected as by Caffe, on Caffe's
             anchors: the features that SATIC was trained on, out of the file that the Hub has. This follows from the
             mathematics, and could not be tried on the published weights. By default the file's own convention.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
     path = Path(checkpoint)
@@ -116,17 +107,40 @@ def convert(
     config = build_config(source, layout, anchors, settings, convention, objects, attributes)
     model = fill_model(source, layout, config)
     processor = BottomUpImageProcessor.from_preset(convention or layout, **settings.processor)
-    with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
     anchor_names = [] if anchors is None else [ANCHORS["maskrcnn" if layout == "vinvl" else "detectron2"]]
     return ConversionReport(
-        out_dir=Path(out_dir),
+        out_dir=folder,
         used=[*source.used, *anchor_names],
         dropped=source.dropped,
         config=config,
         assumed={**settings.assumed, **({"anchors": "the published ones"} if anchors is None else {})},
     )
+
+
+COMMAND = Command(
+    MODEL_TYPE,
+    convert,
+    checkpoint="the checkpoint: .pth, .bin, .safetensors, or .pkl with arrays; its layout is told by its tensors",
+    example="pytorch_model.bin --original-config config.yaml --objects objects_vocab.txt --out bottom-up",
+    options={
+        "original_config": {
+            "type": Path,
+            "metavar": "FILE.yaml",
+            "help": "the original's config.yaml (default: 10 to 100 regions, images of 600 to 1000 pixels)",
+        },
+        "objects": {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "names of the classes, one a line, or VinVL's JSON",
+        },
+        "attributes": {"type": Path, "metavar": "FILE", "help": "names of the attributes, as --objects"},
+        "convention": {
+            "choices": ("caffe",),
+            "help": "find the regions in the layout of the Hub as Caffe does: those that SATIC was trained on",
+        },
+    },
+)
 
 
 def find_layout(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ The file has no CLIP. Without `clip` the model reads cached embeddings; with it,
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from hf_captioners.modeling.modeling_clip_gpt2 import ClipGpt2ForImageCaptioning
 from hf_captioners.modeling.processing_clip_gpt2 import ClipGpt2Processor
 
 from ..modeling.captioner_trust import foreign_code, load_pretrained
+from .command import TRUST, Command
 from .safe_load import load_checkpoint
 from .source import Source
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder
+from .writing import ConversionError, ConversionReport, check_out_dir, write_folder
 
 MODEL_TYPE = "clip_gpt2"
 HEAD_WIDTH = 64  # of every GPT-2 that OpenAI released
@@ -55,8 +57,8 @@ def convert(
     Args:
         checkpoint (`str` or `Path`):
             The state dict of a ClipCap model as `.pt` or `.safetensors`.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
         tokenizer (`str` or `Path`, *optional*, defaults to `"openai-community/gpt2"`):
             Folder or Hub name of GPT-2's tokenizer.
         clip (`str` or `Path`, *optional*):
@@ -67,18 +69,8 @@ def convert(
             points of CIDEr, in silence.
         num_heads (`int`, *optional*):
             Attention heads of GPT-2, by default width / 64.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that comes with `tokenizer` and `clip` may run.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: the checkpoint does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
     source = read_source(checkpoint)
@@ -89,11 +81,9 @@ def convert(
     model = fill_model(source, config, vision)
     _set_decoding(model, words)
     processor = _build_processor(clip, tokenizer, trust_remote_code)
-    with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
     return ConversionReport(
-        out_dir=Path(out_dir),
+        out_dir=folder,
         used=source.used,
         dropped=source.dropped,
         config=config,
@@ -107,6 +97,31 @@ def convert(
         },
         assumed=assumed,
     )
+
+
+COMMAND = Command(
+    MODEL_TYPE,
+    convert,
+    checkpoint="the state dict of a ClipCap: .pt or .safetensors",
+    example="coco_weights.pt --clip openai/clip-vit-base-patch32 --out clipcap",
+    options={
+        "tokenizer": {
+            "metavar": "DIR",
+            "help": "folder or Hub name of GPT-2's tokenizer (default: openai-community/gpt2)",
+        },
+        "clip": {
+            "metavar": "DIR",
+            "help": "folder or Hub name of the CLIP whose embeddings it was trained on, to make a model that reads "
+            "pictures and not only cached embeddings",
+        },
+        "normalize_prefix": {
+            "action": argparse.BooleanOptionalAction,
+            "help": "whether it was trained on embeddings of length 1 (default: it was not)",
+        },
+        "num_heads": {"type": int, "metavar": "N", "help": "attention heads of GPT-2 (default: its width / 64)"},
+        "trust_remote_code": TRUST,
+    },
+)
 
 
 def read_source(checkpoint: str | Path) -> Source:

@@ -24,11 +24,12 @@ from hf_captioners.modeling.modeling_dico import DicoForImageCaptioning
 from hf_captioners.modeling.processing_dico import DicoProcessor
 
 from ..modeling.captioner_trust import load_pretrained
+from .command import TRUST, Command
 from .dico_files import CONFIG, opened_files
 from .pickle_limits import show
 from .safe_load import load_checkpoint
 from .source import Source
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+from .writing import ConversionError, ConversionReport, check_out_dir, raise_problems, write_folder
 
 logger = logging.getLogger(__name__)
 
@@ -113,26 +114,16 @@ def convert(
         checkpoint (`str` or `Path`):
             The original's folder, or one that holds it; a `.zip` or `.tar` (also `.tar.gz`) of it; or its
             `pytorch_model.bin` with `config.json` beside it.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
         original_config (`str`, `Path` or `Mapping`, *optional*):
             The original's configuration, when it is not beside the weights.
         tokenizer (`str` or `Path`, *optional*, defaults to `"openai/clip-vit-large-patch14"`):
             Folder or Hub name of CLIP's tokenizer, which gets the token for padding. It must fit the vocabulary. For a
             vocabulary of another size than the released one there is no default: the folder is then written without
             tokenizer.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that comes with the tokenizer may run.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: the checkpoint does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
     with opened_files(checkpoint, original_config) as (weights, content):
@@ -145,9 +136,7 @@ def convert(
         )
         source = read_source(weights)
         model = fill_model(source, config)
-        with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
-            model.save_pretrained(folder)
-            (processor or image_processor).save_pretrained(folder)
+        folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor or image_processor)
     if processor is None:
         logger.warning(
             "%s: no tokenizer was written: the vocabulary of %d tokens is not that of CLIP and one for padding, so "
@@ -156,12 +145,32 @@ def convert(
             config.vocab_size,
         )
     return ConversionReport(
-        out_dir=Path(out_dir),
+        out_dir=folder,
         used=source.used,
         dropped=source.dropped,
         config=config,
         special_tokens={} if processor is None else _special_tokens(config, processor.tokenizer),
     )
+
+
+COMMAND = Command(
+    MODEL_TYPE,
+    convert,
+    checkpoint="the original's folder, an archive of it (.zip, .tar, .tar.gz), or its weights beside config.json",
+    example="dico-ViTL14.zip --tokenizer openai/clip-vit-large-patch14 --out dico",
+    options={
+        "original_config": {
+            "type": Path,
+            "metavar": "FILE.json",
+            "help": "the original's config.json, where it is not beside the weights",
+        },
+        "tokenizer": {
+            "metavar": "DIR",
+            "help": f"folder or Hub name of CLIP's tokenizer (default: {RELEASED_TOKENIZER})",
+        },
+        "trust_remote_code": TRUST,
+    },
+)
 
 
 def build_config(content: Any, where: str = CONFIG) -> DicoCaptionerConfig:

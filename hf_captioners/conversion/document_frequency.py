@@ -10,39 +10,22 @@ apart.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..metrics.cider.document_frequency import DocumentFrequencies, DocumentFrequencyError
+from .command import Command
 from .pickle_limits import show
 from .safe_load import CheckpointError, load_plain_pickle
 from .stand_ins import DEFAULTDICT, NUMBERS
+from .writing import FrequencyReport
 
 MAX_BYTES = 1024**3  # COCO's have four million n-grams
 SUFFIX = ".safetensors"  # by which `hf-captioners evaluate` knows a saved file
 
 
-@dataclass(frozen=True)
-class FrequencyReport:
-    """The result of a conversion of document frequencies.
-
-    Attributes:
-        out_path (`Path`): the file that was written, for [`DocumentFrequencies.load`].
-        ngrams (`int`): how many n-grams occur.
-        number_of_images (`int`): the size of the corpus.
-        token_ids (`bool`): whether the words are token ids. Such frequencies fit rewards with `token_ids=True` and no
-            captions of words.
-    """
-
-    out_path: Path
-    ngrams: int
-    number_of_images: int
-    token_ids: bool
-
-
 def convert(checkpoint: str | Path, out_path: str | Path, *, overwrite: bool = False) -> FrequencyReport:
-    """Convert pickled document frequencies to a safetensors file. Documented at [`hf_captioners.conversion.convert`].
+    """Convert pickled document frequencies to a safetensors file.
 
     Args:
         checkpoint (`str` or `Path`): the pickle.
@@ -78,6 +61,16 @@ def convert(checkpoint: str | Path, out_path: str | Path, *, overwrite: bool = F
     _check_out_path(out_path, overwrite)  # reading COCO's takes half a minute; the file may be there by now
     frequencies.save(target)
     return FrequencyReport(target, len(frequencies), frequencies.number_of_images, frequencies.token_ids)
+
+
+COMMAND = Command(
+    "document_frequency",
+    convert,
+    checkpoint="the pickle, such as coco-train-words.p",
+    example="coco-train-words.p --out coco-train-words.safetensors",
+    out=f"file to write, *{SUFFIX}, which evaluate --document-frequencies and rewards read",
+    out_metavar="FILE",
+)
 
 
 def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -> DocumentFrequencies:

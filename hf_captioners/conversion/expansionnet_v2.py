@@ -25,6 +25,7 @@ from hf_captioners.modeling.modeling_expansionnet_v2 import ExpansionNetV2ForIma
 from hf_captioners.modeling.processing_captioner import ExpansionNetV2Processor
 from hf_captioners.modeling.tokenization_words import build_word_tokenizer
 
+from .command import NAMED_IDS, Command
 from .expansionnet_v2_config import (
     RELEASED_IMAGE_SIZE,
     RELEASED_SPECIAL,
@@ -36,7 +37,7 @@ from .expansionnet_v2_config import (
 from .safe_load import load_checkpoint
 from .source import Source
 from .vocabulary import Vocabulary, WordVocabulary, read_vocabulary
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder
+from .writing import ConversionError, ConversionReport, check_out_dir, write_folder
 
 MODEL_TYPE = "expansionnet_v2"
 
@@ -62,8 +63,8 @@ def convert(
     checkpoint: str | Path,
     out_dir: str | Path,
     *,
+    vocabulary: Vocabulary,
     original_config: str | Path | Mapping[str, Any] | None = None,
-    vocabulary: Vocabulary | None = None,
     special: Mapping[str, int] | None = None,
     backbone: str | Path | None = None,
     features_only: bool = False,
@@ -74,16 +75,16 @@ def convert(
     Args:
         checkpoint (`str` or `Path`):
             `End_ExpansionNet_v2` or `ExpansionNet_v2` as `.pth` or `.safetensors`, bare or under `model_state_dict`.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
+        vocabulary (`str`, `Path`, `Sequence[str]` or `Mapping`):
+            The words, index = id: the original pickle, a `.json` file, or a list. See
+            [`hf_captioners.conversion.vocabulary.read_vocabulary`].
         original_config (`str`, `Path` or `Mapping`, *optional*):
             The original constructor's arguments in its own names, as a JSON file or a dict: `num_heads`,
             `num_exp_enc_list`, `drop_args`, `swin_img_size`... and optionally `special`. Sizes are read from the
             tensors and compared with it. Not in the tensors, and by default as released: 8 heads, the groups 32, 64,
             128, 256, 512, and drop path 0.1.
-        vocabulary:
-            Required. The words, index = id: the original pickle, a `.json` file, or a list. See
-            [`hf_captioners.conversion.vocabulary.read_vocabulary`].
         special (`Mapping[str, int]`, *optional*):
             Ids of PAD, SOS, EOS and UNK when the vocabulary does not name them so.
         backbone (`str` or `Path`, *optional*):
@@ -91,37 +92,51 @@ def convert(
             backbone is taken, to make an end-to-end model.
         features_only (`bool`, *optional*, defaults to `False`):
             Leave the backbone of an end-to-end checkpoint out.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
-    if vocabulary is None:
-        raise ConversionError("vocabulary is required: without the words the converted model could not write captions")
     arguments = read_original_config(original_config)
     source = read_source(checkpoint, backbone, features_only)
     words = read_vocabulary(vocabulary, arguments.get("special") if special is None else special, RELEASED_SPECIAL)
     config, assumed = build_config(source, arguments, words)
     model = fill_model(source, config)
     processor = _build_processor(words, config, source, arguments)
-    with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
     return ConversionReport(
-        out_dir=Path(out_dir),
+        out_dir=folder,
         used=source.used,
         dropped=source.dropped,
         config=config,
         special_tokens=words.special_tokens,
         assumed=assumed,
     )
+
+
+COMMAND = Command(
+    MODEL_TYPE,
+    convert,
+    checkpoint="End_ExpansionNet_v2 or ExpansionNet_v2: .pth or .safetensors",
+    example="rf_model.pth --vocabulary demo_coco_tokens.pickle --out expansionnet-v2",
+    options={
+        "vocabulary": {
+            "required": True,
+            "type": Path,
+            "metavar": "FILE",
+            "help": "the words: the original pickle, or a .json list whose index is the id",
+        },
+        "original_config": {
+            "type": Path,
+            "metavar": "FILE.json",
+            "help": "the original constructor's arguments in its own names; needed where they are not the released "
+            "ones and leave no trace in the tensors (number of heads, expansion groups)",
+        },
+        "special": {
+            **NAMED_IDS,
+            "help": "ids of PAD, SOS, EOS, UNK, when the vocabulary does not call them so (PAD=8 SOS=9 EOS=7 UNK=10)",
+        },
+        "backbone": {"type": Path, "metavar": "FILE", "help": "the backbone, for a features-only checkpoint"},
+        "features_only": {"action": "store_true", "help": "leave the backbone out"},
+    },
+)
 
 
 def read_source(checkpoint: str | Path, backbone: str | Path | None = None, features_only: bool = False) -> Source:

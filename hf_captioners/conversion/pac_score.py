@@ -28,10 +28,11 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..modeling.captioner_trust import load_pretrained
+from .command import TRUST, Command
 from .pickle_limits import show
 from .safe_load import load_checkpoint, load_json
 from .source import Source
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+from .writing import ConversionError, ConversionReport, check_out_dir, raise_problems, write_folder
 
 logger = logging.getLogger(__name__)
 
@@ -81,26 +82,16 @@ def convert(
     Args:
         checkpoint (`str` or `Path`):
             A file with OpenAI's names of a CLIP, as `.pth` or `.safetensors`, bare or under `state_dict`.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
         original_config (`str`, `Path` or `Mapping`, *optional*):
             What the tensors do not show, as a JSON file or a dict: `quick_gelu` (`bool`), `vision_heads` and
             `transformer_heads` (`int`), `mean` and `std` (three `float`, of pixels in 0..1).
         vocabulary (`str` or `Path`, *optional*):
             Folder or Hub name of the CLIP tokenizer, which is then written beside the model. A scorer needs it to read
             captions as text; the file of the evaluator does not hold it.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that comes with the tokenizer of `vocabulary` may run.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, WRITTEN_TYPE, overwrite)
     settings = read_settings(original_config)
@@ -109,18 +100,35 @@ def convert(
     model = fill_model(source, config)
     tokenizer = None if vocabulary is None else _read_tokenizer(vocabulary, config, trust_remote_code)
     image_processor = _build_image_processor(config, settings)
-    with new_folder(out_dir, WRITTEN_TYPE, overwrite) as folder:
-        model.save_pretrained(folder)
-        (image_processor if tokenizer is None else CLIPProcessor(image_processor, tokenizer)).save_pretrained(folder)
+    processor = image_processor if tokenizer is None else CLIPProcessor(image_processor, tokenizer)
+    folder = write_folder(out_dir, WRITTEN_TYPE, overwrite, model, processor)
     if tokenizer is None:
         logger.warning(
             "%s: no tokenizer was written, as the evaluator's file holds none; give the folder of a CLIP tokenizer as "
             "vocabulary, or give a tokenizer to the scorer",
             out_dir,
         )
-    return ConversionReport(
-        out_dir=Path(out_dir), used=source.used, dropped=source.dropped, config=config, assumed=assumed
-    )
+    return ConversionReport(out_dir=folder, used=source.used, dropped=source.dropped, config=config, assumed=assumed)
+
+
+COMMAND = Command(
+    "pac_score",
+    convert,
+    checkpoint="a file with OpenAI's names of a CLIP: .pth or .safetensors",
+    example="clip_ViT-B-32.pth --vocabulary openai/clip-vit-base-patch32 --out pac-s",
+    options={
+        "original_config": {
+            "type": Path,
+            "metavar": "FILE.json",
+            "help": "what the tensors do not show: quick_gelu, vision_heads, transformer_heads, mean, std",
+        },
+        "vocabulary": {
+            "metavar": "DIR",
+            "help": "folder or Hub name of a CLIP tokenizer, to be written beside the model",
+        },
+        "trust_remote_code": TRUST,
+    },
+)
 
 
 def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from hf_captioners.modeling.image_processing_captioner import CaptionerImageProc
 from hf_captioners.modeling.modeling_satic import SaticForImageCaptioning, sinusoids
 from hf_captioners.modeling.processing_captioner import SaticProcessor
 
+from .command import Command
 from .pickle_limits import show
 from .safe_load import load_checkpoint
 from .satic_infos import Infos, build_tokenizer, read_infos
 from .source import Source
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+from .writing import ConversionError, ConversionReport, check_out_dir, raise_problems, write_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def convert(
     checkpoint: str | Path,
     out_dir: str | Path,
     *,
-    infos: str | Path | None = None,
+    infos: str | Path,
     num_heads: int | None = None,
     overwrite: bool = False,
 ) -> ConversionReport:
@@ -50,26 +51,14 @@ def convert(
     Args:
         checkpoint (`str` or `Path`):
             A SATIC or its autoregressive teacher, which becomes a SATIC of K = 1, as `.pth` or `.safetensors`.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
         infos (`str` or `Path`):
-            Required. The `infos_<id>.pkl` beside the checkpoint, with the options and the words.
+            The `infos_<id>.pkl` beside the checkpoint, with the options and the words.
         num_heads (`int`, *optional*, defaults to 8):
             Heads of every attention.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
-    if infos is None:
-        raise ConversionError("infos is required: it holds the words and the size of the groups (infos_<id>.pkl)")
     about = read_infos(infos)
     source = read_source(checkpoint)
     config = build_config(source, about, RELEASED_HEADS if num_heads is None else num_heads)
@@ -84,20 +73,39 @@ def convert(
             checkpoint,
             RELEASED_HEADS,
         )
-    with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
-        model.save_pretrained(folder)
-        SaticProcessor(CaptionerImageProcessor(), tokenizer).save_pretrained(folder)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, SaticProcessor(CaptionerImageProcessor(), tokenizer))
     special = dict.fromkeys(("PAD", "SOS", "EOS"), (0, about.words[0]))
     if about.unknown is not None:
         special["UNK"] = (about.unknown, about.words[about.unknown])
     return ConversionReport(
-        out_dir=Path(out_dir),
+        out_dir=folder,
         used=source.used,
         dropped=source.dropped,
         config=config,
         special_tokens=special,
         assumed={"num_heads": RELEASED_HEADS} if num_heads is None else {},
     )
+
+
+COMMAND = Command(
+    MODEL_TYPE,
+    convert,
+    checkpoint="a SATIC or its autoregressive teacher: .pth or .safetensors",
+    example="model.pth --infos infos.pkl --out satic",
+    options={
+        "infos": {
+            "required": True,
+            "type": Path,
+            "metavar": "FILE.pkl",
+            "help": "options, words and size of the groups: the infos_<id>.pkl beside the checkpoint",
+        },
+        "num_heads": {
+            "type": int,
+            "metavar": "N",
+            "help": f"heads of every attention; no file shows them (default: {RELEASED_HEADS}, as released)",
+        },
+    },
+)
 
 
 def read_source(checkpoint: str | Path) -> Source:

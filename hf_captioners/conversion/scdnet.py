@@ -8,6 +8,7 @@ width of its input. The number of heads, the places of a caption and the noise s
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from hf_captioners.modeling.image_processing_captioner import CaptionerImageProc
 from hf_captioners.modeling.modeling_scdnet import ScdnetForImageCaptioning
 from hf_captioners.modeling.processing_scdnet import ScdnetProcessor
 
+from .command import NAMED_IDS, Command
 from .pickle_limits import show
 from .safe_load import MissingStateError, load_checkpoint, load_json
 from .scdnet_words import build_tokenizer, read_words
 from .source import Source
-from .writing import ConversionError, ConversionReport, check_out_dir, new_folder, raise_problems
+from .writing import ConversionError, ConversionReport, check_out_dir, raise_problems, write_folder
 
 MODEL_TYPE = "scdnet"
 EMA = ("trainer", "ema")
@@ -52,7 +54,7 @@ def convert(
     checkpoint: str | Path,
     out_dir: str | Path,
     *,
-    vocabulary: str | Path | Sequence[str] | None = None,
+    vocabulary: str | Path | Sequence[str],
     stage1: str | Path | None = None,
     original_config: str | Path | Mapping[str, Any] | None = None,
     special: Mapping[str, int] | None = None,
@@ -65,10 +67,10 @@ def convert(
     Args:
         checkpoint (`str` or `Path`):
             A first or second stage as `.pth` or `.safetensors`.
-        out_dir (`str` or `Path`):
-            The folder to write; new or empty. It appears complete or not at all. Weights are written in float32.
+        out_dir (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`):
+            As in [`hf_captioners.conversion.convert`], which names the result and the errors too.
         vocabulary (`str`, `Path` or `Sequence[str]`):
-            Required. `vocabulary.txt`, a word on each line, or the words; the id of a word counts from 1. Word 0 is
+            `vocabulary.txt`, a word on each line, or the words; the id of a word counts from 1. Word 0 is
             start, end and padding.
         stage1 (`str` or `Path`, *optional*):
             The first stage, with which a second stage becomes a cascade that owns both.
@@ -82,20 +84,8 @@ def convert(
         crop_positions (`bool`, *optional*, defaults to `False`):
             Drop positions that are never reached: of captions those beyond their length, of retrieved sentences those
             beyond 64.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier conversion in `out_dir`.
-
-    Returns:
-        [`ConversionReport`]
-
-    Raises:
-        FileNotFoundError, FileExistsError: a source does not exist; `out_dir` may not be written.
-        CheckpointError, ConversionError: (both `ValueError`) something in the sources is unreadable, missing, extra,
-            misshapen or contradictory. All such problems are named together, and nothing is written.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
-    if vocabulary is None:
-        raise ConversionError("vocabulary is required: without the words the converted model could not write captions")
     given = read_settings(original_config)
     words, unknown = read_words(vocabulary, special)
     sources = {"": _read_source(checkpoint, ema, given, crop_positions)}
@@ -105,18 +95,49 @@ def convert(
     model = fill_model(sources, config)
     _set_decoding(model, given)
     processor = ScdnetProcessor(CaptionerImageProcessor(), build_tokenizer(words, unknown, config.caption_length + 1))
-    with new_folder(out_dir, MODEL_TYPE, overwrite) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
     names = dict.fromkeys(("PAD", "SOS", "EOS"), (0, words[0]))
     return ConversionReport(
-        out_dir=Path(out_dir),
+        out_dir=folder,
         used=[prefix + name for prefix, source in sources.items() for name in source.used],
         dropped=[prefix + name for prefix, source in sources.items() for name in source.dropped],
         config=config,
         special_tokens=names | ({} if unknown is None else {"UNK": (unknown, words[unknown])}),
         assumed={place: released for name in ASSUMED for place, released in [SETTINGS[name]] if place not in given},
     )
+
+
+COMMAND = Command(
+    MODEL_TYPE,
+    convert,
+    checkpoint="a first or second stage: .pth or .safetensors",
+    example="stage2.pth --stage1 stage1.pth --vocabulary vocabulary.txt --out scdnet",
+    options={
+        "vocabulary": {
+            "required": True,
+            "type": Path,
+            "metavar": "FILE.txt",
+            "help": "vocabulary.txt, a word on each line",
+        },
+        "stage1": {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "the first stage, to make a cascade of a second stage and this one",
+        },
+        "original_config": {
+            "type": Path,
+            "metavar": "FILE.json",
+            "help": "X-modaler's settings; needed where they are not the released ones (heads, length of a caption, "
+            "noise schedule)",
+        },
+        "special": {**NAMED_IDS, "help": "UNK=ID of the unknown word, where the last word is not called so"},
+        "ema": {
+            "action": argparse.BooleanOptionalAction,
+            "help": "take the moving average of the weights (default: where the checkpoint has it)",
+        },
+        "crop_positions": {"action": "store_true", "help": "drop the positions that no caption reaches"},
+    },
+)
 
 
 def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +61,47 @@ class ConversionReport:
     config: "PreTrainedConfig"
     special_tokens: dict[str, tuple[int, str]] = field(default_factory=dict)
     assumed: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The report for people; dropped names that differ in numbers only are one line."""
+        groups = Counter(re.sub(r"\d+", "*", name) for name in self.dropped)
+        special = " ".join(f"{name}={index} ({word!r})" for name, (index, word) in self.special_tokens.items())
+        lines = [f"{len(self.used)} tensors converted, {len(self.dropped)} dropped"]
+        lines += [f"  dropped {count} x {name}" for name, count in groups.items()]
+        lines += [f"special tokens: {special}"] if special else []
+        lines += [f"assumed, as released: {name}={value}" for name, value in self.assumed.items()]
+        return lines
+
+    def written(self) -> dict[str, str]:
+        """The folder under its name, for programs."""
+        return {"out_dir": str(self.out_dir)}
+
+
+@dataclass(frozen=True)
+class FrequencyReport:
+    """The result of a conversion of document frequencies.
+
+    Attributes:
+        out_path (`Path`): the file that was written, for `DocumentFrequencies.load`.
+        ngrams (`int`): how many n-grams occur.
+        number_of_images (`int`): the size of the corpus.
+        token_ids (`bool`): whether the words are token ids. Such frequencies fit rewards with `token_ids=True` and no
+            captions of words.
+    """
+
+    out_path: Path
+    ngrams: int
+    number_of_images: int
+    token_ids: bool
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        words = "token ids" if self.token_ids else "words"
+        return [f"{self.ngrams} n-grams of {words} in the references of {self.number_of_images} images"]
+
+    def written(self) -> dict[str, str]:
+        """The file under its name, for programs."""
+        return {"out_path": str(self.out_path)}
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:
@@ -164,6 +207,25 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
             yield temporary
         settle(temporary)
         _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
+
+
+def write_folder(out_dir: str | Path, model_type: str, overwrite: bool, *parts: Any) -> Path:
+    """Write what a captioner consists of.
+
+    Args:
+        out_dir, model_type, overwrite: as in [`check_out_dir`].
+        parts: the model, and its processor or the like, each with `save_pretrained`.
+
+    Returns:
+        `Path`: `out_dir`.
+
+    Raises:
+        FileExistsError, OSError: as in [`new_folder`].
+    """
+    with new_folder(out_dir, model_type, overwrite) as folder:
+        for part in parts:
+            part.save_pretrained(folder)
+    return Path(out_dir)
 
 
 def _swap(temporary: Path, target: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hf_captioners.cli.convert import build_parser
 from hf_captioners.cli.main import main
+from hf_captioners.conversion import SOURCES, find_command
 from hf_captioners.metrics import DocumentFrequencies
 
 SPECIAL = ["--special", "PAD=8", "SOS=9", "EOS=7", "UNK=10"]
@@ -98,8 +101,9 @@ def test_required_options(sources: list[Path | str], capsys: pytest.CaptureFixtu
         call(*sources[:index], *sources[index + 2 :])
     assert "--out" in capsys.readouterr().err
     index = sources.index("--vocabulary")
-    assert call(*sources[:index], *sources[index + 2 :]) == 2
-    assert "vocabulary is required" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call(*sources[:index], *sources[index + 2 :])
+    assert "the following arguments are required: --vocabulary" in capsys.readouterr().err
 
 
 def test_pac_score(shared_parity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,11 +130,40 @@ def test_document_frequencies(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "expected a name that ends in .safetensors" in capsys.readouterr().err
 
 
-def test_help_answers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_sources(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         call("--help")
     assert stop.value.code == 0
-    assert "--original-config" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    for source in SOURCES:
+        assert f"\n    {source}" in text
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_help_of_a_source_has_its_options_only(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(source, "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    shown = {flag.replace("-", "_")[2:] for flag in re.findall(r"^  (--[\w-]+)", text, re.MULTILINE)}
+    assert shown == {*find_command(source).options, "out", "overwrite"}
+    assert f"hf-captioners convert {source} {find_command(source).example}" in text
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_examples_are_read(source: str) -> None:
+    """What the example of a source gives is what its function takes."""
+    command = find_command(source)
+    read = vars(build_parser(command).parse_args(command.example.split()))
+    assert set(read) - {"checkpoint", "out"} <= set(command.options)
+    assert all(name in read for name, declaration in command.options.items() if declaration.get("required"))
+
+
+def test_options_of_other_sources_are_refused(sources: list[Path | str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(*sources, "--infos", "infos.pkl")
+    assert stop.value.code == 2
+    assert "convert expansionnet_v2: error: unrecognized arguments: --infos infos.pkl" in capsys.readouterr().err
 
 
 def test_the_converter_is_imported_only_when_it_runs() -> None:

@@ -429,7 +429,7 @@ class TestVocabulary:
 
 
 def test_unknown_model_type(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model_type='blip' is not known; expected one of expansionnet_v2"):
+    with pytest.raises(ValueError, match="name='blip' is not known; expected one of expansionnet_v2"):
         convert("blip", tmp_path / "x.pth", tmp_path / "out")
 
 

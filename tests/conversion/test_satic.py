@@ -234,7 +234,7 @@ class TestErrors:
             converted(case_a, tmp_path / "out", infos=tmp_path / "nothing.pkl")
 
     def test_options_of_other_models(self, case_a: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="features_only=True has no use with satic; leave it out"):
+        with pytest.raises(ValueError, match="features_only=True has no use with satic, whose options are infos"):
             converted(case_a, tmp_path / "out", features_only=True)
         with pytest.raises(ValueError, match="num_heads=8 has no use with expansionnet_v2"):
             convert("expansionnet_v2", case_a / "model.pth", tmp_path / "out", num_heads=8)
@@ -415,8 +415,9 @@ class TestTokenizer:
 
 def test_command_line(case_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["convert", "satic", str(case_a / "model.pth"), "--out", str(tmp_path / "out")]
-    assert main(arguments) == 2
-    assert "infos is required" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "arguments are required: --infos" in capsys.readouterr().err
     assert main([*arguments, "--infos", str(case_a / "infos.pkl")]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"out_dir": str(tmp_path / "out")}
