@@ -1,4 +1,4 @@
-"""`hf-captioners caption`: captions for picture files and folders of them.
+"""`hf-captioners caption`: captions for picture files, and for folders and archives of them.
 
 stdout has one JSON object per picture and line, in UTF-8, in the order of the arguments and of the names in a folder:
 `{"image": path, "caption": text}` or `{"image": path, "error": reason}`.
@@ -27,11 +27,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add the verb and its options to the parser of `hf-captioners`."""
     parser = subparsers.add_parser(
         "caption",
-        help="caption picture files, folders and data sets",
+        help="caption picture files, folders, archives and data sets",
         description="Write one JSON object per picture to stdout. A broken picture is reported; the rest go on.",
         epilog="example: hf-captioners caption photos/ cat.png --model expansionnet-v2 > captions.jsonl",
     )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="a picture, a folder of pictures or an http(s) URL")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="a picture, a folder or archive (zip, tar) of pictures, or an http(s) URL",
+    )
     parser.add_argument("--model", required=True, help="folder or Hub name of a captioner")
     add_model_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
@@ -132,6 +137,7 @@ class _CocoResults:
 def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Iterator[Mapping[str, Any]], int]:
     """The records to come and their number."""
     from ..inference.caption_files import caption_files
+    from ..inference.image_archives import image_names
     from ..inference.image_files import LeftOutFiles, find_images
 
     if args.annotations is not None or args.data_dir is not None:
@@ -140,13 +146,13 @@ def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[It
         raise UsageError("give paths, or --annotations with --image-root or --features")
     # Listed twice, to know the number without keeping a million paths.
     left_out = LeftOutFiles()
-    count = sum(1 for _ in find_images(args.paths, args.recursive, left_out))
+    count = sum(1 for _ in image_names(find_images(args.paths, args.recursive, left_out), left_out))
     if not count:
         raise UsageError(f"no pictures in {', '.join(args.paths)}{f' ({left_out})' if left_out else ''}")
     if left_out:
         print(f"hf-captioners caption: {left_out}", file=sys.stderr)
     if results is not None:
-        results.check(find_images(args.paths, args.recursive))
+        results.check(image_names(find_images(args.paths, args.recursive), LeftOutFiles()))
     model, processor = _load(args)
     paths = find_images(args.paths, args.recursive)
     records = caption_files(model, processor, paths, args.batch_size, **_options(args))

@@ -61,7 +61,10 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     written.add_argument("--features", metavar="DIR", help="their cached features, to caption instead of the pictures")
     written.add_argument("--save-predictions", metavar="FILE", type=Path, help="also write them, as COCO results")
     parser.add_argument(
-        "--split", metavar="NAME", help="of Karpathy JSON or a folder: such as test or val+test (default: all)"
+        "--split",
+        metavar="NAME",
+        help="of Karpathy JSON or a folder: such as test, val+test or all (default: all; of --dataset its test "
+        "split, or else its validation split)",
     )
     parser.add_argument("--image-root", metavar="DIR", type=Path, help="folder of the pictures")
 
@@ -181,7 +184,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     from ..inference.captioning import caption_rows
 
     source = Path(args.dataset)
-    references = read_references(source, args.split)
+    references = read_references(source, args.split or _evaluated_split(args.dataset))
     rows, images = _rows_to_caption(args, source, references)
     number = len(references.captions)
     model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
@@ -198,10 +201,27 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     return _written(args, captions, references.captions, images)
 
 
+def _evaluated_split(dataset: str) -> str | None:
+    """The split that nobody trained on, test or else validation, said in a line; `None` where there are no splits."""
+    from ..data.captions.predictions import read_splits
+    from ..data.printable import printable
+
+    splits = read_splits(dataset)
+    if len(splits) < 2:
+        return None
+    chosen = next((name for name in ("test", "validation", "val") if name in splits), "all")
+    print(
+        f"hf-captioners evaluate: {printable(dataset)} has {', '.join(splits)}; --split {chosen} is scored",
+        file=sys.stderr,
+    )
+    return chosen
+
+
 def _rows_to_caption(
     args: argparse.Namespace, source: Path, references: "References"
 ) -> tuple[Iterator[dict[str, Any]], dict[Any, Path]]:
     """Rows with a file or cached features each, and the files as far as they are known."""
+    from ..data.captions.folder_files import is_folder
     from ..data.features.store import FeatureStore
 
     ids = list(references.captions)
@@ -215,16 +235,17 @@ def _rows_to_caption(
     missing = [image_id for image_id in ids if image_id not in store]
     if missing:
         raise UsageError(f"--features {args.features}: no features of {len(missing)} images, as image {missing[0]}")
-    knows_where = args.image_root or source.is_dir()
+    knows_where = args.image_root or is_folder(source)
     images = _image_paths(references, args.image_root, source) if knows_where else {}
     return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), images
 
 
 def _image_paths(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:
     """Folder of the pictures of references: a folder has its own, a file takes an image root or has them beside it."""
+    from ..data.captions.folder_files import is_folder
     from ..data.captions.predictions import Predictions, image_paths
 
-    if source.is_dir() and image_root is None:
+    if is_folder(source) and image_root is None:
         return {image_id: Path(name) for image_id, name in references.file_names.items()}
     return image_paths(Predictions("", {}), references, references.captions, image_root or source.parent)
 

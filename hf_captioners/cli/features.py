@@ -91,7 +91,11 @@ def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
 
 def _add_detector_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "pictures", nargs="*", default=(), metavar="PICTURE", help="files and folders, instead of --annotations"
+        "pictures",
+        nargs="*",
+        default=(),
+        metavar="PICTURE",
+        help="files, folders and archives, instead of --annotations",
     )
     group.add_argument("--detector", metavar="MODEL", help="folder or Hub name of a bottom_up detector")
     group.add_argument(
@@ -243,12 +247,14 @@ def _from_detector(args: argparse.Namespace) -> Any:
 def _images(args: argparse.Namespace) -> list[tuple[Any, Any]]:
     """Ids and pictures, of files or of a dataset."""
     if args.pictures:
+        from ..data.archive import archive_suffix, unpacked
         from ..data.printable import printable
         from ..inference.detect_regions import images_by_id
-        from ..inference.image_files import LeftOutFiles, find_images
+        from ..inference.image_files import LeftOutFiles, find_images, is_url
 
         left_out = LeftOutFiles()
-        images: list[tuple[Any, Any]] = images_by_id(find_images(args.pictures, left_out=left_out))
+        paths = [unpacked(path) if archive_suffix(path) and not is_url(path) else path for path in args.pictures]
+        images: list[tuple[Any, Any]] = images_by_id(find_images(paths, left_out=left_out))
         if left_out:
             print(f"hf-captioners features: {printable(left_out)}", file=sys.stderr)
         return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_CHUNK = 2**20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's libraries write the number of a system's error
 
 
@@ -52,6 +54,22 @@ def regular_file(path: str | Path, kind: str) -> Path:
     if not stat.S_ISREG(mode):
         raise OSError(f"{path}: expected a {kind}, found something that is not a regular file")
     return Path(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal digits.
+
+    Args:
+        path (`Path`): the file.
+
+    Returns:
+        `str`
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # `hashlib.file_digest` is not in Python 3.10
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager

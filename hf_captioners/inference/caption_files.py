@@ -1,4 +1,4 @@
-"""Captions for image files of folders, of any number, one record per file, in order."""
+"""Captions for images of files, folders and archives, of any number, one record per image, in order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from .captioning import CaptionRecord, caption_rows
+from .image_archives import image_rows
 from .image_files import as_iterable
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -20,17 +21,19 @@ def caption_files(
     num_workers: int = 4,
     **options: Any,
 ) -> Iterator[CaptionRecord]:
-    """Caption image files: [`caption_rows`] of rows with an `image` each.
+    """Caption image files and images of archives: [`caption_rows`] of rows with an `image` each.
 
     Args:
         model (`PreTrainedModel`): a captioner in evaluation mode, on the device and in the dtype to use.
         processor (`ProcessorMixin`): its processor.
-        paths (`str`, `os.PathLike` or an iterable of these): files or http(s) URLs; see [`find_images`] for folders.
+        paths (`str`, `os.PathLike` or an iterable of these): files, http(s) URLs, and zip and tar archives, of
+            which the images are read one after the other; see [`find_images`] for folders.
         batch_size, num_workers, options: see [`caption_rows`].
 
     Returns:
-        `Iterator[CaptionRecord]`: one record per path, in the order of `paths`: `{"image": path, "caption": text}`,
-        `{"image": path, "captions": [text, …]}` or `{"image": path, "error": reason}`.
+        `Iterator[CaptionRecord]`: one record per image, in the order of `paths` and of archives:
+        `{"image": path, "caption": text}`, `{"image": path, "captions": [text, …]}` or
+        `{"image": path, "error": reason}`.
 
     Raises:
         ValueError: see [`caption_rows`].
@@ -52,5 +55,4 @@ def caption_files(
 
     ```
     """
-    rows = ({"image": path} for path in as_iterable(paths))
-    return caption_rows(model, processor, rows, batch_size, num_workers, **options)
+    return caption_rows(model, processor, image_rows(as_iterable(paths)), batch_size, num_workers, **options)

@@ -55,7 +55,7 @@ def caption_rows(
         processor (`ProcessorMixin`): its processor.
         rows (`Iterable[Mapping]`): with `image` or `image_features` and what else the captioner looks at, see
             [`CaptionerProcessor.prepare_rows`]; such as a [`FeatureDataset`]. They are read as the captions are asked
-            for, up to two batches ahead.
+            for, up to two batches ahead. An `image` of `{"path", "error"}` gets a record with that `error`.
         batch_size (`int`, defaults to 8): images at a time. Captions do not depend on it.
         num_workers (`int`, defaults to 4): threads that open images.
         options: of `generate`; those that are `None` are the model's. With `num_return_sequences` a record has several
@@ -169,6 +169,8 @@ def _opened(row: _Row, image_processor: Any) -> _Row:
     """A row with its image open, at the processor's size if it is large."""
     if "image_features" in row or "image" not in row:
         return row
+    if isinstance(row["image"], Mapping) and row["image"].get("error"):
+        raise ImageError(row["image"]["error"])
     return {**row, "image": open_resized(row["image"], image_processor)}
 
 

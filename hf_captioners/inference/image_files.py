@@ -3,10 +3,11 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TypeAlias, cast
 
 from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
 from ..modeling.captioner_image_limits import shorten
@@ -103,11 +104,12 @@ def find_images(
     their format can be read at all; of files with another suffix or without, those that begin like a picture. They come
     in the order of their names, before the files of sub-folders; hidden files and folders (`.name`) are skipped. Links
     to folders are followed, and every folder is listed once per path given, so that a loop of links ends. A folder that
-    cannot be listed is returned itself, for the same reason as a wrong name.
+    cannot be listed is returned itself, for the same reason as a wrong name. So is an archive that is given by name
+    ([`image_rows`] reads its pictures); those in folders are left out.
 
     Args:
         paths (`str`, `os.PathLike` or an iterable of these):
-            Files, folders or http(s) URLs.
+            Files, folders, archives or http(s) URLs.
         recursive (`bool`, *optional*, defaults to `True`):
             Whether to go down into sub-folders.
         left_out ([`LeftOutFiles`], *optional*):
@@ -136,12 +138,17 @@ def find_images(
     """
     counted = LeftOutFiles() if left_out is None else left_out
     for path in as_iterable(paths):
-        if isinstance(path, str) and _URL.match(path):
-            yield path
+        if is_url(path):
+            yield cast(str, path)
         elif os.path.isdir(path):  # noqa: PTH112 (False, not PermissionError, below a folder that may not be entered)
             yield from _walk(Path(path), recursive, counted)
         else:
             yield Path(path)
+
+
+def is_url(path: _Path) -> bool:
+    """Whether it is an http(s) URL."""
+    return isinstance(path, str) and _URL.match(path) is not None
 
 
 def as_iterable(paths: _Path | Iterable[_Path]) -> Iterable[_Path]:
@@ -168,7 +175,7 @@ def _walk(root: Path, recursive: bool, left_out: LeftOutFiles) -> Iterator[Path]
         for entry in entries:
             if _is_folder(entry):
                 subfolders.append(folder / entry.name)
-            elif _is_image(folder / entry.name, left_out):
+            elif is_image(entry.name, partial(_first_bytes, folder / entry.name), left_out):
                 yield folder / entry.name
         if recursive:
             stack += reversed(subfolders)
@@ -181,14 +188,23 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _is_image(path: Path, left_out: LeftOutFiles) -> bool:
-    """Tell whether a file of a folder is taken for a picture; counts it if it is not."""
-    suffix = path.suffix.lower()
+def is_image(name: _Path, first_bytes: Callable[[int], bytes], left_out: LeftOutFiles) -> bool:
+    """Tell whether a file of a folder or archive is taken for a picture.
+
+    Args:
+        name (`str` or `os.PathLike`): of the file; its suffix decides if it is known.
+        first_bytes (`Callable[[int], bytes]`): gives so many of its first bytes, which decide otherwise.
+        left_out ([`LeftOutFiles`]): counts it if it is not.
+
+    Returns:
+        `bool`
+    """
+    suffix = PurePath(name).suffix.lower()
     if suffix in OTHER_SUFFIXES:
         return False
     image_format = IMAGE_SUFFIXES.get(suffix)
     if image_format is None and suffix not in UNREAD_SUFFIXES:
-        image_format = sniff_format(_first_bytes(path))
+        image_format = sniff_format(first_bytes(SIGNATURE_BYTES))
         if image_format is None:
             left_out.unknown[suffix] += 1
             return False
@@ -199,12 +215,12 @@ def _is_image(path: Path, left_out: LeftOutFiles) -> bool:
     return False
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: Path, count: int) -> bytes:
     """The first bytes of a regular file; none of what is not one, or cannot be read."""
     try:
         if path.is_file():
             with path.open("rb", buffering=0) as file:
-                return file.read(SIGNATURE_BYTES) or b""
+                return file.read(count) or b""
     except OSError:
         pass
     return b""

@@ -80,6 +80,26 @@ def test_a_folder_of_pictures_that_cannot_be_read(run: Any, tmp_path: Path) -> N
     assert "no pictures in" in err and "left out 1 file: 1 .jxl (JPEG XL, which is not read" in err
 
 
+def test_an_archive(run: Any, folder: Path, tmp_path: Path) -> None:
+    """Its pictures have the captions of the same files; what is wrong with it costs a record, and the rest go on."""
+    _, expected, _ = run(folder / "a.png", folder / "b.jpg")
+    (folder / "c.txt").write_text("words")
+    for kind in ("zip", "gztar"):
+        archive = shutil.make_archive(str(tmp_path / "photos"), kind, folder)
+        status, records, err = run(archive)
+        assert (status, err) == (0, "")
+        captions = {record["image"].removeprefix(f"{archive}/"): record["caption"] for record in records}
+        assert [captions[name] for name in ("a.png", "b.jpg")] == [record["caption"] for record in expected]
+        assert len(captions) == 3
+    (tmp_path / "broken.tar").write_bytes(b"words")
+    status, records, err = run(tmp_path / "broken.tar", folder / "a.png", "--coco-results", tmp_path / "x.json")
+    assert (status, records) == (2, [])  # no image id in the names
+    status, records, err = run(tmp_path / "broken.tar", folder / "a.png")
+    assert status == 1
+    assert ["error" in record for record in records] == [True, False]
+    assert f"{tmp_path}/broken.tar: neither a zip nor a tar archive" in err
+
+
 def test_files_and_no_recursive(run: Any, folder: Path) -> None:
     status, records, _ = run(folder / "sub" / "c.png", folder, "--no-recursive", "--batch-size", 1)
     assert status == 0

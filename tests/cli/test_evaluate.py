@@ -237,6 +237,26 @@ class TestModel:
         assert captions[0] == captions[1]
         assert [image_id for image_id, _ in captions[0]] == [f"validation/{name}.png" for name in (1, 2, 3)]
 
+    def test_without_split_the_one_to_evaluate_on_is_taken(
+        self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path
+    ) -> None:
+        """Pictures that were trained on say nothing."""
+        data = tmp_path / "data"
+        common = ["--model", tiny_captioner_dir, "--dataset", data, "--max-new-tokens", "3", "--metrics", "bleu"]
+        expected = [(["train"], 3, None), (["validation"], 3, "validation"), (["test"], 2, "test")]
+        for splits, images, chosen in expected:
+            for split in splits:
+                shutil.copytree(folder, data / split)
+            if chosen == "test":  # of another size
+                lines = (data / "test" / "metadata.jsonl").read_text().splitlines()
+                (data / "test" / "metadata.jsonl").write_text("\n".join(lines[:2]))
+            status, out, err = run(*common, "--json")
+            assert status == 0
+            assert json.loads(out)["signature"]["images"] == images
+            assert (f"; --split {chosen} is scored" in err) == (chosen is not None)
+        status, out, err = run(*common, "--json", "--split", "all")
+        assert json.loads(out)["signature"]["images"] == 8 and "is scored" not in err
+
     def test_karpathy_split(self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path) -> None:
         images = [
             {
@@ -254,6 +274,10 @@ class TestModel:
         )  # fmt: skip
         assert status == 0
         assert json.loads(out)["signature"]["images"] == 2
+        arguments = ["--model", tiny_captioner_dir, "--dataset", tmp_path / "karpathy.json", "--image-root", folder]
+        status, again, err = run(*arguments, "--json")
+        assert (status, again) == (0, out)
+        assert "karpathy.json has val, test; --split test is scored" in err
 
     def test_cached_features_give_the_same(
         self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path

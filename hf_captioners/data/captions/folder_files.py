@@ -8,7 +8,8 @@ or a `metadata.csv`. What is decided here:
 
 1. A split is a folder, or a link to one, of that name or of one of its usual others (`val`). A folder without splits
    whose metadata file lies in it is `train` alone; its metadata file may also name pictures of splits
-   (`train/cat.jpg`). Archives are not read, and named where pictures are missing.
+   (`train/cat.jpg`). A split, or all of it, may be an archive (`train.zip`), and pictures may lie in archives beside
+   the metadata file (`folder_images`).
 2. `captions` is a list; `caption` and `text` are a caption or a list of them. Lines of one picture with a caption each
    are put together; two lists of one picture are an error. `image` and `filename` are read like `file_name`.
 3. The `image_id` of a row is that of the metadata file, or else the picture's path in the folder, `train/cat.jpg`: the
@@ -23,7 +24,6 @@ import csv
 import io
 import json
 import logging
-import ntpath
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..archive import UNREAD_SUFFIXES, archive_suffix, inner_name
+from .folder_images import FolderImages, listing, unpacked_folder, unread_archives
 from .records import CaptionFileError, Located, has_word, id_of, read_content, read_text
 from .records import captions_of as checked_captions
 
@@ -38,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -46,7 +47,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _FILE_NAME, _CAPTIONS = ("file_name", "image", "filename"), ("captions", "caption", "text")
-_SHOWN = 5
+_SHOWN = 5  # lines in a message
 
 
 def split_name(name: str) -> str | None:
@@ -81,58 +82,103 @@ def read_folder(folder: str | os.PathLike[str], missing: str = "error") -> dict[
         CaptionFileError: a split has no captions, or lines of its metadata file cannot be used.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not is_folder(root):
         raise FileNotFoundError(f"{root}: no such folder")
     rows: dict[str, list[Row]] = {}
-    for place in _places(root):
+    for place in _places(root if root.is_dir() else unpacked_folder(root, keep=split_name), root):
         for row in _read_place(place, missing):
             rows.setdefault(row["split"], []).append(row)
     _check_ids(root, rows)
     return rows
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder, or by its name an archive of one."""
+    return Path(path).is_dir() or (archive_suffix(path) != "" and Path(path).is_file())
+
+
 @dataclass
 class _Place:
-    """A folder with a metadata file: where it is, the split it stands for, and its name in front of those in it."""
+    """A folder with a metadata file.
+
+    Attributes:
+        folder (`Path`): where its files are.
+        shown (`Path`): what the user calls it, which is another if it was unpacked.
+        split (`str`, *optional*): the split that it stands for.
+        archives (`list[Path]`): archives beside it that may have its pictures.
+    """
 
     folder: Path
-    root: Path
-    split: str | None
+    shown: Path
+    split: str | None = None
+    archives: list[Path] = field(default_factory=list)
     metadata: Path = field(init=False)
+    own: str = field(init=False)  # its name in front of those in it
 
     def __post_init__(self) -> None:
         metadata_files = [self.folder / name for name in METADATA if (self.folder / name).is_file()]
         if len(metadata_files) > 1:
-            raise CaptionFileError(f"{self.folder}: has {' and '.join(METADATA)}, expected one of them")
+            raise CaptionFileError(f"{self.shown}: has {' and '.join(METADATA)}, expected one of them")
         if not metadata_files:
-            name = self.folder.name
             raise CaptionFileError(
-                f"{self.root}: the pictures of {name}/ have no captions in a {' or '.join(METADATA)} in it"
+                f"{self.shown.parent}: the pictures of {_called(self.shown)} have no captions in a "
+                f"{' or '.join(METADATA)} in it"
             )
         self.metadata = metadata_files[0]
+        self.own = "" if self.split is None else _stem(self.shown)
 
 
-def _places(root: Path) -> list[_Place]:
+def _stem(path: Path) -> str:
+    """The name of a folder, or of an archive without its suffix."""
+    return path.name if path.is_dir() else path.name[: -len(archive_suffix(path)) or None]
+
+
+def _called(path: Path) -> str:
+    return path.name if archive_suffix(path) else f"{path.name}/"
+
+
+def _places(root: Path, shown: Path) -> list[_Place]:
     """The splits of a folder; the folder itself where its own metadata file describes all."""
     if any((root / name).is_file() for name in METADATA):
-        return [_Place(root, root, None)]
-    folders: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        split = split_name(path.name)
-        if split is None or not path.is_dir():
-            continue
-        if split in folders:
-            raise CaptionFileError(f"{root}: {folders[split].name}/ and {path.name}/ are both {split}, expected one")
-        folders[split] = path
-    archives = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(ARCHIVES))
-    if not folders and archives:
-        raise CaptionFileError(f"{root}: no train/ in it, but {_listing(archives)}; unpack it, archives are not read")
-    if not folders:
+        return [_Place(root, shown)]
+    names = sorted(path.name for path in root.iterdir())
+    splits = _splits(root, shown, names)
+    archives = [name for name in names if archive_suffix(name) and (root / name).is_file()]
+    if not splits and len(archives) == 1:
+        return _places(unpacked_folder(root / archives[0], keep=split_name), shown / archives[0])
+    if not splits:
+        unread = [name for name in names if name.lower().endswith(UNREAD_SUFFIXES)]
         raise CaptionFileError(
-            f"{root}: no train/ with pictures and a {METADATA[0]} in it, and no {METADATA[0]} of its own; it has "
-            f"{_listing(sorted(path.name for path in root.iterdir())) or 'nothing'}"
+            f"{shown}: no train/ with pictures and a {METADATA[0]} in it, and no {METADATA[0]} of its own; it has "
+            f"{listing(names) or 'nothing'}{unread_archives(unread)}"
         )
-    return [_Place(folders[split], root, split) for split in SPLIT_NAMES if split in folders]
+    others = [root / name for name in archives if name not in splits.values()]
+    return [
+        _Place(
+            root / splits[split] if (root / splits[split]).is_dir() else unpacked_folder(root / splits[split]),
+            shown / splits[split],
+            split,
+            others,
+        )
+        for split in SPLIT_NAMES
+        if split in splits
+    ]
+
+
+def _splits(root: Path, shown: Path, names: list[str]) -> dict[str, str]:
+    """Split -> the name of its folder or archive. An archive beside the folder that was made of it is left alone."""
+    splits: dict[str, str] = {}
+    for is_taken in (lambda path: path.is_dir(), lambda path: path.is_file() and archive_suffix(path)):
+        found: dict[str, str] = {}
+        for name in names:
+            split = split_name(_stem(root / name))
+            if split is not None and split not in splits and is_taken(root / name):
+                if split in found:
+                    both = f"{_called(Path(found[split]))} and {_called(Path(name))}"
+                    raise CaptionFileError(f"{shown}: {both} are both {split}, expected one")
+                found[split] = name
+        splits |= found
+    return splits
 
 
 # --- metadata files -------------------------------------------------------------------------------------------------
@@ -195,12 +241,10 @@ def _inner_name(value: Any, key: str) -> str:
     """A path inside the folder, with slashes; the metadata file of someone else never reaches outside of it."""
     if not isinstance(value, str) or not value.strip("/"):
         raise ValueError(f"field {key!r} is {reprlib.repr(value)}, expected the name of a picture")
-    name = value.replace("\\", "/")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    outside = name.startswith("/") or ".." in parts or ntpath.splitdrive(name)[0]
-    if outside or "://" in name or "::" in name or "\0" in name:  # `datasets` takes "://" and "::" for remote files
+    name = inner_name(value)
+    if name is None or "://" in value or "::" in value:  # `datasets` takes "://" and "::" for remote files
         raise ValueError(f"field {key!r} is {reprlib.repr(value)}, expected a path inside the folder")
-    return "/".join(parts)
+    return name
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -208,7 +252,8 @@ def _inner_name(value: Any, key: str) -> str:
 
 def _read_place(place: _Place, missing: str) -> list[Row]:
     rows = _merged(place)
-    images = _ImageFiles(place)
+    images = FolderImages(place.folder, place.own, place.archives)
+    metadata = place.shown / place.metadata.name
     absent: list[str] = []
     for row in rows:
         row["image"], row["file_name"] = images.find(row["file_name"])
@@ -217,19 +262,21 @@ def _read_place(place: _Place, missing: str) -> list[Row]:
         if row["image"] is None:
             absent.append(row["file_name"])
     if absent:
-        problem = f"{place.metadata}: {len(absent)} of {len(rows)} pictures are missing: {_listing(absent)}"
+        problem = f"{metadata}: {len(absent)} of {len(rows)} pictures are missing: {listing(absent)}"
         if missing == "error" or len(absent) == len(rows):
-            archives = sorted(name for name in images.files if name.lower().endswith(ARCHIVES))
-            hint = f"; unpack {_listing(archives)}, archives are not read" if archives else ""
-            raise FileNotFoundError(f"{problem}. A picture is looked for beside {place.metadata.name}{hint}")
+            raise FileNotFoundError(f"{problem}. A picture is looked for beside {metadata.name}{images.places}")
         logger.warning("%s; they are left out", problem)
-    images.tell_left_out()
+    if left := images.left_out(METADATA):
+        logger.warning(
+            "%s: %d files beside it are not named in it and left out: %s", metadata, len(left), listing(left)
+        )
     return [row for row in rows if row["image"] is not None]
 
 
 def _merged(place: _Place) -> list[Row]:
     """The rows of a metadata file, `file_name` as it is there; lines of one picture with a caption each are one row."""
     records = _records(place.metadata)
+    metadata = place.shown / place.metadata.name
     rows: dict[str, Row] = {}
     first: dict[str, tuple[str, bool]] = {}
     problems: list[str] = []
@@ -248,11 +295,10 @@ def _merged(place: _Place) -> list[Row]:
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CaptionFileError(
-            f"{place.metadata}: {len(problems)} of {len(records)} lines cannot be used: "
-            f"{'; '.join(problems[:_SHOWN])}{more}"
+            f"{metadata}: {len(problems)} of {len(records)} lines cannot be used: {'; '.join(problems[:_SHOWN])}{more}"
         )
     if not rows:
-        raise CaptionFileError(f"{place.metadata}: no captions in it, expected at least one")
+        raise CaptionFileError(f"{metadata}: no captions in it, expected at least one")
     return list(rows.values())
 
 
@@ -263,53 +309,6 @@ def _others(record: Mapping[str, Any]) -> Row:
     if record.get("image_id") not in (None, ""):
         others["image_id"] = id_of(record["image_id"], "field 'image_id'")
     return others
-
-
-class _ImageFiles:
-    """The files of a place: which picture a name means, and which files no line names."""
-
-    def __init__(self, place: _Place) -> None:
-        self.place = place
-        self.files = set(_files_below(place.folder))
-        self.used: set[str] = set()
-
-    def find(self, name: str) -> tuple[str | None, str]:
-        """The path of a picture, `None` if it is not there, and its name in the folder of all splits."""
-        own = self.place.folder.name
-        inner = name
-        if name not in self.files and self.place.split and name.startswith(f"{own}/"):
-            inner = name.removeprefix(f"{own}/")  # the metadata file names its own folder, too
-        prefix = f"{own}/" if self.place.split else ""
-        if inner not in self.files:
-            return None, f"{prefix}{inner}"
-        self.used.add(inner)
-        return str(self.place.folder.absolute() / inner), f"{prefix}{inner}"
-
-    def tell_left_out(self) -> None:
-        """Warn of files that no line of the metadata file names."""
-        left = sorted(self.files - self.used - set(METADATA))
-        if left:
-            logger.warning(
-                "%s: %d files beside it are not named in it and left out: %s",
-                self.place.metadata,
-                len(left),
-                _listing(left),
-            )
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder, with slashes, but for hidden ones; links are followed."""
-    visited: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in visited:  # a loop of links
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inner = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if inner == "." else f"{inner}/"
-        yield from (f"{prefix}{name}" for name in files if not name.startswith("."))
 
 
 def _check_ids(root: Path, rows: Mapping[str, Iterable[Row]]) -> None:
@@ -327,8 +326,3 @@ def _check_ids(root: Path, rows: Mapping[str, Iterable[Row]]) -> None:
                     f"{root}: {split}: {other['file_name']} and {row['file_name']} have the same image_id "
                     f"{row['image_id']!r}; ids must be unique"
                 )
-
-
-def _listing(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -5,7 +5,6 @@ builder by versions of its own, for remote files; here they are Python's.
 """
 
 import functools
-import hashlib
 import json
 import logging
 import ntpath
@@ -14,7 +13,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from ..files import regular_file
+from ..files import regular_file, sha256_of
 from ..limits import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -46,8 +45,7 @@ def source_stamp(annotations: str, image_root: str | None) -> list[tuple[str, st
 
     Sizes and times of a file do not tell: an editor may keep both. Hashing 150 MB takes a fraction of a second.
     """
-    with regular_file(annotations, "annotation file").open("rb") as file:
-        stamp = [(annotations, hashlib.file_digest(file, "sha256").hexdigest())]
+    stamp = [(annotations, sha256_of(regular_file(annotations, "annotation file")))]
     if image_root is not None:
         with os.scandir(image_root) as entries:
             folders = sorted(entry.path for entry in entries if entry.is_dir())

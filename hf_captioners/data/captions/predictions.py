@@ -28,7 +28,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
 from . import records
-from .folder_files import chosen_splits, read_folder
+from .folder_files import chosen_splits, is_folder, read_folder
 from .karpathy_file import SPLITS, read_rows
 from .records import CaptionFileError, ImageId
 
@@ -140,7 +140,7 @@ def read_references(path: _Path, split: str | None = None) -> References:
 
     ```
     """
-    if Path(path).is_dir():
+    if is_folder(path):
         return _of_folder(path, split)
     name, content = os.fspath(path), records.read_content(path)
     if isinstance(content, dict) and _is_karpathy(content):
@@ -155,6 +155,28 @@ def read_references(path: _Path, split: str | None = None) -> References:
     else:
         entries = records.parse_each(name, _by_key(content), records.keyed_reference)
     return References(name, {image_id: captions for image_id, _, captions in entries}, _image_paths(entries))
+
+
+def read_splits(path: _Path) -> list[str]:
+    """The names of the splits of a file or folder of captions.
+
+    Args:
+        path (`str` or `os.PathLike`): as [`read_references`] takes it.
+
+    Returns:
+        `list[str]`: in the order of their use, train first; empty for layouts without splits.
+
+    Raises:
+        FileNotFoundError, CaptionFileError: as [`read_references`].
+    """
+    if is_folder(path):
+        return list(read_folder(path))
+    name, content = os.fspath(path), records.read_content(path)
+    if not isinstance(content, dict) or not _is_karpathy(content):
+        return []
+    del content  # as in `read_references`
+    occurring = {row["split"] for row in _karpathy_rows(name)}
+    return [split for split in SPLITS if split in occurring]
 
 
 def _is_coco(content: dict[str, Any]) -> bool:
@@ -187,10 +209,7 @@ def _karpathy(name: str, split: str | None) -> list[records.Entry]:
             raise CaptionFileError(
                 f"{name}: split={split!r}: {part!r} is not a split; expected names of {', '.join(SPLITS)} joined by '+'"
             )
-    try:
-        rows = [row for _, row in read_rows(name)]
-    except ValueError as error:
-        raise CaptionFileError(str(error)) from error
+    rows = _karpathy_rows(name)
     chosen = [row for row in rows if row["split"] in wanted]
     if not chosen:
         occurring = ", ".join(part for part in SPLITS if any(row["split"] == part for row in rows))
@@ -198,6 +217,13 @@ def _karpathy(name: str, split: str | None) -> list[records.Entry]:
             f"{name}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none, it has no images'}"
         )
     return [(row["image_id"], row["file_name"], row["captions"]) for row in chosen]
+
+
+def _karpathy_rows(name: str) -> list[dict[str, Any]]:
+    try:
+        return [row for _, row in read_rows(name)]
+    except ValueError as error:
+        raise CaptionFileError(str(error)) from error
 
 
 def _of_folder(path: _Path, split: str | None) -> References:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import locked, write_whole
+from ..files import locked, sha256_of, write_whole
 from .store_index import (
     DTYPES,
     FORMAT,
@@ -39,7 +39,6 @@ from .store_index import (
     check_shards,
     read_index,
     read_stamps,
-    sha256_of,
     stamp_of,
     verify_shards,
     write_stamps,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files import write_whole
+from ..files import sha256_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +100,6 @@ def _check_regular(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise FeatureError(f"{path}: is not a regular file")
-
-
-def sha256_of(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp_of(path: Path) -> list[int]:

@@ -1,0 +1,110 @@
+"""The pictures of files, folders and archives as rows to caption; those of archives are read one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from ..data.archive import ArchiveError, Member, archive_suffix, opened_archive
+from ..data.limits import LimitError
+from ..modeling.captioner_image_limits import MAX_BYTES, limit_of, too_many
+from .image_files import LeftOutFiles, is_image, is_url
+
+_Path: TypeAlias = str | os.PathLike[str]
+
+
+class _Image(NamedTuple):
+    """A picture of an archive: its name, itself, or why it cannot be read."""
+
+    name: str
+    member: Member | None
+    error: str = ""
+
+
+def image_rows(paths: Iterable[_Path]) -> Iterator[dict[str, Any]]:
+    """Rows of pictures, for [`caption_rows`]: files are closed, pictures of archives are read, no more than asked for.
+
+    Args:
+        paths (`Iterable[str | os.PathLike]`): files, http(s) URLs, and archives (see `ARCHIVE_SUFFIXES`), of which the
+            pictures are taken that a folder would be searched for; such as [`find_images`] gives them.
+
+    Returns:
+        `Iterator[dict]`: rows with `image`: the path, or `{"path", "bytes"}` of a member, called `photos.zip/a.jpg`, or
+        `{"path", "error"}` of a member or archive that cannot be read.
+
+    Example:
+
+    ```python
+    >>> import tempfile, zipfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.inference.image_archives import image_rows
+    >>> path = Path(tempfile.mkdtemp(), "photos.zip")
+    >>> with zipfile.ZipFile(path, "w") as archive:
+    ...     archive.writestr("a.jpg", b"...")
+    ...     archive.writestr("a.txt", "a cat")
+    >>> [(Path(row["image"]["path"]).name, row["image"]["bytes"]) for row in image_rows([path])]
+    [('a.jpg', b'...')]
+
+    ```
+    """
+    for path in paths:
+        if not _is_archive(path):
+            yield {"image": path}
+            continue
+        for image in _images_of(Path(path), LeftOutFiles()):
+            yield {"image": {"path": image.name, **_content(image)}}
+
+
+def image_names(paths: Iterable[_Path], left_out: LeftOutFiles) -> Iterator[_Path]:
+    """The names of the rows that [`image_rows`] gives for the same paths.
+
+    Args:
+        paths (`Iterable[str | os.PathLike]`): as there.
+        left_out ([`LeftOutFiles`]): counts the files of archives that are not taken.
+
+    Returns:
+        `Iterator[str | os.PathLike]`
+    """
+    for path in paths:
+        if _is_archive(path):
+            yield from (image.name for image in _images_of(Path(path), left_out))
+        else:
+            yield path
+
+
+def _is_archive(path: _Path) -> bool:
+    return not is_url(path) and archive_suffix(path) != ""
+
+
+def _images_of(archive: Path, left_out: LeftOutFiles) -> Iterator[_Image]:
+    """The pictures of an archive; behind those in front of it, what is the matter with it."""
+    try:
+        with opened_archive(archive) as members:
+            for member in members:
+                name = f"{archive}/{member.name}"
+                first_bytes = _no_bytes if member.problem else member.first_bytes
+                try:
+                    if not member.is_hidden and is_image(member.name, first_bytes, left_out):
+                        yield _Image(name, None if member.problem else member, member.problem)
+                except ArchiveError as error:
+                    yield _Image(name, None, str(error))
+    except (ArchiveError, LimitError, OSError) as error:
+        yield _Image(str(archive), None, str(error))
+
+
+def _no_bytes(count: int) -> bytes:
+    return b""
+
+
+def _content(image: _Image) -> dict[str, Any]:
+    if image.member is None:
+        return {"error": image.error}
+    max_bytes = limit_of("bytes", MAX_BYTES)
+    if image.member.size > max_bytes:
+        return {"error": str(too_many(image.member.size, max_bytes, "bytes"))}
+    try:
+        return {"bytes": image.member.read(max_bytes)}
+    except ArchiveError as error:
+        return {"error": str(error)}
