@@ -281,7 +281,8 @@ def _tar_members(archive: tarfile.TarFile, limits: _Limits) -> Iterator[Member]:
             info = archive.next()
         if info is None:
             break
-        archive.members, archive.pax_headers = [], {}  # or it would keep all
+        archive.pax_headers = {}
+        archive.members = []  # type: ignore[attr-defined]  # or it would keep all, as there is no option before 3.13
         limits.admit(info.size)
         if not info.isdir():
             problem = "" if info.isreg() and not info.issparse() else _ONLY_FILES
