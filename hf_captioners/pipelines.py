@@ -17,8 +17,9 @@ from transformers import (
 from transformers import pipelines as transformers_pipelines
 
 from .captioner_table import CAPTIONERS, captioner_classes
-from .modeling.captioner_foreign import has_pair, load_pair
-from .modeling.captioner_trust import foreign_code
+from .modeling.captioner_adapters import base_of
+from .modeling.captioner_foreign import has_pair, load_pair, load_processor
+from .modeling.captioner_trust import foreign_code, load_pretrained
 from .modeling.configuration_bottom_up import BottomUpConfig
 from .modeling.image_processing_bottom_up import BottomUpImageProcessor
 from .modeling.image_processing_captioner import CaptionerImageProcessor
@@ -104,6 +105,12 @@ def pipeline(
         raise ValueError(f"hf_captioners.pipeline knows the task {TASK!r}, not {task!r}; see transformers.pipeline.")
     if model is None:
         raise ValueError("give model=: a folder or Hub name of a captioner, or the model itself.")
+    if base_of(model) is not None:  # transformers finds their captioner from the working directory alone
+        options = {name: kwargs.pop(name) for name in ("dtype", "device_map") if name in kwargs}
+        options |= kwargs.pop("model_kwargs", {})
+        adapted = load_pretrained(AutoModelForImageTextToText, model, trust_remote_code, **options)
+        kwargs.setdefault("processor", load_processor(adapted, model, trust_remote_code))
+        model = adapted
     with foreign_code(model, trust_remote_code):
         if "processor" not in kwargs and has_pair(model):
             kwargs["processor"] = load_pair(model, trust_remote_code)

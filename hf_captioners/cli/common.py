@@ -169,6 +169,7 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
     from transformers.utils import logging
 
     from ..inference.device import choose_device
+    from ..modeling.captioner_adapters import AdapterError
     from ..modeling.captioner_foreign import check_can_caption, load_processor
     from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
 
@@ -183,7 +184,7 @@ def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) 
         model = load_pretrained(AutoModelForImageTextToText, name, trust_remote_code, dtype=dtype)
         check_can_caption(model, name)
         processor = load_processor(model, name, trust_remote_code)
-    except RemoteCodeError as error:
+    except (AdapterError, RemoteCodeError) as error:
         raise UsageError(f"--model {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UsageError(f"--model {name} cannot be loaded: {_missing_part(Path(name)) or error}") from error

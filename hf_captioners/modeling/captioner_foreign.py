@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from .captioner_adapters import base_of
 from .captioner_trust import load_pretrained
 from .processing_captioner import CaptionerProcessor
 
@@ -17,7 +19,7 @@ PAIR = "vision-encoder-decoder"  # `model_type` of an image and a text model tha
 
 
 def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust_remote_code: bool = False) -> Any:
-    """The processor that goes with a captioner.
+    """The processor that goes with a captioner; with adapters that have none beside them, that of their captioner.
 
     A `VisionEncoderDecoderModel` gets a [`CaptionerProcessor`] of its folder's image processor and tokenizer:
     transformers has none for it, and `AutoProcessor` gives its tokenizer alone.
@@ -33,11 +35,19 @@ def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust
     Raises:
         ValueError: special tokens of such a model are missing, or the tokenizer's are not the model's.
     """
+    source = _with_processor(source)
     if model.config.model_type == PAIR:
         pair = load_pair(source, trust_remote_code)
         check_special_tokens(source, model.generation_config, pair.tokenizer)
         return pair
     return load_pretrained(AutoProcessor, source, trust_remote_code)
+
+
+def _with_processor(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The folder that has the processor: that of adapters, or of their captioner."""
+    base = base_of(source)
+    files = ("processor_config.json", "preprocessor_config.json")
+    return source if base is None or any(Path(source, name).is_file() for name in files) else base
 
 
 def load_pair(source: str | os.PathLike[str], trust_remote_code: bool = False) -> CaptionerProcessor:

@@ -14,9 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, dynamic_module_utils
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    dynamic_module_utils,
+)
 from transformers.utils import find_adapter_config_file
 
+from .captioner_adapters import AdapterError, absent_base, base_of
 from .tokenization_limits import check_tokenizer
 
 _REFUSED = "trust_remote_code=True"  # stands in each refusal of transformers
@@ -59,6 +67,8 @@ def load_pretrained(
 ) -> Any:
     """`loader.from_pretrained(source, …)`, in which foreign code runs only if `trust_remote_code` allows it.
 
+    A folder of adapters is loaded as the model that they belong to (`captioner_adapters`), with the adapters in it.
+
     Args:
         loader (`type`): a class with `from_pretrained`, such as `AutoProcessor`.
         source (`str` or `os.PathLike`): folder or Hub name.
@@ -70,6 +80,7 @@ def load_pretrained(
 
     Raises:
         RemoteCodeError: it has code, and that may not run.
+        AdapterError: adapters whose model is not there.
         ValueError: the rules of its tokenizer can explode (`tokenization_limits`).
 
     Example:
@@ -84,7 +95,15 @@ def load_pretrained(
     with foreign_code(source, trust_remote_code):
         if loader in (AutoTokenizer, AutoProcessor) and source is not None:
             check_tokenizer(os.fspath(source), **options)
-        return loader.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+        base = base_of(source) if loader in (AutoModel, AutoModelForImageTextToText) else None
+        if base is None:
+            return loader.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+        try:
+            model = load_pretrained(loader, base, trust_remote_code, **options)
+        except OSError as error:
+            raise AdapterError(absent_base(str(source), base)) from error
+        model.load_adapter(os.fspath(source))  # type: ignore[arg-type]
+        return model
 
 
 def _refusal(source: Any, reason: str) -> str:

@@ -20,6 +20,7 @@ from transformers.trainer import (
 )
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
+from .adapters import keep_base
 from .checkpoints import (
     UNFINISHED,
     WEIGHTS,
@@ -76,6 +77,10 @@ class CheckpointingTrainer(Trainer):
         self._has_begun = True
         if self.is_local_process_zero():
             discard(Path(self.args.output_dir))
+        self._keep_base(goes_on=checkpoint is not None)
+        self.accelerator.wait_for_everyone()
+        if without_adapters(self.model) is self.model:
+            self.model.name_or_path = ""  # what is learned now is in no folder yet
         if checkpoint is None:
             return super().train(None, *args, **kwargs)
         if has_ended(checkpoint, self._max_steps()):
@@ -181,6 +186,10 @@ class CheckpointingTrainer(Trainer):
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
+    def _keep_base(self, goes_on: bool = False) -> None:
+        """Save the model that adapters belong to where it is in no folder yet."""
+        keep_base(self.model, Path(self.args.output_dir), self.processing_class, self.args.should_save, goes_on)
+
     def write_more(self, checkpoint: Path) -> None:
         """Write what else belongs to a checkpoint; called on every process."""
 
@@ -231,6 +240,8 @@ class CheckpointingTrainer(Trainer):
         if not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
+        if not self._has_begun:
+            self._keep_base()
         with filled_whole(Path(output_dir or self.args.output_dir)) as folder:
             super()._save(str(folder), state_dict)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.files import settle, system_errors
+from ..modeling.captioner_adapters import BASE_FOLDER
 
 UNFINISHED = ".unfinished"  # where a run writes, and what it deletes
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
@@ -179,7 +180,7 @@ def discard(run: Path) -> None:
 
 
 def set_aside(run: Path) -> Path:
-    """Move the checkpoints of an earlier run away from those of one that begins.
+    """Move the checkpoints of an earlier run, and what they need, away from those of one that begins.
 
     Args:
         run (`Path`): its output folder, with checkpoints.
@@ -192,6 +193,6 @@ def set_aside(run: Path) -> Path:
         number += 1
     folder = run / f"earlier-{number}"
     folder.mkdir()
-    for checkpoint in checkpoints_of(run):
-        checkpoint.rename(folder / checkpoint.name)
+    for path in [*checkpoints_of(run), *filter(Path.is_dir, [run / BASE_FOLDER])]:
+        path.rename(folder / path.name)
     return folder

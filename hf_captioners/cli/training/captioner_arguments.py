@@ -13,6 +13,7 @@ from typing import Any, cast
 from transformers import PreTrainedConfig
 
 from ...data.rows import FeatureDataset, training_captions
+from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
 from ...modeling.captioner_foreign import load_processor
 from ...modeling.captioner_new import check_fields
 from ...modeling.captioner_trust import foreign_code, load_pretrained
@@ -241,30 +242,36 @@ def _new_adapters(arguments: CaptionerArguments) -> Any:
 
 def _load_adapters(name: str, arguments: CaptionerArguments) -> tuple[Any, Any]:
     """The model that saved adapters belong to with these, ready to learn, and the processor."""
-    from peft import PeftConfig, PeftModel
-    from transformers.utils import cached_file, find_adapter_config_file
+    from peft import PeftModel
+    from transformers.utils import CONFIG_NAME
 
     if arguments.lora_rank:
         raise ValueError(
             f"--lora_rank {arguments.lora_rank}: --model {name} has adapters already, and these go on learning; leave "
             "--lora_rank away, or merge them into their model first."
         )
-    with foreign_code(name, arguments.trust_remote_code):
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    if base is None:
-        raise ValueError(f"--model {name}: its adapter_config.json has no base_model_name_or_path, to find its model.")
-    with naming_option(f"model {name}: the adapters belong to", base):
-        if find_adapter_config_file(base) is not None:
-            raise ValueError(f"--model {name}: the adapters belong to {base}, which is adapters itself; merge those.")
-        model = _load_model(base, arguments)
-    with naming_option("model", name):
-        adapted = PeftModel.from_pretrained(model, name, is_trainable=True)
     try:
-        source = name if cached_file(name, "processor_config.json") else base
-    except OSError:  # adapters alone
-        source = base
-    with naming_option("model", source):
-        return adapted, _processor_of(model, source, arguments)
+        base = base_of(name) or _base_on_hub(name, arguments.trust_remote_code)
+        if Path(name, CONFIG_NAME).is_file():
+            raise AdapterError(f"{name}: has a captioner and adapters in one folder; move the adapters to their own.")
+        model = _load_model(base, arguments)
+    except AdapterError as error:
+        raise ValueError(f"--model {error}") from error
+    except OSError as error:
+        raise ValueError(f"--model {absent_base(name, base)}") from error
+    with naming_option("model", name):
+        return PeftModel.from_pretrained(model, name, is_trainable=True), _processor_of(model, name, arguments)
+
+
+def _base_on_hub(name: str, trust_remote_code: bool) -> str:
+    """The model that adapters of the Hub belong to."""
+    from peft import PeftConfig
+
+    with foreign_code(name, trust_remote_code):
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    if not base:
+        raise AdapterError(f"{name}: its adapter_config.json has no base_model_name_or_path, to find its model.")
+    return base
 
 
 def _load_model(name: str, arguments: CaptionerArguments) -> Any:
@@ -279,7 +286,10 @@ def _load_model(name: str, arguments: CaptionerArguments) -> Any:
             f"(model_type); take another recipe, or give --model_type {config.model_type}."
         )
     _check_options(config, options, "--model_options")
-    return load_pretrained(AutoModelForImageTextToText, name, trust, dtype=torch.float32, **options)
+    model = load_pretrained(AutoModelForImageTextToText, name, trust, dtype=torch.float32, **options)
+    if options:
+        model.name_or_path = ""  # it is another captioner than that in the folder
+    return model
 
 
 def _check_options(config: Any, options: Mapping[str, Any], source: str) -> None:

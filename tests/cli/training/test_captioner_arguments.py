@@ -91,8 +91,14 @@ class TestCaptioner:
         with pytest.raises(ValueError, match=r"--model .*adapters: the adapters belong to .*gone: there is no such"):
             load_captioner(adapters)
         settings.write_text(written.replace(base, str(tmp_path / "adapters")))
-        with pytest.raises(ValueError, match=r"belong to .*adapters, which is adapters itself"):
+        with pytest.raises(ValueError, match=r"belong to .*adapters, which has adapters itself"):
             load_captioner(adapters)
+
+    def test_adapters_in_the_folder_of_their_captioner(self, tmp_path):
+        base = save(tmp_path / "base")
+        save_adapters(base, tmp_path / "base")
+        with pytest.raises(ValueError, match=r"base: has a captioner and adapters in one folder; move the"):
+            load_captioner(CaptionerArguments(base))
 
     def test_vision_encoder_decoder(self, tmp_path):
         folder = save(tmp_path / "base", "vision-encoder-decoder")
