@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -12,9 +13,11 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 from transformers import pipelines as transformers_pipelines
+from transformers.utils import CONFIG_NAME
 
 from .captioner_table import CAPTIONERS, captioner_classes
 from .modeling.captioner_adapters import base_of
@@ -50,6 +53,7 @@ def register() -> None:
             TASK, pipeline_class=ImageToTextPipeline, pt_model=(AutoModelForImageTextToText,), type="multimodal"
         )
     _keep_task_name()
+    _keep_task_of_folders()
 
 
 def _register_image_processor(config: type, image_processor: type) -> None:
@@ -71,6 +75,25 @@ def _keep_task_name() -> None:
         return task if task == TASK else rename(task)
 
     transformers_pipelines._resolve_deprecated_task = keep_or_rename
+
+
+def _keep_task_of_folders() -> None:
+    """Let `transformers.pipeline(model=folder)` find its task: transformers asks the Hub alone, for a folder too."""
+    get_task = transformers_pipelines.get_task
+    if get_task.__module__ == __name__:
+        return
+
+    def get_task_of_folder(model: str, token: str | None = None, **kwargs: Any) -> str:
+        return TASK if _is_captioner_folder(Path(model)) else get_task(model, token, **kwargs)
+
+    transformers_pipelines.get_task = get_task_of_folder
+
+
+def _is_captioner_folder(folder: Path) -> bool:
+    if not (folder / CONFIG_NAME).is_file():
+        return False
+    config, _ = PreTrainedConfig.get_config_dict(folder)
+    return config.get("model_type") in CAPTIONERS
 
 
 def pipeline(

@@ -1,6 +1,9 @@
-"""The three doors to the image-to-text pipeline, and what registering leaves alone."""
+"""The entry points of the image-to-text pipeline, and what registering leaves alone."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 import transformers
@@ -25,7 +28,7 @@ def caption(tiny_captioner_dir, picture):
     return processor.decode(model.generate(**processor(images=picture))[0])
 
 
-class TestDoors:
+class TestEntryPoints:
     @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
     def test_hf_captioners(self, tiny_captioner_dir, picture, caption, kind):
         captioner = hf_captioners.pipeline("image-to-text", model=kind(tiny_captioner_dir))
@@ -40,11 +43,11 @@ class TestDoors:
         assert captioner.task == "image-to-text"
         assert captioner(picture) == [{"generated_text": caption}]
 
-    @pytest.mark.parametrize("door", [hf_captioners.pipeline, transformers.pipeline])
-    def test_a_model_and_its_processor(self, tiny_captioner_dir, picture, caption, door):
+    @pytest.mark.parametrize("entry_point", [hf_captioners.pipeline, transformers.pipeline])
+    def test_a_model_and_its_processor(self, tiny_captioner_dir, picture, caption, entry_point):
         model = AutoModelForImageTextToText.from_pretrained(tiny_captioner_dir)
         processor = AutoProcessor.from_pretrained(tiny_captioner_dir)
-        captioner = door("image-to-text", model=model, processor=processor)
+        captioner = entry_point("image-to-text", model=model, processor=processor)
         assert captioner(picture) == [{"generated_text": caption}]
 
     def test_auto_classes(self, tiny_captioner_dir):
@@ -63,6 +66,39 @@ class TestDoors:
         assert begun["generated_text"].startswith("two small")
 
 
+WITHOUT_NETWORK = """
+import socket, sys
+
+def refuse(*address, **options):
+    sys.exit(f"a connection to {address}")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+import hf_captioners
+import transformers
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = sys.argv[1]
+picture = Image.new("RGB", (50, 50), "red")
+model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+caption = processor.decode(model.generate(**processor(images=picture))[0])
+for task in "image-to-text", None:
+    captioner = transformers.pipeline(task, model=folder)
+    assert type(captioner) is hf_captioners.ImageToTextPipeline
+    assert captioner(picture) == [{"generated_text": caption}]
+"""
+
+
+def test_a_folder_needs_no_network(tiny_captioner_dir):
+    """In a process that may ask the Hub and must not: nothing of a folder is looked up there, not even its task."""
+    online = {
+        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    }
+    command = [sys.executable, "-c", WITHOUT_NETWORK, str(tiny_captioner_dir)]
+    run = subprocess.run(command, capture_output=True, text=True, env=online)
+    assert run.returncode == 0, run.stderr
+
+
 class TestErrors:
     def test_another_task(self):
         with pytest.raises(ValueError, match=r"knows the task 'image-to-text', not 'fill-mask'"):
@@ -71,6 +107,11 @@ class TestErrors:
     def test_no_model(self):
         with pytest.raises(ValueError, match="give model=: a folder or Hub name"):
             hf_captioners.pipeline("image-to-text")
+
+    def test_a_folder_that_is_no_captioner_has_no_task(self, tmp_path):
+        transformers.CLIPConfig().save_pretrained(tmp_path)
+        with pytest.raises(RuntimeError, match="infer task"):
+            transformers.pipeline(model=str(tmp_path))
 
     def test_a_model_without_its_processor(self, tiny_captioner_dir):
         model = AutoModelForImageTextToText.from_pretrained(tiny_captioner_dir)
