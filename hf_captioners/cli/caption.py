@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .common import UsageError, add_model_options, load_captioner, mistakes, positive, print_error
+from .captioners import load_captioners
+from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 
 _KEEP_EVERY = 1000  # captions
 
@@ -37,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="PATH",
         help="a picture, a folder or archive (zip, tar) of pictures, or an http(s) URL",
     )
-    parser.add_argument("--model", required=True, help="folder or Hub name of a captioner")
+    parser.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=MODEL_HELP)
     add_model_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
     parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
@@ -143,7 +144,8 @@ def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[It
     if args.annotations is not None or args.data_dir is not None:
         return _caption_dataset(args)
     if args.features or args.image_root or not args.paths:
-        raise UsageError("give paths, or --annotations with --image-root or --features")
+        swallowed = "; --model takes all words up to the next option, so give paths before it" if args.model[1:] else ""
+        raise UsageError(f"give paths, or --annotations with --image-root or --features{swallowed}")
     # Listed twice, to know the number without keeping a million paths.
     left_out = LeftOutFiles()
     count = sum(1 for _ in image_names(find_images(args.paths, args.recursive, left_out), left_out))
@@ -166,7 +168,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
-        return load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
+        return load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
 
 
 def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, Any]], int]:

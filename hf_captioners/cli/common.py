@@ -1,20 +1,18 @@
-"""Helpers of several verbs: checked numbers, loading a captioner with a readable error, and mistakes of the user."""
+"""Helpers of several verbs: checked numbers, options of captioning, and mistakes of the user."""
 
 import argparse
 import errno
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_HELP = "folder or Hub name of a captioner; several, of one kind and vocabulary, caption together as an ensemble"
 TRUST_OPTION = "--trust_remote_code"
 TRUST_FLAGS = (TRUST_OPTION, TRUST_OPTION.replace("_", "-"))
 TRUST_HELP = "run the Python code that comes with a model; read it first. A recipe cannot say this"
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(kw_only=True)
@@ -149,73 +147,3 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
 def add_trust_option(parser: argparse._ActionsContainer) -> None:
     """`--trust_remote_code`, of every verb that loads models."""
     parser.add_argument(*TRUST_FLAGS, action="store_true", help=TRUST_HELP)
-
-
-def load_captioner(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The captioner of `--model`, ready to caption, and its processor.
-
-    Args:
-        name (`str`): a folder or a Hub name.
-        device (`str`): as `--device` takes it.
-        dtype (`str`): one of `DTYPES`.
-        trust_remote_code (`bool`): whether code that comes with it may run.
-
-    Raises:
-        UsageError: no such folder, device or model, or one that brings code which may not run.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
-
-    from ..inference.device import choose_device
-    from ..modeling.captioner_adapters import AdapterError
-    from ..modeling.captioner_foreign import check_can_caption, load_processor
-    from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
-
-    logging.disable_progress_bar()
-    try:
-        target = choose_device(device)
-    except ValueError as error:
-        raise UsageError(f"--device: {error}") from error
-    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
-        raise UsageError(f"--model {name}: no such folder")
-    try:
-        model = load_pretrained(AutoModelForImageTextToText, name, trust_remote_code, dtype=dtype)
-        check_can_caption(model, name)
-        processor = load_processor(model, name, trust_remote_code)
-    except (AdapterError, RemoteCodeError) as error:
-        raise UsageError(f"--model {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise UsageError(f"--model {name} cannot be loaded: {_missing_part(Path(name)) or error}") from error
-    return model.to(target).eval(), processor
-
-
-_PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none
-    "configuration (config.json)": (
-        ("config.json", "adapter_config.json"),
-        "give the folder of a captioner, or convert an original checkpoint with `hf-captioners convert`",
-    ),
-    "weights (model.safetensors)": (
-        ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"),
-        "copy them from where the captioner was trained or converted",
-    ),
-    "image processor (preprocessor_config.json or processor_config.json)": (
-        ("preprocessor_config.json", "processor_config.json"),
-        "save that of its backbone there: AutoImageProcessor.from_pretrained(backbone).save_pretrained(folder)",
-    ),
-    "tokenizer (tokenizer.json)": (
-        ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
-        "save its tokenizer there (`hf-captioners convert` has --tokenizer for captioners with that of CLIP or GPT-2)",
-    ),
-}
-
-
-def _missing_part(folder: Path) -> str | None:
-    """The part that a captioner's folder lacks and how to get it; `None` if nothing is known to be missing."""
-    if not folder.is_dir():
-        return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
-    for part, (patterns, advice) in _PARTS.items():
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            return f"the folder has no {part}; {advice}"
-    return None

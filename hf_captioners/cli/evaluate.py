@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import UsageError, add_model_options, load_captioner, mistakes
+from .captioners import load_captioners
+from .common import MODEL_HELP, UsageError, add_model_options, mistakes
 
 if TYPE_CHECKING:
     from ..data.captions.predictions import References
@@ -56,7 +57,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--subset", action="store_true", help="score the images that have both, leave out the others"
     )
     written = parser.add_argument_group("captions written now")
-    written.add_argument("--model", help="folder or Hub name of a captioner")
+    written.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
     written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder as training reads it")
     written.add_argument("--features", metavar="DIR", help="their cached features, to caption instead of the pictures")
     written.add_argument("--save-predictions", metavar="FILE", type=Path, help="also write them, as COCO results")
@@ -187,7 +188,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     references = read_references(source, args.split or _evaluated_split(args.dataset))
     rows, images = _rows_to_caption(args, source, references)
     number = len(references.captions)
-    model, processor = load_captioner(args.model, args.device, args.dtype, args.trust_remote_code)
+    model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     records = caption_rows(model, processor, rows, args.batch_size, **options)
     captions: dict[Any, str] = {}

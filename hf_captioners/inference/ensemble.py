@@ -46,7 +46,8 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
             first one's generation config is used.
 
     Raises:
-        ValueError: no model, models of different classes, or of different vocabulary sizes or special tokens.
+        ValueError: no model; models of different classes, or of one that does not write word by word; different
+            vocabulary sizes or special tokens.
 
     Example:
 
@@ -122,6 +123,8 @@ def _check_members(models: Sequence[AutoregressiveCaptioner]) -> None:
     if not models:
         raise ValueError("an ensemble needs at least one model.")
     first = models[0]
+    if not isinstance(first, AutoregressiveCaptioner):
+        raise ValueError(f"model 0 is a {type(first).__name__}; an ensemble is of captioners that write word by word.")
     for index, model in enumerate(models[1:], start=1):
         if type(model) is not type(first):
             raise ValueError(f"model {index} is a {type(model).__name__}, the first one a {type(first).__name__}.")

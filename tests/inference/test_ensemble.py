@@ -118,6 +118,8 @@ def test_mistakes(features):
         CaptionerEnsemble([])
     with pytest.raises(ValueError, match="model 1 has vocab_size=21, the first one 20"):
         CaptionerEnsemble([captioner(0), captioner(0, vocab_size=21)])
+    with pytest.raises(ValueError, match="model 0 is a Linear; an ensemble is of captioners that write word by word"):
+        CaptionerEnsemble([torch.nn.Linear(1, 1)])
     with pytest.raises(ValueError, match="model 1 is a Linear"):
         CaptionerEnsemble([captioner(0), torch.nn.Linear(1, 1)])
     with pytest.raises(ValueError, match="with a cache only"):
