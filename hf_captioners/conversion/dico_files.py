@@ -15,6 +15,7 @@ from typing import Any
 from ..data.archive import ArchiveError, Member, opened_archive
 from ..data.files import regular_file, working_folder
 from ..data.limits import LimitError
+from ..data.progress import progress
 from .safe_load import load_json
 from .writing import ConversionError
 
@@ -140,7 +141,7 @@ def _listed(path: Path) -> Iterator[dict[str, Member]]:
     try:
         with opened_archive(path, allowed, MAX_MEMBERS) as members:
             listed = {}
-            for member in members:
+            for member in progress(members, desc=f"listing {path.name}", unit="file"):
                 if member.problem:
                     raise ConversionError(
                         f"{path}: the member {member.name!r} {member.problem}; such archives are refused"
@@ -163,6 +164,16 @@ def _take(path: Path, members: Mapping[str, Member], folder: Path, needs_config:
     if needs_config and CONFIG not in available:
         raise ConversionError(f"{path}: there is no {CONFIG} beside {available[weights]}; give it as original_config")
     for name in [weights, *([CONFIG] if needs_config else [])]:
-        with (folder / name).open("wb") as file:
-            for piece in members[available[name]].content():
+        _unpack(members[available[name]], folder / name)
+
+
+def _unpack(member: Member, target: Path) -> None:
+    shown = progress(desc=f"unpacking {target.name}", total=member.size, unit="B", unit_scale=True)
+    try:
+        with target.open("wb") as file, shown as bar:
+            for piece in member.content():
                 file.write(piece)
+                bar.update(len(piece))
+    except OSError as error:
+        reason = f"{error.strerror} for the unpacked weights; TMPDIR may name another disk"
+        raise OSError(error.errno, reason, str(target.parent.parent)) from error

@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..data.files import check_can_be_made
+from ..data.progress import progress
 from ..metrics.cider.document_frequency import DocumentFrequencies, DocumentFrequencyError
 from .command import Command
 from .pickle_limits import show
@@ -103,8 +105,9 @@ def convert_document_frequencies(path: str | Path, max_bytes: int = MAX_BYTES) -
     content = load_plain_pickle(path, max_bytes, stand_ins={**DEFAULTDICT, **NUMBERS})
     try:
         counts, images = content["document_frequency"], content["ref_len"]
+        shown = progress(counts.items(), desc="reading n-grams", unit_scale=True)
         return DocumentFrequencies.from_counts(
-            {_ngram(ngram): _number(count) for ngram, count in counts.items()}, _number_of_images(images)
+            {_ngram(ngram): _number(count) for ngram, count in shown}, _number_of_images(images)
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
@@ -120,6 +123,7 @@ def _check_out_path(out_path: str | Path, overwrite: bool) -> Path:
     path = Path(out_path).resolve()
     if path.suffix != SUFFIX:
         raise ValueError(f"{out_path}: document frequencies become a file; expected a name that ends in {SUFFIX}")
+    check_can_be_made(path)
     if not path.exists():
         return path
     if not path.is_file():

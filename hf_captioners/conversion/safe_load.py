@@ -11,6 +11,7 @@ import json
 import logging
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.files import regular_file
+from ..data.progress import progress_of
 from .pickle_limits import check_nesting, scan_pickle, show
 from .stand_ins import Unread
 from .state_names import STATE_KEYS, find_state, unwrapped_names
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_PLAIN_BYTES = 64 * 1024 * 1024
 MAX_SHARED_BYTES = 512 * 1024 * 1024
 _SHOWN = 12  # names in a message
+_LONG = 8 * 1024 * 1024  # bytes of a pickle that takes seconds
 NO_STAND_INS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -140,7 +143,7 @@ def load_plain_pickle(
     path = _existing_file(path, "pickle")
     content = _read_bounded(path, max_bytes)
     try:
-        scan_pickle(io.BytesIO(content), len(content))
+        _scan(path, content)
         value = _PlainUnpickler(content, stand_ins, encoding).load()
         check_nesting(value, len(content))
     except pickle.UnpicklingError as error:
@@ -186,6 +189,14 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(
             f"refers to {module}.{name}; only plain values (dict, list, str, int...) are allowed"
         )
+
+
+def _scan(path: Path, content: bytes) -> None:
+    """Scan a pickle, and show how far that has come where it takes long."""
+    stream = io.BytesIO(content)
+    shown = progress_of(stream.tell, desc=f"checking {path.name}", total=len(content), unit="B", unit_scale=True)
+    with shown if len(content) > _LONG else nullcontext():
+        scan_pickle(stream, len(content))
 
 
 def _warn_unread(path: Path, names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data.progress import progress
 from .writing import ConversionError, raise_problems
 
 MAX_LAYERS = 500  # as of a captioner's configuration
@@ -120,13 +121,16 @@ class Source:
         """
         state: dict[str, Tensor] = {}
         broken: dict[str, int] = {}  # name -> count of NaN and infinite numbers
-        for name, parts in targets.items():
-            tensor = self.tensors[name].to(torch.float32)
-            if count := _count_broken(tensor):
-                broken[name] = count
-            rows = (tensor,) if len(parts) == 1 else tensor.split([shape[0] for shape in parts.values()])
-            for model_name, part in zip(parts, rows, strict=True):
-                state[model_name] = part.clone(memory_format=torch.contiguous_format)
+        size = sum(self.tensors[name].nbytes for name in targets)
+        with progress(desc=f"reading {Path(self.path).name}", total=size, unit="B", unit_scale=True) as bar:
+            for name, parts in targets.items():
+                tensor = self.tensors[name].to(torch.float32)
+                if count := _count_broken(tensor):
+                    broken[name] = count
+                rows = (tensor,) if len(parts) == 1 else tensor.split([shape[0] for shape in parts.values()])
+                for model_name, part in zip(parts, rows, strict=True):
+                    state[model_name] = part.clone(memory_format=torch.contiguous_format)
+                bar.update(self.tensors[name].nbytes)
         total = sum(self.tensors[name].numel() for name in targets)
         raise_problems(
             f"{self.path}: {sum(broken.values())} of {total} weights are NaN or infinite in float32",

@@ -2,17 +2,19 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import is_in_use, settle, system_errors, working_folder, working_folders
+from ..data.files import check_can_be_made, is_in_use, settle, system_errors, working_folder, working_folders
+from ..data.progress import progress_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -146,8 +148,10 @@ def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path
 
     Raises:
         FileExistsError: it is a file, or a folder with content that may not be replaced.
+        NotADirectoryError, PermissionError: it cannot be made where it is to be.
     """
     path = Path(out_dir).resolve()
+    check_can_be_made(path)
     _bring_back(path)
     if not path.exists():
         return path
@@ -201,12 +205,30 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
     ```
     """
     target = check_out_dir(out_dir, model_type, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with working_folder(target.parent, f".{target.name}.", ".new") as temporary:
-        with system_errors(out_dir):
-            yield temporary
-        settle(temporary)
-        _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with working_folder(target.parent, f".{target.name}.", ".new") as temporary:
+            shown = progress_of(lambda: _bytes_in(temporary), desc=f"writing {target.name}", unit="B", unit_scale=True)
+            with system_errors(out_dir), shown:
+                yield temporary
+            settle(temporary)
+            _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # the name that the file would have had, not that in the temporary folder
+        working = re.escape(str(target.parent / f".{target.name}.")) + r"[0-9a-f]{32}\.new(\.making)?"
+        name = re.sub(working, str(out_dir).replace("\\", r"\\"), str(error.filename or out_dir))
+        raise OSError(error.errno, os.strerror(error.errno), name) from error
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files in a folder, some of which may be gone while they are counted."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def write_folder(out_dir: str | Path, model_type: str, overwrite: bool, *parts: Any) -> Path:

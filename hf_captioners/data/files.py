@@ -72,6 +72,35 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_can_be_made(path: Path) -> None:
+    """Check, before the work is done, that a file or folder may be made at a place, with folders above it.
+
+    Args:
+        path (`Path`): the place; absolute. It need not exist.
+
+    Raises:
+        NotADirectoryError: the nearest path above it that exists is a file.
+        PermissionError: that folder may not be written.
+
+    Example:
+
+    ```python
+    >>> from pathlib import Path
+    >>> from hf_captioners.data.files import check_can_be_made
+    >>> check_can_be_made(Path("/dev/null/captioners/model"))
+    Traceback (most recent call last):
+        ...
+    NotADirectoryError: [Errno 20] Not a directory: '/dev/null'
+
+    ```
+    """
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(parent))
+
+
 @contextmanager
 def system_errors(path: str | Path) -> Iterator[None]:
     """Raise what libraries written in Rust say of a full disk and the like as the `OSError` that it is.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -50,3 +52,40 @@ def progress(rows: Iterable[Any] | None = None, **options: Any) -> Any:
         return tqdm(rows, file=sys.stderr, **options)
     seldom: dict[str, Any] = {"mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "ncols": 80}
     return _Lines(rows, file=sys.stderr, **seldom, **options)
+
+
+@contextmanager
+def progress_of(measure: Callable[[], int], **options: Any) -> Iterator[None]:
+    """Show how far the work of the block has come, which does not say so itself: a thread measures it every second.
+
+    Args:
+        measure (`Callable[[], int]`): how much is done so far. It is called in the thread, and once at the end.
+        options: of `tqdm`, as in [`progress`].
+
+    Example:
+
+    ```python
+    >>> import time
+    >>> from hf_captioners.data.progress import progress_of
+    >>> written = []
+    >>> with progress_of(lambda: len(written), desc="writing", total=2):
+    ...     written += [1, 2]
+
+    ```
+    """
+    ended = Event()
+
+    def show() -> None:
+        with progress(**options) as bar:
+            running = True
+            while running:
+                running = not ended.wait(1.0)
+                bar.update(measure() - bar.n)
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import pickle
 import re
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -172,3 +177,66 @@ def test_the_converter_is_imported_only_when_it_runs() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+class TestFullDisk:
+    """A limit on the size of files stands for the disk: a line, a status of its own, and nothing that is half there."""
+
+    @pytest.fixture()
+    def little_space(self) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        yield
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def test_a_folder(
+        self, sources: list[Path | str], tmp_path: Path, capsys: pytest.CaptureFixture[str], little_space: None
+    ) -> None:
+        before = sorted(path.name for path in tmp_path.iterdir())
+        assert call(*sources) == 3
+        captured = capsys.readouterr()
+        line = f"hf-captioners convert: error: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'out'}"
+        assert captured.out == "" and captured.err.startswith(line) and captured.err.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    def test_an_earlier_conversion_stays(
+        self, sources: list[Path | str], tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        assert call(*sources) == 0
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        request.getfixturevalue("little_space")
+        assert call(*sources, "--overwrite") == 3
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+    def test_document_frequencies(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    ) -> None:
+        path, out = tmp_path / "words.p", tmp_path / "words.safetensors"
+        counts = {(f"w{index}",): 1.0 for index in range(2000)}
+        path.write_bytes(pickle.dumps({"document_frequency": counts, "ref_len": 3}))
+        request.getfixturevalue("little_space")
+        assert call("document_frequency", path, "--out", out) == 3
+        assert f"File too large: '{out}'" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["words.p"]
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    sources: list[Path | str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources[sources.index("--out") + 1] = tmp_path / "words.json" / "out"
+    sources[1] = "nothing.pth"
+    assert call(*sources) == 2
+    assert f"Not a directory: '{tmp_path / 'words.json'}'" in capsys.readouterr().err
+
+
+def test_progress_without_a_terminal(
+    sources: list[Path | str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every reading of the clock is six seconds later than the one before."""
+    seconds = itertools.count(step=6.0)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(seconds))
+    assert call(*sources) == 0
+    err = capsys.readouterr().err
+    assert "reading checkpoint.pth: " in err and "writing out: " in err and "\r" not in err
+    assert "shards" not in err  # the bar of transformers, which counts files

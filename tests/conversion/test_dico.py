@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import logging
 import os
 import pickle
+import resource
 import shutil
+import signal
 import tarfile
 import zipfile
 from pathlib import Path
@@ -483,6 +486,22 @@ class TestBadArchives:
         large.size = 2**36 - 1
         (tmp_path / "z.tar").write_bytes(large.tobuf() + bytes(1024))
         self.refused(tmp_path / "z.tar", "more than 10000 members or 67108864 bytes")
+
+    def test_no_space_for_what_is_unpacked(self, original, tmp_path, monkeypatch):
+        path = self.zip(tmp_path / "x.zip", {file.name: file.read_bytes() for file in original.iterdir()})
+        temporary = tmp_path / "temporary"
+        temporary.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        try:
+            with pytest.raises(OSError, match="for the unpacked weights; TMPDIR may name another disk") as error:
+                convert("dico", path, tmp_path / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(temporary))
+        assert not list(temporary.iterdir()) and not (tmp_path / "out").exists()
 
     def test_a_fifo_is_not_opened(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "x.tar")

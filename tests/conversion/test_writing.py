@@ -166,11 +166,45 @@ class TestFullDisk:
         assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / "model")
         assert names(tmp_path) == []
 
+    @pytest.mark.parametrize("name", ["config.json", None])
+    def test_an_error_names_the_file_as_it_would_be_called(self, tmp_path: Path, name: str | None) -> None:
+        with pytest.raises(OSError) as error, new_folder(tmp_path / "model", TYPE) as folder:
+            raise OSError(errno.ENOSPC, "full", name and str(folder / name))
+        assert error.value.errno == errno.ENOSPC
+        assert Path(error.value.filename) == (tmp_path / "model" / name if name else tmp_path / "model")
+        assert names(tmp_path) == []
+
+    def test_errors_of_other_files_keep_their_names(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"tokens\.txt"), new_folder(tmp_path / "model", TYPE):
+            raise FileNotFoundError(errno.ENOENT, "none", "tokens.txt")
+
+    def test_an_error_while_the_folder_is_made_names_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(self: Path, *_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "no", str(self))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "mkdir", refuse)
+            with pytest.raises(PermissionError) as error, new_folder(tmp_path / "new" / "model", TYPE):
+                pass
+            assert error.value.filename == str(tmp_path / "new")
+            with pytest.raises(PermissionError) as error, new_folder(tmp_path / "model", TYPE):
+                pass
+
 
 class TestCheckOutDir:
     def test_refuses_a_folder_with_content(self, tmp_path: Path) -> None:
         with pytest.raises(FileExistsError, match="model: is not empty; give another folder, or overwrite=True"):
             check_out_dir(previous_conversion(tmp_path / "model"), TYPE, overwrite=False)
+
+    def test_a_place_where_nothing_can_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(NotADirectoryError) as error:
+            check_out_dir(tmp_path / "file" / "a" / "model", TYPE, overwrite=False)
+        assert error.value.filename == str(tmp_path / "file")
+        monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+        with pytest.raises(PermissionError) as refused:
+            check_out_dir(tmp_path / "new" / "model", TYPE, overwrite=False)
+        assert refused.value.filename == str(tmp_path)
 
     def test_refuses_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "model").write_text("mine")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from threading import Event
 
 import pytest
 from tqdm import tqdm
 
 from hf_captioners.data import progress as module
-from hf_captioners.data.progress import progress
+from hf_captioners.data.progress import progress, progress_of
 
 
 @pytest.fixture()
@@ -48,3 +49,25 @@ def test_a_bar_on_a_terminal(clock, capsys, monkeypatch):
     assert type(bar) is tqdm is not module._Lines
     assert list(bar) == [0, 1]
     assert "\r100%" in capsys.readouterr().err
+
+
+def test_work_that_says_nothing_itself_is_measured(clock, capsys):
+    done, measured = [], Event()
+
+    def measure():
+        clock[0] += 6
+        count = len(done)
+        measured.set()
+        return count
+
+    with progress_of(measure, desc="writing", total=3):
+        done.append(1)
+        measured.wait()
+        done += [2, 3]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("writing:  33%") and lines[-1].startswith("writing: 100%")
+
+
+def test_an_error_in_measured_work_passes():
+    with pytest.raises(ValueError, match="mine"), progress_of(lambda: 0):
+        raise ValueError("mine")
