@@ -154,8 +154,9 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
       it itself if it is not there.
     - `guide_ids` `(B, T)`: for guided self-critical training.
 
-    Inputs of the loss, by default drawn from torch's generator in training mode, and `config.scoring_time`, the noise
-    of `config.scoring_seed` and no self-conditioning in evaluation mode:
+    Inputs of the loss, `smoothing` (`float`, defaults to `config.label_smoothing`) and what is by default drawn from
+    torch's generator in training mode, and `config.scoring_time`, the noise of `config.scoring_seed` and no
+    self-conditioning in evaluation mode:
 
     - `seeds` `(N,)`: what the chance of every caption depends on; the first one of a picture also decides whether the
       picture is self-conditioned.
@@ -204,7 +205,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         *CaptionerPreTrainedModel.image_inputs,
         *("retrieved_ids", "retrieved_mask", "previous_ids", "guide_ids"),
     )
-    loss_inputs = ("seeds", "timesteps", "noise", "self_conditioning")
+    loss_inputs = ("smoothing", "seeds", "timesteps", "noise", "self_conditioning")
     input_embeddings, output_embeddings = "r_token_embed.embeddings", "predictor.logits"
     # Queries and values of every attention: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = r"((r_)?encoder\.layers|decoder\.g_layers)\.\d+\.\w+\.self\.(query|value)"
@@ -518,6 +519,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         output_attentions: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         logits_to_keep: int = 0,
+        smoothing: float | None = None,
         **chance: Any,
     ) -> CaptionerOutput:
         """Corrupt the captions, predict them in one step, and compare: the squared error of the bits and the divergence
@@ -540,7 +542,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         logits, states = self._predict_once(encoded, ids, draw=self.training, all_weights=weights, **chance)
         labels = labels.masked_fill(ended_before(labels, cast(int, self.config.eos_token_id)), -100)
         seen = logits[:, : labels.shape[1]]
-        terms = self.loss_terms(seen, labels, num_items_in_batch)
+        terms = self.loss_terms(seen, labels, num_items_in_batch, smoothing)
         seen = nn.functional.pad(seen, (0, 0, 0, width - seen.shape[1]))
         return CaptionerOutput(
             loss=terms[0] + terms[1],
@@ -550,7 +552,11 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         )
 
     def loss_terms(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items: torch.Tensor | int | None = None,
+        smoothing: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The two terms of the loss, which are summed.
 
@@ -558,6 +564,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             logits (`torch.Tensor` of shape `(N, T, V)`): of the words.
             labels (`torch.LongTensor` of shape `(N, T)`): words and end token, then -100.
             num_items (`int` or `torch.Tensor`, *optional*): what to divide by; the number of targets by default.
+            smoothing (`float`, *optional*, defaults to `config.label_smoothing`): mass of the other words.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: the mean squared error of the bits; the divergence of the smoothed
@@ -566,7 +573,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         targets = labels != -100
         error = self.expected_bits(logits[targets]) - self.codec.encode(labels[targets])  # (M, n)
         bits = error.square().mean(-1).sum() / (targets.sum() if num_items is None else num_items)
-        return bits, smoothed_divergence(logits, labels, self.config.label_smoothing, num_items)
+        smoothing = self.config.label_smoothing if smoothing is None else smoothing
+        return bits, smoothed_divergence(logits, labels, smoothing, num_items)
 
     def sequence_log_probs(
         self,

@@ -42,6 +42,9 @@ class CaptionerTrainingArguments(TrainingArguments):
             others beside it. They count batches, not optimizer steps.
         max_grad_value (`float`, *optional*):
             Clamp every element of the gradients to +- this, as SATIC does (0.1), besides `max_grad_norm`.
+        moving_average_decay (`float`, *optional*):
+            Keep a moving average of the weights that learn, as SCD-Net does (0.9999): it is what is evaluated, and what
+            the saved model has at the end; the folder's `raw/` has the weights as they are. Checkpoints hold both.
 
         > Parameters that control evaluation by generation
 
@@ -80,6 +83,10 @@ class CaptionerTrainingArguments(TrainingArguments):
     max_grad_value: float | None = field(
         default=None, metadata={"help": "Clamp every element of the gradients to +- this (SATIC: 0.1)."}
     )
+    moving_average_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save a moving average of the weights with this decay (SCD-Net: 0.9999)."},
+    )
     eval_with_generation: bool = field(default=False, metadata={"help": "Also caption the evaluation pictures."})
     caption_metrics: list[str] = field(
         default_factory=lambda: ["bleu", "rouge_l", "cider_d"], metadata={"help": "Metrics of the generated captions."}
@@ -107,6 +114,10 @@ class CaptionerTrainingArguments(TrainingArguments):
         self.check_at_least_one("generation_num_beams")
         if self.max_grad_value is not None and self.max_grad_value <= 0:
             raise ValueError(f"max_grad_value must be positive or not given, not {self.max_grad_value}.")
+        if self.moving_average_decay is not None and not 0 < self.moving_average_decay < 1:
+            raise ValueError(
+                f"moving_average_decay must be between 0 and 1 or not given, not {self.moving_average_decay}."
+            )
 
     def check_at_least_one(self, *names: str) -> None:
         """Raise a `ValueError` for the first of these options that is below 1."""

@@ -20,8 +20,8 @@ from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
-from .checkpointing import CheckpointingTrainer
 from .collator import CaptionCollator, ImageCollator
+from .moving_average import AveragingTrainer
 from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 CaptionScorer = Callable[[list[str], list[list[str]]], dict[str, float]]
 
 
-class CaptionerTrainer(CheckpointingTrainer):
+class CaptionerTrainer(AveragingTrainer):
     """A `Trainer` of captioners; [`XETrainer`], [`SCSTTrainer`] and [`DiCOTrainer`] add what is learned.
 
     Args:
@@ -106,6 +106,8 @@ class CaptionerTrainer(CheckpointingTrainer):
         self.add_callback(self._finite)
         if args.max_grad_value is not None:
             self.add_callback(GradientClampCallback(args.max_grad_value))
+        if args.moving_average_decay is not None:
+            self.keep_average(args.moving_average_decay)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
@@ -140,13 +142,13 @@ class CaptionerTrainer(CheckpointingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, after what can be known before the first step has been checked.
 
-        Args: see [`CheckpointingTrainer`].
+        Args: see [`AveragingTrainer`].
 
         Returns:
             `TrainOutput`
 
         Raises:
-            ValueError: see `check_data`, and [`CheckpointingTrainer`].
+            ValueError: see `check_data`, and [`AveragingTrainer`].
             FloatingPointError: a loss or gradient is no finite number; no parameter has been changed by it.
         """
         self.check_data()
@@ -207,16 +209,17 @@ class CaptionerTrainer(CheckpointingTrainer):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """The collator chooses nothing at random and leaves no picture out."""
+        """The collator chooses nothing at random and leaves no picture out; the model has its average."""
         collator = self.data_collator
-        if not isinstance(collator, ImageCollator):
-            yield
-            return
-        collator.training = False
-        try:
-            yield
-        finally:
-            collator.training = True
+        with self.averaged():
+            if not isinstance(collator, ImageCollator):
+                yield
+                return
+            was_training, collator.training = collator.training, False
+            try:
+                yield
+            finally:
+                collator.training = was_training
 
     def evaluation_loop(
         self,

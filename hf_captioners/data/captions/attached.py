@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import datasets
 
 from ..files import regular_file
-from .distill import read_teacher_captions
+from .distill import read_captions_by_image
 from .records import CaptionFileError, id_of
 
 _SHOWN = 5
@@ -56,7 +56,8 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
 
     Args:
         dataset (`datasets.Dataset`): rows with `image_id`.
-        path (`str` or `os.PathLike`): the sentences, best first; see the top of this module.
+        path (`str` or `os.PathLike`): the sentences, best first; see the top of this module. Empty ones stay: a first
+            stage may have nothing to say.
         column (`str`): its name, as the captioner's processor knows it.
 
     Returns:
@@ -84,8 +85,8 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
     if column in dataset.column_names:
         raise CaptionFileError(f"{path}: the rows have a column {column!r} already.")
     ids = [id_of(image_id, "image_id") for image_id in dataset["image_id"][:]]
-    sentences = read_teacher_captions(path)
-    absent = [image_id for image_id in ids if image_id not in sentences]
+    sentences = read_captions_by_image(path)
+    absent = [image_id for image_id in ids if not sentences.get(image_id)]
     if absent:
         raise CaptionFileError(
             f"{path}: no sentence for {len(absent)} of {len(ids)} images: {', '.join(map(repr, absent[:_SHOWN]))}; "
@@ -97,5 +98,5 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
 
 def has_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str]) -> bool:
     """Tell whether a file has a sentence for any picture of rows: guides are of training pictures alone."""
-    sentences = read_teacher_captions(path)
-    return any(id_of(image_id, "image_id") in sentences for image_id in dataset["image_id"][:])
+    sentences = read_captions_by_image(path)
+    return any(sentences.get(id_of(image_id, "image_id")) for image_id in dataset["image_id"][:])

@@ -105,18 +105,34 @@ def read_teacher_captions(path: _Path) -> dict[ImageId, list[str]]:
         FileNotFoundError: there is no such file.
         CaptionFileError: the file is not in one of the layouts, or has an image twice.
     """
+    read = read_captions_by_image(path)
+    taught = {image_id: [caption for caption in captions if caption.strip()] for image_id, captions in read.items()}
+    empty = sum(map(len, read.values())) - sum(map(len, taught.values()))
+    if empty:
+        shortened = [image_id for image_id, captions in read.items() if len(taught[image_id]) < len(captions)]
+        logger.warning("%s: %d empty captions are left out, of images %s", path, empty, _listing(shortened))
+    return {image_id: captions for image_id, captions in taught.items() if captions}
+
+
+def read_captions_by_image(path: _Path) -> dict[ImageId, list[str]]:
+    """Read captions in any of the layouts, empty ones included.
+
+    Args:
+        path (`str` or `os.PathLike`): see the top of this module.
+
+    Returns:
+        `dict[int | str, list[str]]`: image id -> captions in their order; none of an image with an `error`.
+
+    Raises:
+        FileNotFoundError, CaptionFileError: see [`read_teacher_captions`].
+    """
     name, content = os.fspath(path), records.read_content(path)
     if isinstance(content, dict):
         places = [(f"key {key!r}", (key, value)) for key, value in content.items()]
         entries = records.parse_each(name, places, records.keyed_reference)
     else:
         entries = records.parse_each(name, content, _teacher_record)
-    taught = {image_id: [caption for caption in captions if caption.strip()] for image_id, _, captions in entries}
-    empty = sum(len(captions) for _, _, captions in entries) - sum(map(len, taught.values()))
-    if empty:
-        shortened = [image_id for image_id, _, captions in entries if len(taught[image_id]) < len(captions)]
-        logger.warning("%s: %d empty captions are left out, of images %s", name, empty, _listing(shortened))
-    return {image_id: captions for image_id, captions in taught.items() if captions}
+    return {image_id: captions for image_id, _, captions in entries}
 
 
 def _teacher_record(record: Any) -> records.Entry:

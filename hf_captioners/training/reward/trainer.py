@@ -427,6 +427,7 @@ class RewardTrainer(CaptionerTrainer):
         return [*super().checkpoint_parts(checkpoint), *(own if self.args.sync_ref_model else [])]
 
     def write_more(self, checkpoint: Path) -> None:
+        super().write_more(checkpoint)
         if self.args.sync_ref_model and self.reference is not None and self.args.should_save:
             self.reference.model.save_pretrained(checkpoint / REFERENCE_FOLDER)  # type: ignore[union-attr]
 
