@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from .pickle_limits import show
 from .safe_load import load_json
 from .writing import ConversionError, raise_problems
 
@@ -147,7 +148,7 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None, layout
     where = "original_config" if isinstance(original_config, Mapping) else str(original_config)
     settings = Settings()
     problems = [
-        f"{path} is {_at(content, path)!r}, but this model knows {' or '.join(map(repr, values))} only"
+        f"{path} is {show(_at(content, path))}, but this model knows {' or '.join(map(repr, values))} only"
         for path, values in _REQUIRED[layout].items()
         if _at(content, path) is not _MISSING and _at(content, path) not in values
     ]
@@ -158,7 +159,7 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None, layout
         try:
             vars(settings)[place][name] = parse(value)
         except (TypeError, ValueError):
-            problems.append(f"{path} is {value!r}, expected a number, or a list of them")
+            problems.append(f"{path} is {show(value)}, expected a number, or a list of them")
     raise_problems(where, problems)
     if not (settings.fields or settings.processor):
         raise ConversionError(
@@ -189,8 +190,7 @@ def _at(content: Any, path: str) -> Any:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"configuration not found: {path}")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ConversionError(f"{path}: larger than the limit of {_MAX_BYTES} bytes")
+    _check_size(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -198,6 +198,11 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, expected settings")
     return content
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > _MAX_BYTES:
+        raise ConversionError(f"{path}: larger than the limit of {_MAX_BYTES} bytes")
 
 
 def read_names(path: str | Path, key: str, count: int) -> list[str]:
@@ -228,6 +233,7 @@ def read_names(path: str | Path, key: str, count: int) -> list[str]:
         if sorted(names) != list(range(count)):
             raise ConversionError(f"{path}: {key!r} numbers {len(names)} names, but the checkpoint has {count}")
         return [names[index] for index in range(count)]
+    _check_size(path)
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ and arrays are made of the bytes afterwards, once their shapes are known to fit.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .safe_load import CheckpointError, load_plain_pickle
+from .pickle_limits import show
+from .safe_load import MAX_SHARED_BYTES, CheckpointError, load_plain_pickle
 
 MAX_BYTES = 4 * 2**30
 _NUMBERS = {"f2", "f4", "f8", "i4", "i8"}
@@ -28,7 +30,7 @@ class _NumberType:
     __slots__ = ("code", "order")
 
     def __init__(self, code: Any) -> None:
-        self.code, self.order = code, "<"
+        self.code, self.order = code if isinstance(code, str) else "", "<"
 
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
@@ -50,6 +52,11 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, self.shape, self.kind, self.columns_first, self.content = state
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its content."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
 
     def tensor(self) -> Tensor:
         """The array; ValueError if bytes and shape do not fit."""
@@ -86,7 +93,9 @@ class _Encode:
     __slots__ = ()
 
     def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
-        return str(text).encode("latin-1")
+        if not isinstance(text, str):
+            raise pickle.UnpicklingError("encodes something that is no text")
+        return text.encode("latin-1")
 
 
 ARRAYS: Mapping[str, Any] = MappingProxyType(
@@ -121,10 +130,16 @@ def load_pickled_arrays(path: str | Path, keys: Sequence[str] = ("model",)) -> d
     if not isinstance(chosen, dict) or not chosen:
         raise CheckpointError(f"{path}: holds no dict of arrays, at the top level or under {', '.join(keys)}")
     tensors = {}
+    limit, total = Path(path).stat().st_size + MAX_SHARED_BYTES, 0
     for name, value in chosen.items():
         if not isinstance(name, str) or not isinstance(value, _Array):
-            raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}, expected only named arrays")
+            raise CheckpointError(f"{path}: {show(name)} is a {type(value).__name__}, expected only named arrays")
         try:
+            total += value.nbytes
+            if total > limit:
+                raise CheckpointError(
+                    f"{path}: its arrays share what is in the file; the limit is {limit} bytes of copies"
+                )
             tensors[name] = value.tensor()
         except (ValueError, AttributeError) as error:  # AttributeError: an array without state
             raise CheckpointError(f"{path}: {name}: {error}") from error

@@ -12,7 +12,7 @@ from typing import IO, Any
 from PIL import Image
 
 from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
-from ..modeling.captioner_image_limits import MAX_BYTES, MAX_PIXELS, limit_of
+from ..modeling.captioner_image_limits import MAX_BYTES, MAX_PIXELS, limit_of, too_many
 from .files import regular_file
 from .printable import printable
 from .rows import undecoded
@@ -87,7 +87,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     if size == 0:
         raise ValueError("the file is empty")
     if size > (limit := limit_of("bytes", MAX_BYTES)):
-        raise ValueError(f"{size} bytes, more than the {limit} allowed")
+        raise too_many(size, limit, "bytes")
     kind = sniff_format(file.read(SIGNATURE_BYTES))
     if kind in UNREAD_FORMATS and kind not in readable_formats():
         raise ValueError(f"a picture in {UNREAD_FORMATS[kind]}")
@@ -100,4 +100,4 @@ def _check_header(file: IO[bytes], size: int) -> None:
     except Image.UnidentifiedImageError:
         raise ValueError("not a readable picture") from None
     if width * height > (limit := limit_of("pixels", MAX_PIXELS)):
-        raise ValueError(f"{width} x {height} pixels, more than the {limit} allowed")
+        raise too_many(f"{width} x {height}", limit, "pixels")

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from typing import Any
 
-# C0 and C1 controls and delete; what turns the direction of writing; line and paragraph separators; lone surrogates, of
-# names that are not Unicode. Joiners stay: words of Hindi or Persian, and emoji, need them.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
+from ..modeling.captioner_image_limits import UNSEEN, escape
 
 
 def printable(text: object) -> str:
@@ -34,7 +31,7 @@ def printable(text: object) -> str:
 
     ```
     """
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
+    return escape(str(text))
 
 
 def printable_json(content: Any) -> str:
@@ -48,7 +45,7 @@ def printable_json(content: Any) -> str:
     Returns:
         `str`: of one line.
     """
-    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(content, ensure_ascii=False))
+    return UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(content, ensure_ascii=False))
 
 
 class PrintableFormatter(logging.Formatter):

@@ -21,8 +21,9 @@ MAX_SCANS = 100
 MAX_ECHO = 200
 """Longest piece of foreign text in a message, in characters."""
 
-# C0 and C1 controls and delete; what turns the direction of writing; line and paragraph separators; lone surrogates.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
+# C0 and C1 controls and delete; what turns the direction of writing; line and paragraph separators; lone surrogates, of
+# names that are not Unicode. Joiners stay: words of Hindi or Persian, and emoji, need them.
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
 
 
 class ImageError(ValueError):
@@ -56,8 +57,13 @@ def too_many(count: int | str, limit: int, quantity: str) -> ImageError:
     )
 
 
+def escape(text: str) -> str:
+    """Text in which characters that cannot be seen stand as Python writes them in a string."""
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def shorten(text: str) -> str:
     """Foreign text for a message: at most about `MAX_ECHO` characters, control characters and the like escaped."""
     if len(text) > MAX_ECHO:
         text = f"{text[: MAX_ECHO // 2]}...{text[-MAX_ECHO // 2 :]}"
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return escape(text)

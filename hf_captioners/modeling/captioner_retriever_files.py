@@ -68,9 +68,16 @@ def write_retriever(
     (path / CONFIG).write_text(json.dumps({**sizes, **settings}, indent=2) + "\n", encoding="utf-8")
 
 
+def _check_file(file: Path) -> None:
+    """Refuse a FIFO or a device, whose opening waits, for ever; what is missing has its own error."""
+    if file.exists() and not file.is_file():
+        raise RetrieverError(f"{file}: is no file.")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """The settings of a retriever, checked."""
     file = path / CONFIG
+    _check_file(file)
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -94,6 +101,7 @@ def _read_captions(file: Path) -> tuple[list[str], list[list[int | str]]]:
     """The captions of the pool and the pictures that have them."""
     captions: list[str] = []
     image_ids: list[list[int | str]] = []
+    _check_file(file)
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -114,6 +122,7 @@ def _read_captions(file: Path) -> tuple[list[str], list[list[int | str]]]:
 
 def _read_embeddings(file: Path) -> torch.Tensor:
     """The embeddings of the pool."""
+    _check_file(file)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -93,6 +93,7 @@ _FRCNN: dict[str, Any] = {
     "selection": "max_nms",
     "nms_thresholds": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
 }
+_MAX_DEPTH = 500  # blocks of a stage, bounded before they are made
 _VINVL: dict[str, Any] = {
     "depths": [3, 8, 36, 3],
     "num_groups": 32,
@@ -314,8 +315,8 @@ class BottomUpConfig(PreTrainedConfig):
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"BottomUpConfig: {name} must be one of {values}, not {getattr(self, name)!r}.")
-        if len(self.depths) != 4 or min(self.depths) < 1:
-            raise ValueError(f"BottomUpConfig: depths must be four numbers of 1 or more, not {self.depths}.")
+        if len(self.depths) != 4 or min(self.depths) < 1 or max(self.depths) > _MAX_DEPTH:
+            raise ValueError(f"BottomUpConfig: depths must be four numbers of 1 to {_MAX_DEPTH}, not {self.depths}.")
         for name in ("stem_channels", "res2_channels", "bottleneck_width", "num_groups", "pooler_size", "rpn_channels",
                      "rpn_pre_nms", "max_proposals", "embedding_size", "attribute_hidden_size", "min_regions",
                      "regions_per_chunk"):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import pickle
 from pathlib import Path
@@ -209,6 +210,24 @@ class TestPickles:
     def test_other_content(self, tmp_path, content, message):
         with pytest.raises(CheckpointError, match=message):
             load_pickled_arrays(self.write(tmp_path / "model.pkl", content))
+
+    def test_arrays_that_share_their_numbers(self, tmp_path, monkeypatch):
+        """200 names of one array of 100 kB would take 20 MB."""
+        monkeypatch.setattr("hf_captioners.conversion.pickled_arrays.MAX_SHARED_BYTES", 10**7)
+        array = np.zeros(25_000, np.float32)
+        path = self.write(tmp_path / "model.pkl", {"model": {f"a{number}": array for number in range(50)}})
+        assert len(load_pickled_arrays(path)) == 50
+        path = self.write(tmp_path / "model.pkl", {"model": {f"a{number}": array for number in range(200)}})
+        with pytest.raises(CheckpointError, match=r"its arrays share what is in the file; the limit is \d+ bytes"):
+            load_pickled_arrays(path)
+
+    def test_what_is_no_text_is_not_encoded(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return codecs.encode, ([["x"]], "latin1")
+
+        with pytest.raises(CheckpointError, match="encodes something that is no text"):
+            load_pickled_arrays(self.write(tmp_path / "model.pkl", {"model": {"a": Evil()}}))
 
     def test_a_shape_that_does_not_fit(self, tmp_path):
         text = pickle.dumps({"model": {"a": np.zeros(1000, dtype=np.float32)}}, 2)

@@ -42,5 +42,8 @@ def test_faults_are_counted_and_named(good, tmp_path):
 
 def test_limits(good, monkeypatch):
     monkeypatch.setenv("HF_CAPTIONERS_MAX_IMAGE_PIXELS", "63")
-    with pytest.raises(BrokenImagesError, match=r"4 of 4 .*a\.png \(8 x 8 pixels, more than the 63 allowed\)"):
+    with pytest.raises(
+        BrokenImagesError,
+        match=r"4 of 4 .*a\.png \(8 x 8 pixels, more than the 63 allowed \(HF_CAPTIONERS_MAX_IMAGE_PIXELS",
+    ):
         check_images(rows_of(*good), "mine")

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,16 @@ class TestText:
         for read in (read_references, load_karpathy):
             with pytest.raises((OSError, ValueError), match=r"fifo\.json: expected .* not a regular file"):
                 read(tmp_path / "fifo.json")
+
+
+def test_every_variable_is_documented():
+    root = Path(limits.__file__).parents[2]
+    variable = re.compile(r"HF_CAPTIONERS_MAX_[A-Z]+(?:_[A-Z]+)*\b")
+    sources = [path.read_text("utf-8") for path in (root / "hf_captioners").rglob("*.py")]
+    known = {name for text in sources for name in variable.findall(text)}
+    documented = set(variable.findall((root / "docs" / "limits.md").read_text("utf-8")))
+    assert documented == known - {"HF_CAPTIONERS_MAX_IMAGE"}
+    assert len(documented) == 6
 
 
 class TestArrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import random
 
@@ -161,6 +162,15 @@ class TestFolder:
         if change is not None:
             (tmp_path / name).write_text(change(text), encoding="latin-1")
         with pytest.raises(RetrieverError, match=message):
+            CaptionRetriever.from_pretrained(tmp_path)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+    @pytest.mark.parametrize("name", ["retriever_config.json", "captions.jsonl", "captions.safetensors"])
+    def test_a_fifo_is_not_waited_for(self, folder, tmp_path, name):
+        CaptionRetriever.from_pretrained(folder).save_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(RetrieverError, match=f"{name}: is no file"):
             CaptionRetriever.from_pretrained(tmp_path)
 
     def test_embeddings_of_another_retriever(self, folder, tmp_path):

@@ -373,6 +373,7 @@ class TestRefusals:
             ("pooler", "crop"),
             ("selection", "best"),
             ("depths", [1, 2, 3]),
+            ("depths", [1, 2, 100_000, 1]),
             ("max_regions", 5),
             ("anchors", [[0.0, 1.0]]),
             ("num_groups", 3),

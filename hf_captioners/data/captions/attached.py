@@ -72,7 +72,8 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
 
     ```python
     >>> import tempfile
-    >>>     >>> import datasets
+    >>> from pathlib import Path
+    >>> import datasets
     >>> from hf_captioners.data.captions.attached import attach_sentences
     >>> path = Path(tempfile.mkdtemp()) / "retrieved.jsonl"
     >>> _ = path.write_text('{"image_id": 42, "captions": ["a dog runs", "a dog"]}')

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..captions.records import id_of
-from ..files import write_whole
+from ..files import regular_file, write_whole
 from .store import FeatureError, ImageId
 
 _ABOUT = "detector.json"
@@ -203,7 +203,7 @@ def read_tsv(path: str | Path) -> Iterator[tuple[ImageId, np.ndarray, np.ndarray
     Raises:
         FeatureError: a line is not like that.
     """
-    with Path(path).open("rb") as file:
+    with regular_file(path, "file of regions").open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 name, width, height, count, boxes, features = line.rstrip(b"\r\n").split(b"\t")
