@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..data.captions.records import id_of
 from ..data.features.region_outputs import NpzFolder, RegionArrays, TsvFile
-from ..data.features.regions import box_features
 from ..data.features.store import (
     DEFAULT_SHARD_BYTES,
     FeatureError,
@@ -30,6 +29,7 @@ from ..data.features.store import (
     ImageId,
 )
 from ..data.progress import progress
+from ..modeling.captioner_detector import with_box_features
 from ..modeling.captioner_image_io import open_image
 from ..modeling.captioner_image_source import ImageSource
 from ..modeling.captioner_trust import load_pretrained
@@ -234,13 +234,11 @@ class _Store:
     def add(self, image_id: ImageId, regions: RegionArrays) -> None:
         rows, features = np.arange(len(regions.boxes)), regions.features
         if self._append_boxes:  # as SATIC's use_box: the largest region first
-            geometry = box_features(regions.boxes, regions.width, regions.height)
-            rows = np.argsort(-geometry[:, 4], kind="stable")
-            features = np.concatenate([features, geometry.astype(np.float32)], axis=1)
+            features, rows = with_box_features(features, regions.boxes, regions.width, regions.height)
         names = ("boxes", "labels", "scores", "attributes", "attribute_scores")
         extras = {name: torch.from_numpy(getattr(regions, name)[rows]) for name in names}
         size = torch.tensor([regions.height, regions.width])
-        self._writer.add(image_id, features[rows], {**extras, "image_size": size})
+        self._writer.add(image_id, features, {**extras, "image_size": size})
 
 
 def write_detected_regions(

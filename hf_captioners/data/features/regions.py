@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from ...modeling.captioner_detector import box_features
 from ..captions.records import id_of, read_content
 from ..progress import progress
 from .region_files import open_arrays
@@ -39,7 +40,6 @@ from .store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureSumma
 logger = logging.getLogger(__name__)
 
 _Path: TypeAlias = str | os.PathLike[str]
-_SLACK = 1.0  # pixels that a box may stick out: detectors round, and some count pixels from 1
 
 
 class RegionFeatures:
@@ -171,48 +171,6 @@ def _unit_rows(features: np.ndarray, where: str) -> np.ndarray:
     if not lengths.all():
         raise FeatureError(f"{where}: region {int(lengths.argmin())} is all zeros and has no direction")
     return features / lengths
-
-
-def box_features(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Positions of boxes in their picture, independent of its size.
-
-    Args:
-        boxes (`np.ndarray` of shape `[num_regions, 4]`): x1, y1, x2, y2 in pixels.
-        width (`int`), height (`int`): size of the picture in pixels.
-
-    Returns:
-        `np.ndarray` of shape `[num_regions, 5]`: x1/width, y1/height, x2/width, y2/height and the share of the area.
-
-    Raises:
-        ValueError: the shape is another, or a box is inside out, more than a pixel outside of the picture, or in
-            other units than pixels.
-
-    Example:
-
-    ```python
-    >>> import numpy as np
-    >>> from hf_captioners.data.features.regions import box_features
-    >>> box_features(np.array([[0.0, 0.0, 320.0, 240.0]]), width=640, height=480).tolist()
-    [[0.0, 0.0, 0.5, 0.5, 0.25]]
-
-    ```
-    """
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
-        raise ValueError(f"is {boxes.dtype} of shape {list(boxes.shape)}, expected numbers of shape [num_regions, 4]")
-    boxes = _at_least_float32(boxes)
-    x1, y1, x2, y2 = boxes.T
-    inside = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 <= width + _SLACK) & (y2 <= height + _SLACK)
-    good = inside & (x1 <= x2) & (y1 <= y2)  # not for NaN
-    if not good.all():
-        index = int(good.argmin())
-        raise ValueError(
-            f"box {index} is {boxes[index].tolist()}, expected x1, y1, x2, y2 inside a picture of {width} x {height} "
-            "pixels"
-        )
-    if len(boxes) and boxes.max() <= 1 < min(width, height):
-        raise ValueError(f"no coordinate is above 1, expected pixels of a picture of {width} x {height}")
-    share = (x2 - x1) * (y2 - y1) / (width * height)
-    return np.stack([x1 / width, y1 / height, x2 / width, y2 / height, share], axis=1)
 
 
 def read_image_sizes(path: _Path) -> dict[ImageId, tuple[int, int]]:

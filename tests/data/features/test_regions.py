@@ -11,11 +11,11 @@ import torch
 
 from hf_captioners.data.features.regions import (
     RegionFeatures,
-    box_features,
     read_image_sizes,
     write_region_features,
 )
 from hf_captioners.data.features.store import FeatureError, FeatureStore
+from hf_captioners.modeling.captioner_detector import box_features
 
 SIZES = {3: (640, 480), 5: (100, 50), 8: (333, 500)}
 
