@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,6 +11,7 @@ from ..data.archive import ArchiveError, Member, archive_suffix, opened_archive
 from ..data.limits import LimitError
 from ..modeling.captioner_image_limits import MAX_BYTES, limit_of, too_many
 from .image_files import LeftOutFiles, is_image, is_url
+from .image_tables import TableImage, images_of_table
 
 _Path: TypeAlias = str | os.PathLike[str]
 
@@ -19,20 +20,27 @@ class _Image(NamedTuple):
     """A picture of an archive: its name, itself, or why it cannot be read."""
 
     name: str
-    member: Member | None
+    member: Member | TableImage | None
     error: str = ""
 
 
-def image_rows(paths: Iterable[_Path]) -> Iterator[dict[str, Any]]:
+def image_rows(
+    paths: Iterable[_Path], wanted: Callable[[str], bool] | None = None, image_column: str = "image"
+) -> Iterator[dict[str, Any]]:
     """Rows of pictures, for [`caption_rows`]: files are closed, pictures of archives are read, no more than asked for.
 
     Args:
         paths (`Iterable[str | os.PathLike]`): files, http(s) URLs, and archives (see `ARCHIVE_SUFFIXES`), of which the
-            pictures are taken that a folder would be searched for; such as [`find_images`] gives them.
+            pictures are taken that a folder would be searched for; such as [`find_images`] gives them. Parquet files
+            with a column of pictures are archives, too.
+        wanted (`Callable[[str], bool]`, *optional*): says of a picture in an archive by its name whether it is to be
+            read; the others come without `bytes`.
+        image_column (`str`, defaults to `"image"`): of Parquet files: bytes, or `{"bytes", "path"}` as `datasets`
+            writes pictures.
 
     Returns:
-        `Iterator[dict]`: rows with `image`: the path, or `{"path", "bytes"}` of a member, called `photos.zip/a.jpg`, or
-        `{"path", "error"}` of a member or archive that cannot be read.
+        `Iterator[dict]`: rows with `image`: the path, or `{"path", "bytes"}` of a member, called `photos.zip/a.jpg` or
+        `photos.parquet/0`, or `{"path", "error"}` of a member or archive that cannot be read.
 
     Example:
 
@@ -53,33 +61,44 @@ def image_rows(paths: Iterable[_Path]) -> Iterator[dict[str, Any]]:
         if not _is_archive(path):
             yield {"image": path}
             continue
-        for image in _images_of(Path(path), LeftOutFiles()):
-            yield {"image": {"path": image.name, **_content(image)}}
+        for image in _images_of(Path(path), LeftOutFiles(), image_column):
+            read = wanted is None or wanted(image.name)
+            yield {"image": {"path": image.name, **(_content(image) if read else {})}}
 
 
-def image_names(paths: Iterable[_Path], left_out: LeftOutFiles) -> Iterator[_Path]:
+def image_names(
+    paths: Iterable[_Path], left_out: LeftOutFiles, image_column: str = "image"
+) -> Iterator[_Path]:
     """The names of the rows that [`image_rows`] gives for the same paths.
 
     Args:
         paths (`Iterable[str | os.PathLike]`): as there.
         left_out ([`LeftOutFiles`]): counts the files of archives that are not taken.
+        image_column (`str`, defaults to `"image"`): as there.
 
     Returns:
         `Iterator[str | os.PathLike]`
     """
     for path in paths:
         if _is_archive(path):
-            yield from (image.name for image in _images_of(Path(path), left_out))
+            yield from (image.name for image in _images_of(Path(path), left_out, image_column))
         else:
             yield path
 
 
 def _is_archive(path: _Path) -> bool:
-    return not is_url(path) and archive_suffix(path) != ""
+    return not is_url(path) and (archive_suffix(path) != "" or _is_parquet(path))
 
 
-def _images_of(archive: Path, left_out: LeftOutFiles) -> Iterator[_Image]:
+def _is_parquet(path: _Path) -> bool:
+    return os.fspath(path).lower().endswith(".parquet")
+
+
+def _images_of(archive: Path, left_out: LeftOutFiles, image_column: str) -> Iterator[_Image]:
     """The pictures of an archive; behind those in front of it, what is the matter with it."""
+    if _is_parquet(archive):
+        yield from (_Image(*image) for image in images_of_table(archive, image_column))
+        return
     try:
         with opened_archive(archive) as members:
             for member in members:
