@@ -11,13 +11,13 @@ full.
 import argparse
 import contextlib
 import json
-import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
+from .caption_out import Output, Sources, add_out_options, check_out_options, merge, open_output
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 
@@ -36,11 +36,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "paths",
         nargs="*",
         metavar="PATH",
-        help="a picture, a folder or archive (zip, tar) of pictures, or an http(s) URL",
+        help="a picture, a folder or archive (zip, tar) or Parquet file of pictures, or an http(s) URL",
     )
-    parser.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
     add_model_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
+    parser.add_argument("--image-column", metavar="NAME", default="image", help="of Parquet files (%(default)s)")
     parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
     dataset = parser.add_argument_group("a data set in the place of paths; its records have `image_id`")
     dataset.add_argument("--annotations", metavar="FILE", help="JSON file in Karpathy's layout")
@@ -55,16 +56,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--coco-results", metavar="FILE", type=Path, help="also write the JSON of COCO's test server: image_id, caption"
     )
+    add_out_options(parser)
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Caption the pictures; returns the exit status."""
+    if args.merge is not None:
+        return merge(args.merge)
+    if not args.model:
+        raise UsageError("the following arguments are required: --model")
+    check_out_options(args)
     results = None if args.coco_results is None else _CocoResults(args.coco_results, args.num_return_sequences)
     try:
         with mistakes(OSError):
-            failed = _write(*_caption(args, results), results)
+            failed = _write_records(args, results)
             if results is not None:
                 results.write()
     except (BrokenPipeError, KeyboardInterrupt, UsageError):
@@ -135,35 +142,43 @@ class _CocoResults:
             raise UsageError(f"--coco-results: {error}") from error
 
 
-def _caption(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Iterator[Mapping[str, Any]], int]:
-    """The records to come and their number."""
-    from ..inference.caption_files import caption_files
-    from ..inference.image_archives import image_names
-    from ..inference.image_files import LeftOutFiles, find_images
+def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> int:
+    """Caption what was asked for; returns how many pictures failed."""
+    from ..inference.captioning import caption_rows
 
+    read, count = _sources(args, results)
+    model, processor = _load(args)
+    options = {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
+    with open_output(args, model, processor, options) as output:
+        rows = output.rows(read)
+        records = caption_rows(model, processor, rows, args.batch_size, **options)
+        return _write((cast(Mapping[str, Any], record) for record in records), count, output, results)
+
+
+def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Sources, int]:
+    """What reads the rows, and their number."""
     if args.annotations is not None or args.data_dir is not None:
-        return _caption_dataset(args)
+        return _sources_of_dataset(args)
     if args.features or args.image_root or not args.paths:
         swallowed = "; --model takes all words up to the next option, so give paths before it" if args.model[1:] else ""
         raise UsageError(f"give paths, or --annotations with --image-root or --features{swallowed}")
+    from ..inference.image_archives import image_names, image_rows
+    from ..inference.image_files import LeftOutFiles, find_images
+
     # Listed twice, to know the number without keeping a million paths.
-    left_out = LeftOutFiles()
-    count = sum(1 for _ in image_names(find_images(args.paths, args.recursive, left_out), left_out))
+    left_out, column = LeftOutFiles(), args.image_column
+    count = sum(1 for _ in image_names(find_images(args.paths, args.recursive, left_out), left_out, column))
     if not count:
         raise UsageError(f"no pictures in {', '.join(args.paths)}{f' ({left_out})' if left_out else ''}")
     if left_out:
         print(f"hf-captioners caption: {left_out}", file=sys.stderr)
     if results is not None:
-        results.check(image_names(find_images(args.paths, args.recursive), LeftOutFiles()))
-    model, processor = _load(args)
-    paths = find_images(args.paths, args.recursive)
-    records = caption_files(model, processor, paths, args.batch_size, **_options(args))
-    return (cast(Mapping[str, Any], record) for record in records), count
+        results.check(image_names(find_images(args.paths, args.recursive), LeftOutFiles(), column))
 
+    def read(wanted: Callable[[Any], bool]) -> Iterator[Iterator[Mapping[str, Any]]]:
+        return (image_rows([path], wanted, column) for path in find_images(args.paths, args.recursive))
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `generate` that are on the command line."""
-    return {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
+    return read, count
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -171,23 +186,23 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
         return load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
 
 
-def _caption_dataset(args: argparse.Namespace) -> tuple[Iterator[Mapping[str, Any]], int]:
-    """The records of a data set's rows, from its picture files or from cached features."""
+def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
+    """What reads a data set's rows, from its picture files or from cached features; and their number."""
     if args.paths or (args.annotations is not None and args.data_dir is not None):
         raise UsageError("give paths, or --annotations, or --data-dir, one of them")
     if args.data_dir is None and not (args.image_root or args.features):
         raise UsageError("--annotations goes with --image-root or --features, without paths")
     from ..data.features.store import FeatureStore
     from ..data.rows import attach_features, undecoded
-    from ..inference.captioning import caption_rows
 
     with mistakes(ValueError, OSError):
         rows = _rows(args)
         rows = attach_features(rows, FeatureStore(args.features)) if args.features else undecoded(rows)
-    model, processor = _load(args)
-    row_iterator = (rows[index] for index in range(len(rows)))
-    records = caption_rows(model, processor, row_iterator, args.batch_size, **_options(args))
-    return (cast(Mapping[str, Any], record) for record in records), len(rows)
+
+    def read(wanted: Callable[[Any], bool]) -> Iterator[Iterator[Mapping[str, Any]]]:
+        return (iter([rows[index]]) for index in range(len(rows)))
+
+    return read, len(rows)
 
 
 def _rows(args: argparse.Namespace) -> Any:
@@ -207,39 +222,26 @@ def _rows(args: argparse.Namespace) -> Any:
     return load_cocotalk(args.annotations, args.labels, split.replace("train+restval", "train"))
 
 
-def _write(records: Iterator[Mapping[str, Any]], count: int, results: _CocoResults | None) -> int:
+def _write(records: Iterator[Mapping[str, Any]], count: int, output: Output, results: _CocoResults | None) -> int:
     """Write the records; returns how many pictures failed."""
     import torch
     from tqdm import tqdm
 
-    from ..data.printable import printable, printable_json
+    from ..data.printable import printable
     from ..data.progress import progress
 
     failed = 0
     try:
-        for record in progress(records, total=count, unit="picture"):
-            with tqdm.external_write_mode(file=sys.stdout):
-                _write_out(f"{printable_json(record)}\n".encode())
+        for record in progress(records, total=output.remaining(count), unit="picture"):
+            output.write(record)
             if "error" in record:
                 failed += 1
                 tqdm.write(f"hf-captioners caption: {printable(record['error'])}", file=sys.stderr)
             elif results is not None:
                 results.add(record)
+        output.finish()
     except torch.OutOfMemoryError as error:
         raise UsageError("out of memory; use a smaller --batch-size or --num-beams") from error
     except ValueError as error:  # generation options that the model refuses
         raise UsageError(str(error)) from error
     return failed
-
-
-def _write_out(line: bytes) -> None:
-    """Write to stdout, at once; if its disk is full, nothing more is tried there, not even when the process ends."""
-    try:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: a stdout that is no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OSError(error.errno, error.strerror, "stdout") from error

@@ -1,29 +1,36 @@
 """`hf-captioners caption --out`: captions in a file that a run goes on with, of one process or of several."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .common import UsageError, mistakes
 
 if TYPE_CHECKING:
-    from ..inference.caption_run import CaptionRun, Share
+    from ..inference.caption_run import CaptionRun
+
+Sources: TypeAlias = Callable[[Callable[[Any], bool]], Iterator[Iterator[Mapping[str, Any]]]]
+"""Function that gives the rows of each source; it is told by their names which ones are wanted."""
 
 
 def add_out_options(parser: argparse.ArgumentParser) -> None:
     """`--out` and the options that go with it."""
     group = parser.add_argument_group("a file in the place of stdout, which the same command goes on with")
-    group.add_argument("--out", metavar="FILE", type=Path, help="captions.jsonl; its run is kept in captions.jsonl.run/")
+    group.add_argument(
+        "--out", metavar="FILE", type=Path, help="captions.jsonl; its run is kept in captions.jsonl.run/"
+    )
     group.add_argument("--retry-failed", action="store_true", help="also caption pictures again that failed before")
     group.add_argument("--summary", metavar="FILE", type=Path, help="also write what was done as JSON")
     group.add_argument(
         "--merge",
-        action="store_true",
-        help="join the parts that the processes of `accelerate launch` have written into --out, and stop",
+        metavar="FILE",
+        type=Path,
+        help="join the parts of FILE that the processes of `accelerate launch` have written, and stop",
     )
 
 
@@ -33,7 +40,7 @@ def check_out_options(args: argparse.Namespace) -> None:
     Raises:
         UsageError: they do not.
     """
-    for name in ("retry_failed", "summary", "merge"):
+    for name in ("retry_failed", "summary"):
         if args.out is None and getattr(args, name):
             raise UsageError(f"--{name.replace('_', '-')} goes with --out")
     if args.out is None:
@@ -54,23 +61,102 @@ def merge(path: Path) -> int:
     return 0
 
 
-def share_of_process() -> "Share":
-    """This process's part of the work, as `accelerate launch` and `torchrun` tell it.
+class Output:
+    """Records on stdout, a line each."""
 
-    Processes do not wait for each other, so that one which is killed stops no other.
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def remaining(self, count: int) -> int | None:
+        """How many of so many pictures are to be captioned; `None` if that is not known."""
+        return count
+
+    def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:
+        """The rows to caption."""
+        return (row for source in read(lambda name: True) for row in source)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the record of the next row."""
+        from tqdm import tqdm
+
+        from ..data.printable import printable_json
+
+        with tqdm.external_write_mode(file=sys.stdout):
+            _write_out(f"{printable_json(record)}\n".encode())
+
+    def finish(self) -> None:
+        """Come to the end of the run."""
+
+
+def _write_out(line: bytes) -> None:
+    """Write to stdout, at once; if its disk is full, nothing more is tried there, not even when the process ends."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a stdout that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "stdout") from error
+
+
+class RunOutput(Output):
+    """Records in the file of `--out`, of this process's share of the sources.
+
+    Args:
+        run ([`CaptionRun`]): the run.
+        summary (`Path`, *optional*): where to write what was done.
     """
-    from ..inference.caption_run import Share
 
-    return Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    def __init__(self, run: "CaptionRun", summary: Path | None) -> None:
+        self.run, self.summary = run, summary
+
+    def __enter__(self) -> "RunOutput":
+        with mistakes(OSError, ValueError):
+            self.run.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.run.__exit__(*error)
+
+    def remaining(self, count: int) -> int | None:
+        return None if self.run.share.number > 1 else max(count - self.run.done, 0)
+
+    def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:
+        return self.run.remaining(
+            (source, place, row)
+            for source, rows in self.run.share.of(read(self.run.wants))
+            for place, row in enumerate(rows)
+        )
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.run.add(record)
+
+    def finish(self) -> None:
+        """Put everything in its place, and say what was done."""
+        from ..data.files import write_whole
+
+        summary = self.run.finish()
+        line = ", ".join(f"{summary[name]} {name}" for name in ("captioned", "failed", "skipped"))
+        rate = f"{summary['seconds']:.0f} s, {summary['images_per_second']:.1f} pictures a second"
+        print(f"hf-captioners caption: {self.run.path}: {line}; {rate}", file=sys.stderr)
+        if self.summary is not None:
+            write_whole(self.summary, lambda file: file.write_text(f"{json.dumps(summary, indent=1)}\n"))
 
 
-def open_run(args: argparse.Namespace, model: Any, processor: Any, options: Mapping[str, Any]) -> "CaptionRun":
-    """The run of `--out`.
+def open_output(args: argparse.Namespace, model: Any, processor: Any, options: Mapping[str, Any]) -> Output:
+    """The output of a run.
 
     Raises:
-        UsageError: it was begun with another model or other options.
+        UsageError: the file of `--out` was begun with another model or other options.
     """
-    from ..inference.caption_run import CaptionRun, RunError
+    if args.out is None:
+        return Output()
+    from ..inference.caption_run import CaptionRun, RunError, Share
     from ..inference.digests import settings_sha256, weights_sha256
 
     settings = {
@@ -79,28 +165,7 @@ def open_run(args: argparse.Namespace, model: Any, processor: Any, options: Mapp
         "dtype": str(model.dtype),
         **{name: value for name, value in options.items() if value is not None},
     }
+    # as `accelerate launch` and `torchrun` tell; processes do not wait for each other, so that a killed one stops none
+    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     with mistakes(RunError, OSError):
-        return CaptionRun(args.out, settings, share_of_process(), args.retry_failed)
-
-
-def placed_rows(args: argparse.Namespace, run: "CaptionRun") -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """The rows of this process's sources with their places."""
-    from ..inference.image_archives import image_rows
-    from ..inference.image_files import find_images
-
-    for source, path in run.share.of(find_images(args.paths, args.recursive)):
-        for place, row in enumerate(image_rows([path], run.wants, args.image_column)):
-            yield source, place, row
-
-
-def finish(run: "CaptionRun", args: argparse.Namespace) -> None:
-    """Close a run that has come to its end, and say what was done."""
-    from ..data.files import write_whole
-
-    with mistakes(OSError):
-        summary = run.finish()
-        line = ", ".join(f"{summary[name]} {name}" for name in ("captioned", "failed", "skipped"))
-        rate = f"{summary['seconds']:.0f} s, {summary['images_per_second']:.1f} pictures a second"
-        print(f"hf-captioners caption: {args.out}: {line}; {rate}", file=sys.stderr)
-        if args.summary is not None:
-            write_whole(args.summary, lambda file: file.write_text(f"{json.dumps(summary, indent=1)}\n"))
+        return RunOutput(CaptionRun(args.out, settings, share, args.retry_failed), args.summary)

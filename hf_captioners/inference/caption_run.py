@@ -147,14 +147,17 @@ class CaptionRun:
         return read_json_lines(self._records) if self._records.exists() else iter(())
 
     def wants(self, name: Any) -> bool:
-        """Tell whether the image of this name has to be captioned; it is counted if not.
+        """Tell whether the image of this name has to be captioned.
 
         Args:
             name (`int` or `str`): `image_id`, or file or address.
         """
-        wanted = name not in self._done or (self.retry_failed and name in self._errors)
-        self.skipped += not wanted
-        return wanted
+        return name not in self._done or (self.retry_failed and name in self._errors)
+
+    @property
+    def done(self) -> int:
+        """Number of images that need not be captioned any more."""
+        return len(self._done) - (len(self._errors) if self.retry_failed else 0)
 
     def remaining(self, rows: Iterable[tuple[int, int, Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
         """The rows that have to be captioned.
@@ -170,6 +173,8 @@ class CaptionRun:
             if self.wants(name):
                 self._positions.append((name, (source, place)))
                 yield row
+            else:
+                self.skipped += 1
 
     def add(self, record: CaptionRecord | Mapping[str, Any]) -> None:
         """Write the record of the next of the [`remaining`] rows.

@@ -66,9 +66,7 @@ def image_rows(
             yield {"image": {"path": image.name, **(_content(image) if read else {})}}
 
 
-def image_names(
-    paths: Iterable[_Path], left_out: LeftOutFiles, image_column: str = "image"
-) -> Iterator[_Path]:
+def image_names(paths: Iterable[_Path], left_out: LeftOutFiles, image_column: str = "image") -> Iterator[_Path]:
     """The names of the rows that [`image_rows`] gives for the same paths.
 
     Args:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_captioners.cli import caption, main
+from hf_captioners.cli import caption_out, main
 from hf_captioners.modeling.modeling_expansionnet_v2 import ExpansionNetV2ForImageCaptioning
 
 COMMAND = [sys.executable, "-m", "hf_captioners.cli.main", "caption"]
@@ -369,7 +369,7 @@ class TestDataset:
             written.append(line)
 
         with monkeypatch.context() as patch:
-            patch.setattr(caption, "_write_out", write_out)
+            patch.setattr(caption_out, "_write_out", write_out)
             status, _, err = run(folder, "--no-recursive", "--coco-results", path)
         assert status == 3 and "No space left on device: 'stdout'" in err and "results.json.part has the 1 cap" in err
         assert not path.exists()

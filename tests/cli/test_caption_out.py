@@ -1,0 +1,155 @@
+"""`hf-captioners caption --out`: the records of stdout, whatever stopped the run and however many wrote them."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from hf_captioners.cli import main
+
+BROKEN = "n07.png"
+NAMES = [f"n{number:02d}.png" for number in range(12)]
+
+
+def picture(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    return {name: b"no picture" if name == BROKEN else picture(seed) for seed, name in enumerate(NAMES)}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, bytes]) -> list[str]:
+    """A folder, a zip and a Parquet file, each with the same pictures."""
+    root = tmp_path_factory.mktemp("sources")
+    (root / "photos").mkdir()
+    for name, content in pictures.items():
+        (root / "photos" / name).write_bytes(content)
+    with zipfile.ZipFile(root / "photos.zip", "w") as archive:
+        for name, content in pictures.items():
+            archive.writestr(name, content)
+    cells = [{"bytes": content, "path": name} for name, content in pictures.items()]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells}), root / "photos.parquet")
+    return [str(root / name) for name in ("photos", "photos.zip", "photos.parquet")]
+
+
+@pytest.fixture
+def run(tiny_captioner_dir: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Any:
+    def run_here(*arguments: Any) -> tuple[int, list[dict[str, Any]], str]:
+        capfdbinary.readouterr()
+        options = ["--model", tiny_captioner_dir, "--batch-size", 5, "--max-new-tokens", 6]
+        status = main.main(["caption", *map(str, [*arguments, *options])])
+        out, err = capfdbinary.readouterr()
+        return status, [json.loads(line) for line in out.decode().splitlines()], err.decode()
+
+    return run_here
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_every_source_has_the_same_captions_in_the_file_as_on_stdout(run, sources, tmp_path):
+    status, expected, _ = run(*sources)
+    assert status == 1 and len(expected) == 3 * len(NAMES)
+    captions = [record.get("caption") for record in expected]
+    assert captions[:12] == captions[12:24] == captions[24:] and captions.count(None) == 3
+    out, summary = tmp_path / "captions.jsonl", tmp_path / "summary.json"
+    status, records, err = run(*sources, "--out", out, "--summary", summary)
+    assert (status, records) == (1, [])
+    assert records_of(out) == expected
+    assert "captions.jsonl: 33 captioned, 3 failed, 0 skipped" in err
+    assert json.loads(summary.read_text())["captioned"] == 33
+    status, _, err = run(*sources, "--out", out)
+    assert status == 0 and "0 captioned, 0 failed, 36 skipped" in err
+    assert records_of(out) == expected
+
+
+def test_goes_on_behind_a_kill_and_takes_failed_ones_again(tiny_captioner_dir, run, sources, pictures, tmp_path):
+    folder, out = Path(sources[0]), tmp_path / "captions.jsonl"
+    _, expected, _ = run(folder)
+    code = f"""
+import os, signal
+from hf_captioners.cli.main import main
+from hf_captioners.data.json_lines import JsonLines
+append, left = JsonLines.append, [7]
+def append_and_die(lines, record):
+    append(lines, record)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+JsonLines.append = append_and_die
+main(["caption", {str(folder)!r}, "--model", {str(tiny_captioner_dir)!r}, "--out", {str(out)!r},
+      "--batch-size", "5", "--max-new-tokens", "6"])
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(records_of(out)) == 7
+    run(folder, "--out", out)
+    assert records_of(out) == expected
+    (folder / BROKEN).write_bytes(picture(99))
+    status, _, err = run(folder, "--out", out, "--retry-failed")
+    mended, expected = records_of(out), run(folder)[1]
+    (folder / BROKEN).write_bytes(pictures[BROKEN])
+    assert status == 0 and "1 captioned, 0 failed, 11 skipped" in err
+    assert mended == expected
+
+
+def test_processes_share_the_sources(run, sources, tmp_path, monkeypatch):
+    out = tmp_path / "captions.jsonl"
+    _, expected, _ = run(*sources)
+    for rank in (1, 0):
+        if rank == 0:
+            assert main.main(["caption", "--merge", str(out)]) == 2  # one is not there yet
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        run(*sources, "--out", out)
+    assert not out.exists()
+    assert main.main(["caption", "--merge", str(out)]) == 0
+    assert records_of(out) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--retry-failed"], "--retry-failed goes with --out"),
+        (["--out", "."], "--out .: expected a file such as captions.jsonl"),
+        (["--out", "none/a.jsonl"], "in a folder that exists"),
+        (["--out", "a.jsonl", "--coco-results", "b.json"], "--coco-results goes with stdout"),
+    ],
+)
+def test_options_that_do_not_go_together(run, sources, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(sources[0], *arguments)
+    assert status == 2 and message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_model_or_other_options(run, sources, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    run(sources[0], "--out", out)
+    before = out.read_bytes()
+    status, _, err = run(sources[0], "--out", out, "--num-beams", 2)
+    assert status == 2 and "num_beams None and now 2" in err
+    assert out.read_bytes() == before
+
+
+def test_a_parquet_file_without_such_a_column(run, sources):
+    status, records, _ = run(sources[2], "--image-column", "photo")
+    assert status == 1 and "no column 'photo'; it has 'image'" in records[0]["error"]
