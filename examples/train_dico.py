@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from hf_captioners.cli.train import add_methods
-from hf_captioners.cli.training.script import train_example
+from hf_captioners.cli.train import add_methods, train_example
 
 
 def main(argv: list[str] | None = None) -> None:

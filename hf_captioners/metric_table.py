@@ -106,7 +106,7 @@ METRICS: dict[str, Metric] = {
     "meteor": Metric(
         "meteor.meteor:meteor",
         "words matched by form, stem, synonym and paraphrase; English",
-        needs='pip install "hf_captioners[eval]"',
+        needs="the extra eval",
         printed={"meteor": Printed("METEOR", 100, 2)},
     ),
     "rouge_l": Metric("rouge_l:rouge_l", "longest common subsequence", printed={"rouge_l": Printed("ROUGE-L", 100, 2)}),

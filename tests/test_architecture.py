@@ -46,6 +46,7 @@ SIBLINGS = {
 FOR_ALL = {
     "_version.py",
     "captioner_table.py",
+    "extras.py",
     "metric_table.py",
 }  # of hf_captioners/ itself, light: all files may import them
 # what code that travels to the Hub may import; its own files apart

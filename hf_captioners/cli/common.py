@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from ..extras import explained
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "folder or Hub name of a captioner; several, of one kind and vocabulary, caption together as an ensemble"
 TRUST_OPTION = "--trust_remote_code"
@@ -75,23 +77,25 @@ def mistakes(*kinds: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:  # the reader of stdout is gone
         raise
     except kinds as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(explained(error) if isinstance(error, ImportError) else error)) from error
 
 
 @contextmanager
-def needed(extra: str) -> Iterator[None]:
+def needed(extra: str | None = None) -> Iterator[None]:
     """Say which extra of the package has a library that is missing.
 
     Args:
-        extra (`str`): such as `"train"`.
+        extra (`str`, *optional*): such as `"train"`; by default the smallest that has the library.
 
     Raises:
-        UsageError: in the place of an `ImportError`.
+        UsageError: in the place of an `ImportError` about a library of an extra.
     """
     try:
         yield
     except ImportError as error:
-        raise UsageError(f"{error}; it needs hf_captioners[{extra}]") from error
+        if "pip install" not in str(explained(error)):
+            raise
+        raise UsageError(str(explained(error, extra))) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..data.printable import PrintableFormatter
 from . import caption, convert, env, evaluate, features, plot, quickstart, regions, retrieval, train
-from .common import Parser, UsageError, failure_status, print_error
+from .common import Parser, UsageError, failure_status, needed, print_error
 
 VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, plot, convert, env)
 
@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.lastResort.setFormatter(PrintableFormatter())
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["features"]:
-            words = features.with_config(words)
-        args = build_parser().parse_args(words)
-        status: int = args.run(args)
+        with needed():
+            if words[:1] == ["features"]:
+                words = features.with_config(words)
+            args = build_parser().parse_args(words)
+            status: int = args.run(args)
         sys.stdout.flush()
         return status
     except UsageError as error:

@@ -59,7 +59,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--search",
         choices=SEARCHES,
         default="auto",
-        help="exact, with FAISS (pip install hf_captioners[faiss]), or exact up to a million captions (%(default)s)",
+        help="exact, with FAISS (the extra faiss), or exact up to a million captions (%(default)s)",
     )
     parser.add_argument(
         "--faiss-factory", default="Flat", metavar="KIND", help="of FAISS: such as IVF4096,Flat (%(default)s)"

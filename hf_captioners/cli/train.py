@@ -1,9 +1,12 @@
 """`hf-captioners train`: teach a captioner, by cross-entropy or by rewards."""
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from .common import LaterParser, needed
+from ..extras import require
+from .common import LaterParser, exit_with_usage_errors, needed
 
 METHODS = {
     "xe": "cross-entropy on captioned pictures: a new captioner, or one that learns on",
@@ -70,8 +73,29 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: what was asked for cannot be done.
     """
-    words: Sequence[str] = args.words
-    with needed("train"):
-        from .training.script import train_captioner
-    train_captioner(args.method, words, prog=f"hf-captioners train {args.method}")
+    _train(args.method, args.words, f"hf-captioners train {args.method}")
     return 0
+
+
+def train_example(method: str, words: Sequence[str] | None = None, model_type: str | None = None) -> None:
+    """Train what a command line describes, as a script that ends with the status 2 and one line after a mistake.
+
+    Args:
+        method (`str`): a key of `METHODS`.
+        words (`Sequence[str]`, *optional*): its options; by default the process's arguments.
+        model_type (`str`, *optional*): of the only captioners that it trains.
+
+    Raises:
+        SystemExit: a mistake, or training that has collapsed.
+    """
+    prog = Path(sys.argv[0]).name
+    with exit_with_usage_errors(prog):
+        _train(method, words, prog, model_type)
+
+
+def _train(method: str, words: Sequence[str] | None, prog: str, model_type: str | None = None) -> None:
+    with needed("train"):
+        require("accelerate", "datasets", "yaml")  # transformers says less
+        from .training.script import train_captioner
+
+        train_captioner(method, words, prog, model_type)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..extras import of_extra
 from .pickle_limits import show
 from .safe_load import load_json
 from .writing import ConversionError, raise_problems
+
+with of_extra():
+    import yaml
 
 _MAX_BYTES = 2**20
 _MISSING = object()

@@ -1,6 +1,6 @@
 """HDF5 files of other projects, read with errors that name the file and what was looked for.
 
-h5py is an extra, `pip install "hf_captioners[h5]"`, and imported when the first file is opened.
+h5py is of the extra `h5` and imported when the first file is opened.
 
 HDF5 can make a file out of others: by links into them, by data sets whose bytes lie in them, by data sets put together
 of theirs. Followed, a file of features would bring any file of the machine into a store, so all of these are refused,
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import explained
 from .files import regular_file
 from .limits import LimitError, check_array
 
@@ -43,7 +44,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError(f'{path}: HDF5 files are read with h5py: pip install "hf_captioners[h5]"') from error
+        raise ImportError(f"{path}: HDF5 files are read with h5py: {explained(error)}") from error
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not Path(path).is_dir():

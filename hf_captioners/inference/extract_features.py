@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,6 +25,7 @@ from ..data.features.store import (
     ImageId,
 )
 from ..data.progress import progress
+from ..extras import of_extra
 from ..modeling.captioner_backbone import GridBackbone, PooledBackbone
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_trust import foreign_code
@@ -33,6 +33,9 @@ from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_for_processor
 from .device import choose_device
 from .digests import settings_sha256, weights_sha256
+
+with of_extra():
+    import datasets
 
 logger = logging.getLogger(__name__)
 

@@ -350,8 +350,8 @@ def _faiss_index(embeddings: torch.Tensor, factory: str) -> Any:
         datasets, faiss = importlib.import_module("datasets"), importlib.import_module("faiss")
     except ImportError as error:
         raise ImportError(
-            f'search="faiss" of the caption retriever (its default above {EXACT_UP_TO} captions) needs hf_captioners'
-            f'[faiss], which is faiss-cpu and datasets: {error}; or take search="exact"'
+            f'search="faiss" of the caption retriever (its default above {EXACT_UP_TO} captions): {error}; pip install '
+            'faiss-cpu datasets, or take search="exact"'
         ) from error
     index = datasets.Dataset.from_dict({"place": range(len(embeddings))})
     index.add_faiss_index_from_external_arrays(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ..data.files import write_whole
+from ..extras import explained
 from .score_report_page import label
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def plot_runs(
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError(f"matplotlib draws the plots: pip install 'hf_captioners[plot]' ({error})") from error
+        raise ImportError(f"matplotlib draws the plots: {explained(error)}") from error
 
     logged = {key for run in runs for key in run.values}
     all_charts = list(_charts(logged))

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..data.files import write_whole
 from ..data.progress import progress
+from ..extras import explained
 from ..metric_table import printed
 from ..metrics.inputs import check_pairs
 from ..metrics.scores import Scores
@@ -233,9 +234,7 @@ def _charts(scores: Scores, sort_by: str) -> list[Chart] | str:
         charts = [draw_bars(bars)] if bars else []  # scores that papers do not print may be of any size
         return [*charts, draw_histogram(values, scaled_label(sort_by), spread)]
     except ImportError as error:
-        logger.warning(
-            "the report has no charts, which matplotlib draws: pip install 'hf_captioners[plot]' (%s)", error
-        )
+        logger.warning("the report has no charts, which matplotlib draws: %s", explained(error))
         return f"{spread} No charts here: matplotlib is not installed (the extra 'plot')."
 
 

@@ -1,1 +1,5 @@
 """Training of captioners, on `transformers.Trainer`."""
+
+from ..extras import require
+
+require("accelerate", "datasets", extra="train")

@@ -300,4 +300,4 @@ class TestRegions:
         monkeypatch.setitem(sys.modules, "h5py", None)
         (tmp_path / "regions.hdf5").touch()
         assert run({**regions, "--regions": str(tmp_path / "regions.hdf5")}) == 2
-        assert 'pip install "hf_captioners[h5]"' in capfd.readouterr().err
+        assert 'pip install -e ".[h5]"' in capfd.readouterr().err

@@ -141,7 +141,7 @@ def test_mistakes(folder, tmp_path, arguments, words, capsys):
 def test_without_matplotlib(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["plot", folder("run")]) == 2
-    assert "pip install 'hf_captioners[plot]'" in capsys.readouterr().err
+    assert 'pip install -e ".[plot]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["run", "--smooth", "0"], ["run", "--smooth", "some"], ["run", "--keys"]])

@@ -67,7 +67,7 @@ def test_no_hdf5_file(tmp_path, path):
 
 def test_without_h5py(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r'some\.h5: .*pip install "hf_captioners\[h5\]"'):
+    with pytest.raises(ImportError, match=r'some\.h5: .*pip install -e "\.\[h5\]"'):
         open_hdf5(path)
 
 

@@ -93,7 +93,7 @@ class TestNearest:
     def test_without_faiss_the_error_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "faiss", None)
         retriever = CaptionRetriever(["a", "b"], [[], []], torch.eye(2), "clip", search="faiss")
-        with pytest.raises(ImportError, match=r"hf_captioners\[faiss\].*search=\"exact\""):
+        with pytest.raises(ImportError, match=r"pip install faiss-cpu datasets, or take search=\"exact\""):
             retriever.nearest(torch.ones(1, 2))
 
     def test_pools_that_are_none(self):

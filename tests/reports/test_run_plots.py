@@ -460,7 +460,7 @@ class TestFile:
 
     def test_without_matplotlib(self, run, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(ImportError, match=r"pip install 'hf_captioners\[plot\]'"):
+        with pytest.raises(ImportError, match=r'pip install -e "\.\[plot\]"'):
             plot_runs([run(history(xe))], tmp_path / "out.png")
 
     def test_names_are_no_formulas(self, run, tmp_path):

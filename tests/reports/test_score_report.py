@@ -307,7 +307,7 @@ class TestPage:
         assert "No charts here: matplotlib is not installed (the extra 'plot')." in page.all("note")[0]
         assert "median 15" in page.all("note")[0]
         assert not [tag for tag, _ in page.tags if tag == "img"]
-        assert "pip install 'hf_captioners[plot]'" in caplog.text
+        assert 'pip install -e ".[plot]"' in caplog.text
 
     def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
         scores, _, captions, references = example([0.1])

@@ -62,7 +62,7 @@ def test_a_teachers_captions_replace_those_of_the_training_split(annotations, fe
 
 
 def test_labels_of_the_satic_code(features, tmp_path):
-    h5py = pytest.importorskip("h5py", reason="needs h5py: pip install hf_captioners[h5]")
+    h5py = pytest.importorskip("h5py", reason="needs h5py: the extra h5")
     images = [{"split": split, "file_path": f"{i}.png", "id": i} for i, split in enumerate(("train", "restval", "val"))]
     (tmp_path / "cocotalk.json").write_text(
         json.dumps({"ix_to_word": {"1": "a", "2": "dog", "3": "UNK"}, "images": images})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, set_seed
@@ -19,7 +18,7 @@ from ...training.scst_trainer import SCSTTrainer
 from ...training.watch.collapse import CollapseCallback
 from ...training.xe_config import XEConfig
 from ...training.xe_trainer import XETrainer
-from ..common import UsageError, exit_with_usage_errors
+from ..common import UsageError
 from .captioner_arguments import CaptionerArguments, check_new_captioner, load_captioner
 from .options import read_options
 from .reward_arguments import RewardArguments, load_rewards
@@ -83,20 +82,6 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     train(trainer)
-
-
-def train_example(method: str, words: Sequence[str] | None = None, model_type: str | None = None) -> None:
-    """Run [`train_captioner`] as a script that ends with the status 2 and one line after a mistake.
-
-    Args:
-        method, words, model_type: see there.
-
-    Raises:
-        SystemExit: a mistake, or training that has collapsed.
-    """
-    prog = Path(sys.argv[0]).name
-    with exit_with_usage_errors(prog):
-        train_captioner(method, words, prog, model_type)
 
 
 def _check_captioner(captioner: CaptionerArguments, model_type: str | None, method: str, prog: str) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import datasets
-
+from ...extras import of_extra
 from ..files import regular_file
 from .distill import read_captions_by_image
 from .records import CaptionFileError, id_of
+
+with of_extra():
+    import datasets
 
 _SHOWN = 5
 

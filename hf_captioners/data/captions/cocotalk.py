@@ -24,12 +24,15 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import datasets
 import numpy as np
 
+from ...extras import of_extra
 from ..hdf5 import names_in, open_hdf5, read_array
 from .karpathy_file import SPLITS
 from .records import caption_of, id_of, read_content
+
+with of_extra():
+    import datasets
 
 _Path: TypeAlias = str | os.PathLike[str]
 _DIMENSIONS = {"labels": 2, "label_start_ix": 1, "label_end_ix": 1, "label_length": 1}

@@ -25,10 +25,12 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-import datasets
-
+from ...extras import of_extra
 from . import records
 from .records import CaptionFileError, ImageId
+
+with of_extra():
+    import datasets
 
 logger = logging.getLogger(__name__)
 

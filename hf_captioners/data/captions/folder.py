@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-import datasets
-import pyarrow
-
+from ...extras import of_extra
 from .folder_files import Row, chosen_splits, read_folder
 from .records import CaptionFileError
+
+with of_extra():
+    import datasets
+    import pyarrow
 
 
 def load_folder(

@@ -20,9 +20,11 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast, overload
 
-import datasets
-
+from ...extras import of_extra
 from .karpathy_file import SPLITS, Row, find_images, read_rows, source_paths, source_stamp
+
+with of_extra():
+    import datasets
 
 _CHUNK_ROWS = 1000  # what one `num_proc` process or one streaming DataLoader worker takes at a time
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...extras import install
 from .normalizer import MeteorNormalizer
 from .paraphrases import MeteorDataError, ParaphraseTable, load_paraphrases
 
-INSTALL = 'pip install "hf_captioners[eval]"'
+INSTALL = install("eval")
 FOLDER_VARIABLE = "HF_CAPTIONERS_METEOR"
 _JAR = "meteor-1.5.jar"
 _PARAPHRASES = Path("data", "paraphrase-en.gz")

@@ -6,7 +6,7 @@ reference by form, stem, synonym and paraphrase ([`MeteorAligner`]). Precision a
 less, make a mean, which a penalty lowers the more, the more chunks the matches fall into. Of several references the one
 with the highest score counts. The score of a corpus is computed from the sums of the statistics, not a mean.
 
-Needs the data tables of pycocoevalcap and snowballstemmer: `pip install "hf_captioners[eval]"`. No Java. Deviations,
+Needs the data tables of pycocoevalcap and snowballstemmer, of the extra `eval`. No Java. Deviations,
 both for text that would break the program's lines: (1) a line break counts as a space; (2) "|||" is dropped.
 """
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ...extras import install
 from .cache import Pair, SpiceError
 
 CategoryScores: TypeAlias = dict[str, dict[str, float]]  # "All", "Object", … -> "f", "pr", "re", "tp", "fp", "fn"
@@ -87,7 +88,7 @@ class SpiceProgram:
             return Path(self.jar)
         package = importlib.util.find_spec("pycocoevalcap")
         if package is None or not package.submodule_search_locations:
-            raise SpiceError(f"{JAR_NAME} is needed: give its path as jar=, or install pycocoevalcap, which holds it")
+            raise SpiceError(f"{JAR_NAME} is needed: give its path as jar=, or {install('eval')}")
         return Path(package.submodule_search_locations[0]) / "spice" / JAR_NAME
 
     def digest(self) -> str:

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from ...data.opened_images import OpenedImages
+from ...extras import require
 from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
 from ..policy import policy_of, without_adapters
@@ -84,6 +85,8 @@ class RewardTrainer(CaptionerTrainer):
         **kwargs: Any,
     ) -> None:
         args = self.config_class() if args is None else args
+        if args.log_completions:
+            require("rich")
         self._check(model, ref_model, reward_funcs, args, processing_class)
         if reward_processing_classes is not None:
             raise ValueError("reward_processing_classes: reward functions are called as they are; prepare in them.")

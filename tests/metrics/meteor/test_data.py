@@ -70,7 +70,7 @@ def test_finds_pycocoevalcap_without_importing_it(folder, tmp_path, monkeypatch)
 
 def test_says_what_to_install_without_pycocoevalcap(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MeteorDataError, match=re.escape('not installed: pip install "hf_captioners[eval]"')):
+    with pytest.raises(MeteorDataError, match=re.escape('not installed: pip install -e ".[eval]"')):
         MeteorData.load()
 
 
@@ -89,7 +89,7 @@ def test_says_that_the_archive_is_broken(folder):
 
 def test_says_what_to_install_without_a_stemmer(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "snowballstemmer", None)
-    with pytest.raises(MeteorDataError, match=r'snowballstemmer, .* pip install "hf_captioners\[eval\]"'):
+    with pytest.raises(MeteorDataError, match=r'snowballstemmer, .* pip install -e "\.\[eval\]"'):
         MeteorData.load(folder)
 
 
