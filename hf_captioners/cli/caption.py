@@ -20,6 +20,7 @@ from typing import Any, cast
 from .caption_out import Output, Sources, add_out_options, check_out_options, merge, open_output
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
+from .retrieval_options import add_retrieval_options, use_retrieval
 
 _KEEP_EVERY = 1000  # captions
 
@@ -53,6 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     source = dataset.add_mutually_exclusive_group()
     source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
     source.add_argument("--features", metavar="DIR", help="folder of their features, as `features` writes it")
+    add_retrieval_options(parser)
     parser.add_argument(
         "--coco-results", metavar="FILE", type=Path, help="also write the JSON of COCO's test server: image_id, caption"
     )
@@ -159,6 +161,8 @@ def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[So
     """What reads the rows, and their number."""
     if args.annotations is not None or args.data_dir is not None:
         return _sources_of_dataset(args)
+    if args.sentences:
+        raise UsageError("--sentences are of a data set's pictures, and go with --annotations or --data-dir")
     if args.features or args.image_root or not args.paths:
         swallowed = "; --model takes all words up to the next option, so give paths before it" if args.model[1:] else ""
         raise UsageError(f"give paths, or --annotations with --image-root or --features{swallowed}")
@@ -183,7 +187,10 @@ def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[So
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
-        return load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
+        model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
+    with mistakes(ValueError):
+        use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
+    return model, processor
 
 
 def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
@@ -192,11 +199,15 @@ def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
         raise UsageError("give paths, or --annotations, or --data-dir, one of them")
     if args.data_dir is None and not (args.image_root or args.features):
         raise UsageError("--annotations goes with --image-root or --features, without paths")
+    from ..data.captions.attached import attach_sentences, parse_sentences
     from ..data.features.store import FeatureStore
     from ..data.rows import attach_features, undecoded
 
     with mistakes(ValueError, OSError):
+        sentences = parse_sentences(args.sentences)
         rows = _rows(args)
+        for column, path in sentences.items():
+            rows = attach_sentences(rows, path, column)
         rows = attach_features(rows, FeatureStore(args.features)) if args.features else undecoded(rows)
 
     def read(wanted: Callable[[Any], bool]) -> Iterator[Iterator[Mapping[str, Any]]]:

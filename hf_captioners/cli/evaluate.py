@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes
+from .retrieval_options import add_retrieval_options, use_retrieval
 
 if TYPE_CHECKING:
     from ..data.captions.predictions import References
@@ -43,6 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_scores(parser)
     running = parser.add_argument_group("how --model runs")
     add_model_options(running)
+    add_retrieval_options(running)
     parser.set_defaults(run=run)
     return parser
 
@@ -159,6 +161,8 @@ def _check_sources(args: argparse.Namespace) -> None:
         raise UsageError("give --predictions with --references, or --model with --dataset")
     if of_file and (args.references is None or args.dataset is not None):
         raise UsageError("--predictions goes with --references")
+    if of_file and (args.sentences or args.retrieval):
+        raise UsageError("--sentences and --retrieval are for captions that --model writes")
     if of_model and (args.dataset is None or args.references is not None):
         raise UsageError("--model goes with --dataset, which holds the references and names the pictures")
 
@@ -187,8 +191,10 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     source = Path(args.dataset)
     references = read_references(source, args.split or _evaluated_split(args.dataset))
     rows, images = _rows_to_caption(args, source, references)
+    rows = _with_sentences(rows, args, references)
     number = len(references.captions)
     model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
+    use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     records = caption_rows(model, processor, rows, args.batch_size, **options)
     captions: dict[Any, str] = {}
@@ -239,6 +245,19 @@ def _rows_to_caption(
     knows_where = args.image_root or is_folder(source)
     images = _image_paths(references, args.image_root, source) if knows_where else {}
     return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), images
+
+
+def _with_sentences(
+    rows: Iterator[dict[str, Any]], args: argparse.Namespace, references: "References"
+) -> Iterator[dict[str, Any]]:
+    """The rows with the columns of `--sentences`."""
+    from ..data.captions.attached import parse_sentences, sentences_of
+
+    files = parse_sentences(args.sentences)
+    columns = [[(name, one) for one in sentences_of(references.captions, file)] for name, file in files.items()]
+    if not columns:
+        return rows
+    return ({**row, **dict(cells)} for row, *cells in zip(rows, *columns, strict=True))
 
 
 def _image_paths(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:

@@ -16,8 +16,7 @@ import torch
 
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_image_source import describe_source
-from ..modeling.image_processing_captioner import open_resized
-from ..modeling.processing_captioner import prepare_rows
+from ..modeling.processing_captioner import open_row, prepare_rows
 
 _Row: TypeAlias = Mapping[str, Any]
 
@@ -133,7 +132,7 @@ class Captioner:
 def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int) -> Iterator[CaptionRecord]:
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="open_image")
     try:
-        for chunk in _open_ahead(pool, captioner.processor.image_processor, rows, batch_size):
+        for chunk in _open_ahead(pool, captioner.processor, rows, batch_size):
             names = [name for name, _ in chunk]
             outcomes = _caption_chunk(captioner, chunk)
             if captioner.fault is not None and not captioner.has_worked:
@@ -165,23 +164,21 @@ def _record(name: CaptionRecord, outcome: list[str] | ImageError, plural: bool) 
     return {**name, "error": message if message.startswith(f"{shown}: ") else f"{shown}: {message}"}
 
 
-def _opened(row: _Row, image_processor: Any) -> _Row:
+def _opened(row: _Row, processor: Any) -> _Row:
     """A row with its image open, at the processor's size if it is large."""
-    if "image_features" in row or "image" not in row:
-        return row
-    if isinstance(row["image"], Mapping) and row["image"].get("error"):
+    if isinstance(row.get("image"), Mapping) and row["image"].get("error"):
         raise ImageError(row["image"]["error"])
-    return {**row, "image": open_resized(row["image"], image_processor)}
+    return open_row(processor, row)
 
 
 def _open_ahead(
-    pool: ThreadPoolExecutor, image_processor: Any, rows: Iterable[_Row], batch_size: int
+    pool: ThreadPoolExecutor, processor: Any, rows: Iterable[_Row], batch_size: int
 ) -> Iterator[list[tuple[CaptionRecord, Future[_Row]]]]:
     """Chunks of names and open rows, while those of the next chunk are being opened."""
     remaining = iter(rows)
     ahead: list[tuple[CaptionRecord, Future[_Row]]] = []
     while chunk := list(itertools.islice(remaining, batch_size)):
-        current, ahead = ahead, [(name_of(row), pool.submit(_opened, row, image_processor)) for row in chunk]
+        current, ahead = ahead, [(name_of(row), pool.submit(_opened, row, processor)) for row in chunk]
         if current:
             yield current
     if ahead:

@@ -157,7 +157,9 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         """
         if self.backbone is None:
             raise ValueError(
-                "this model has no backbone (config.features_only): give image_features, not pixel_values."
+                "this model has no backbone (config.features_only): give image_features, not pixel_values. Regions of "
+                "a picture are found by a detector (`hf-captioners features --detector`, or --regions for those of "
+                "other projects), grids by the backbone that it was trained with (`hf-captioners features --model`)."
             )
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():

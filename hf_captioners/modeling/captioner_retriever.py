@@ -25,17 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from .captioner_dual_encoder import DualEncoder, check_dual_encoder, embed_images, embed_texts, load_dual_encoder
-from .captioner_retriever_files import (
-    CAPTIONS,
-    CONFIG,
-    EMBEDDINGS,
-    RetrieverError,
-    read_retriever,
-    write_retriever,
-)
+from .captioner_retriever_files import RetrieverError, read_retriever, write_retriever
 from .image_processing_captioner import open_for_processor
 
 FOLDER = "retrieval"
@@ -43,6 +37,7 @@ FOLDER = "retrieval"
 EXACT_UP_TO = 1_000_000
 SEARCHES = ("auto", "exact", "faiss")
 
+_PLACES = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _CELLS = 2**24  # similarities at a time
 _NOISE = 1e-4  # beyond what float32 can do to the dot product of two vectors of length 1
 _DIGITS = 10
@@ -105,6 +100,7 @@ class CaptionRetriever:
         self.embeddings = _unit(embeddings)
         self.search, self.faiss_factory = search, faiss_factory
         self.trust_remote_code = trust_remote_code
+        self._folder: Path | None = None  # that it was loaded from
         self._source = encoder if isinstance(encoder, (str, Path)) else None
         self._encoder: tuple[DualEncoder, Any, Any] | None = None
         if not isinstance(encoder, (str, Path)):
@@ -145,7 +141,7 @@ class CaptionRetriever:
         path = Path(folder)
         settings, captions, image_ids, embeddings = read_retriever(path)
         try:
-            return cls(
+            retriever = cls(
                 captions,
                 image_ids,
                 embeddings,
@@ -156,16 +152,24 @@ class CaptionRetriever:
             )
         except RetrieverError as error:
             raise RetrieverError(f"{path}: {error}") from error
+        retriever._folder = path
+        return retriever
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Save the pool and, unless it is named by its Hub name, the dual encoder.
 
+        The files of a retriever that was loaded are copied as they are.
+
         Args:
             folder (`str` or `os.PathLike`): made if it is not there.
-            dtype (`torch.dtype`, *optional*): of the embeddings in the file; float16 by default.
+            dtype (`torch.dtype`, *optional*): of the embeddings in the file of a retriever that was not loaded; float16
+                by default.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
+        if self._folder is not None and self._folder.is_dir():
+            _copy_files(self._folder, path)
+            return
         named = isinstance(self._source, str) and not Path(self._source).is_dir()
         if not named:
             self._save_encoder(path)
@@ -179,17 +183,11 @@ class CaptionRetriever:
 
     def _save_encoder(self, path: Path) -> None:
         """The files of the dual encoder: copied where it has not been loaded."""
-        if self._encoder is not None:
-            for part in self._encoder:
-                part.save_pretrained(path)
+        if self._encoder is None:
+            _copy_files(Path(str(self._source)), path)
             return
-        source = Path(str(self._source))
-        if source.resolve() == path.resolve():
-            return
-        own = {CONFIG, CAPTIONS, EMBEDDINGS}
-        for file in source.iterdir():
-            if file.is_file() and file.suffix in (".json", ".txt", ".model", ".safetensors") and file.name not in own:
-                shutil.copyfile(file, path / file.name)
+        for part in self._encoder:
+            part.save_pretrained(path)
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
@@ -331,6 +329,31 @@ class CaptionRetriever:
             torch.tensor(sorted(set(row.tolist()) - set(mine) - {-1}), dtype=torch.long)
             for row, mine in zip(places, own, strict=True)
         ]
+
+
+def find_retriever(source: str | os.PathLike[str], **options: Any) -> Path | None:
+    """The folder of the retriever of a captioner.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub name of the captioner.
+        options: arguments of `from_pretrained`, of which those that say where a file of the Hub is are read.
+
+    Returns:
+        `Path` or `None`: a folder on this machine, if there is one.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        places = {name: value for name, value in options.items() if name in _PLACES}
+        folder = Path(snapshot_download(str(source), allow_patterns=f"{FOLDER}/*", **places))
+    return folder / FOLDER if (folder / FOLDER).is_dir() else None
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a retriever or a dual encoder; in a folder of another's model there may be more."""
+    if source.resolve() != target.resolve():
+        for file in source.iterdir():
+            if file.is_file() and file.suffix in (".json", ".jsonl", ".txt", ".model", ".safetensors"):
+                shutil.copyfile(file, target / file.name)
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:

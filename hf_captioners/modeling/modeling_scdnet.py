@@ -35,7 +35,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .captioner_base import CaptionerPreTrainedModel
 from .captioner_layers import (
@@ -65,6 +65,8 @@ from .layers_scdnet import (
 )
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
 from .processing_scdnet import ScdnetProcessor
+
+logger = logging.get_logger(__name__)
 
 CASCADES = ("online", "offline")
 OPTIONS = (  # of `generate`, beside transformers' own
@@ -338,12 +340,18 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     def _retrieved(self, ids: torch.Tensor | None, mask: torch.Tensor | None, features: torch.Tensor) -> torch.Tensor:
         """The retrieved sentences, checked; or an empty one for every picture where the model may do without."""
         if ids is None and self.config.retrieval == "none":
+            logger.warning_once(
+                "config.retrieval='none': the captioner sees an empty sentence in the place of a retrieved one; what "
+                "captions are worth that way is untested, unless it was trained so."
+            )
             return torch.full((len(features), 1), cast(int, self.config.bos_token_id), device=features.device)
         if ids is None:
             raise ValueError(
-                "give retrieved_ids, the sentence that was retrieved for each picture (ScdnetProcessor makes them of "
-                "retrieved=…); or set config.retrieval='none' to caption without, which the released models were never "
-                "trained for."
+                "give retrieved_ids, the sentence that was retrieved for each picture: ScdnetProcessor finds it where "
+                "the captioner's folder has a caption retriever (`hf-captioners retrieval build --out "
+                "CAPTIONER/retrieval`) and a picture is given; for cached features `hf-captioners retrieval lookup` "
+                "finds it once (a column `retrieved` of rows, --sentences retrieved=FILE). Or set "
+                "config.retrieval='none' to caption without, which the released models were never trained for."
             )
         if mask is not None and mask.shape != ids.shape:
             raise ValueError(f"retrieved_mask must be {tuple(ids.shape)} like retrieved_ids, not {tuple(mask.shape)}.")

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .image_processing_captioner import open_resized
-from .processing_captioner import image_columns, padding_values, prepare_rows
+from .processing_captioner import image_columns, open_row, padding_values, prepare_rows
 
 # columns of rows that no captioner reads
 _OF_DATA_SETS = ("image_id", "file_name", "split", "captions", "sentence_ids")
@@ -97,10 +96,7 @@ class ImageToTextPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, prompt: str | None = None, timeout: float | None = None) -> dict[str, Any]:
         """An image as the model's inputs, each with a batch dimension of 1."""
-        row = self._row(inputs)
-        if "image" in row:
-            limits = {} if timeout is None else {"timeout": timeout}
-            row["image"] = open_resized(row["image"], self.image_processor, **limits)
+        row = open_row(self.processor, self._row(inputs), **({} if timeout is None else {"timeout": timeout}))
         # in a dict of its own: transformers stacks what it knows, and these are padded by the processor's rules
         return {"inputs": dict(prepare_rows(self.processor, [row], text=prompt))}
 
@@ -117,7 +113,7 @@ class ImageToTextPipeline(Pipeline):
                 f"a row with {', '.join(unknown)}: this captioner looks at {', '.join(known)} and nothing else; leave "
                 "out what it is not to see."
             )
-        row = {name: value for name, value in inputs.items() if name in known}
+        row = {name: value for name, value in inputs.items() if name in (*known, "image_id")}
         if "image_features" in row:
             row["image_features"] = torch.as_tensor(row["image_features"])
             if row["image_features"].ndim != 2:

@@ -121,6 +121,21 @@ class CaptionerProcessor(ProcessorMixin):
             batch["labels"] = self._labels(_as_list("text_target", text_target))
         return BatchFeature(batch)
 
+    def open_row(self, row: Mapping[str, Any], **limits: Any) -> dict[str, Any]:
+        """A row with its image open, at the processor's size if it is large, and with what else is read of an image.
+
+        Args:
+            row (`Mapping`): with `image`, as `open_image` takes it, or `image_features`, or both.
+            limits: further arguments of `open_image`.
+
+        Returns:
+            `dict`: the row; an image beside features stays closed.
+
+        Raises:
+            ImageError: the image cannot be opened.
+        """
+        return _opened(row, self.image_processor, **limits)
+
     def prepare_rows(self, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:
         """Make a model's inputs of rows, in training and in inference.
 
@@ -136,10 +151,9 @@ class CaptionerProcessor(ProcessorMixin):
             ValueError: a row without an image; rows of which some have a column and others not; see `__call__`.
             ImageError: an image cannot be opened.
         """
+        rows = [self.open_row(row) for row in rows]
         columns = self._image_columns_of(rows)
         arguments: dict[str, Any] = {self.image_columns[name]: [row[name] for row in rows] for name in columns}
-        if "images" in arguments:
-            arguments["images"] = [open_resized(image, self.image_processor) for image in arguments["images"]]
         return self(return_tensors="pt", **{**kwargs, **arguments})
 
     def _image_columns_of(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -299,6 +313,27 @@ class SaticProcessor(CaptionerProcessor):
 
 
 # --- any processor ----------------------------------------------------------------------------------------------------
+
+
+def open_row(processor: Any, row: Mapping[str, Any], **limits: Any) -> dict[str, Any]:
+    """Open the image of a row for any processor; see [`CaptionerProcessor.open_row`].
+
+    Args:
+        processor (`ProcessorMixin`): a captioner's, or another one with an image processor.
+        row, limits: see there.
+
+    Returns:
+        `dict`
+    """
+    if isinstance(processor, CaptionerProcessor):
+        return processor.open_row(row, **limits)
+    return _opened(row, processor.image_processor, **limits)
+
+
+def _opened(row: Mapping[str, Any], image_processor: Any, **limits: Any) -> dict[str, Any]:
+    if "image_features" in row or "image" not in row:
+        return dict(row)
+    return {**row, "image": open_resized(row["image"], image_processor, **limits)}
 
 
 def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:

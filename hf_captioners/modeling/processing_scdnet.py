@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
+from .captioner_retriever import FOLDER, CaptionRetriever, find_retriever
+from .image_processing_captioner import open_for_processor
 from .processing_captioner import CaptionerProcessor
 
+TOP = 20
+"""Sentences that are retrieved for a picture, as many as the authors kept."""
 _MAX_SEED = 2**62
 
 
@@ -22,6 +27,11 @@ class ScdnetProcessor(CaptionerProcessor):
         tokenizer (`PreTrainedTokenizerBase`): of words (`build_word_tokenizer`).
 
     Columns of a row beside `image` or `image_features`, see `__call__`: `retrieved`, `previous`, `guide`.
+
+    Attributes:
+        retriever ([`CaptionRetriever`], *optional*): finds the sentences of pictures that come without; never captions
+            of a picture with the same `image_id`. It is saved in the folder `retrieval` of the processor's and loaded
+            from there.
 
     Example:
 
@@ -44,6 +54,10 @@ class ScdnetProcessor(CaptionerProcessor):
         "guide": "guide",
     }
 
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
+        super().__init__(image_processor, tokenizer)
+        self.retriever: CaptionRetriever | None = None
+
     def __call__(
         self,
         images: Any = None,
@@ -64,7 +78,7 @@ class ScdnetProcessor(CaptionerProcessor):
             retrieved (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture, or for every
                 caption, the sentence that was retrieved, or a list of them, best first. Of a list the first one is
                 taken; with `seeds`, which is in training, every caption of a picture gets another one of the
-                picture's list, at random.
+                picture's list, at random. With a `retriever` those of `images` are retrieved.
             previous (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture or caption what the
                 first stage wrote, for a second stage; of a list the first one.
             guide (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture the sentence that guides
@@ -76,6 +90,8 @@ class ScdnetProcessor(CaptionerProcessor):
             `previous_ids` and `guide_ids` `(R, T)`, words, end token, padding; `seeds` `(N,)`.
         """
         batch = super().__call__(images, text, text_target, image_features, return_tensors, **kwargs)
+        if retrieved is None and images is not None and self.retriever is not None:
+            retrieved = self.retriever(images if isinstance(images, (list, tuple)) else [images], TOP)
         if retrieved is not None:
             sentences = _first(retrieved) if seeds is None else _drawn(retrieved, seeds)
             batch["retrieved_ids"], batch["retrieved_mask"] = self._retrieved(sentences)
@@ -86,6 +102,14 @@ class ScdnetProcessor(CaptionerProcessor):
         if seeds is not None:
             batch["seeds"] = torch.as_tensor(seeds)
         return batch
+
+    def open_row(self, row: Mapping[str, Any], **limits: Any) -> dict[str, Any]:
+        """Open as [`CaptionerProcessor`] does; a row without `retrieved` gets it of its image, with a `retriever`."""
+        if self.retriever is not None and "retrieved" not in row and row.get("image") is not None:
+            image = open_for_processor(row["image"], self.image_processor, **limits)
+            sentences = self.retriever([image], TOP, [row.get("image_id")])[0]
+            row = {**row, "image": image, "retrieved": sentences}
+        return super().open_row(row, **limits)
 
     def _retrieved(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Start token and words of sentences, and the mask of what is no padding, both (R, T)."""
@@ -101,6 +125,29 @@ class ScdnetProcessor(CaptionerProcessor):
     ) -> dict[str, Any]:
         """For every caption what its time, its noise and the self-conditioning are drawn from."""
         return {"seeds": [draw.randrange(_MAX_SEED) for mine, draw in zip(shown, draws, strict=True) for _ in mine]}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, trust_remote_code: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load as [`CaptionerProcessor`] does, with the retriever that is in the folder.
+
+        Raises:
+            RetrieverError: the retriever is broken.
+        """
+        processor = super().from_pretrained(
+            pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
+        folder = find_retriever(pretrained_model_name_or_path, **kwargs)
+        if folder is not None:
+            processor.retriever = CaptionRetriever.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return processor
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as [`CaptionerProcessor`] does, with the retriever."""
+        if self.retriever is not None:
+            self.retriever.save_pretrained(Path(save_directory) / FOLDER)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

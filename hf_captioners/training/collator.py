@@ -13,8 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from ..data.printable import printable
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_layers import check_features
-from ..modeling.image_processing_captioner import open_resized
-from ..modeling.processing_captioner import CaptionerProcessor, prepare_rows
+from ..modeling.processing_captioner import CaptionerProcessor, open_row, prepare_rows
 from .rows import captions_of, chance, row_name
 
 logger = logging.getLogger(__name__)
@@ -88,10 +87,9 @@ class ImageCollator:
         """A row whose image is open, at the processor's size if it is large, or whose features are numbers."""
         if "image_features" in row:
             check_features(torch.as_tensor(row["image_features"]), f"{row_name(row)}: image_features")
-            return row
-        if "image" not in row:
+        elif "image" not in row:
             raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
-        return {**row, "image": open_resized(row["image"], self.image_processor)}
+        return open_row(self.processor, row)
 
     @staticmethod
     def column_of(row: Mapping[str, Any], name: str) -> Any:

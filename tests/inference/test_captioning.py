@@ -185,16 +185,16 @@ class TestStreaming:
             with lock:
                 alive -= 1
 
-        def count(source: Path, _: Any) -> Image.Image:
+        def count(_: Any, row: Any) -> dict[str, Any]:
             nonlocal alive, most
-            image = open_image(source)
+            image = open_image(row["image"])
             weakref.finalize(image, forget)
             with lock:
                 alive += 1
                 most = max(most, alive)
-            return image
+            return {**row, "image": image}
 
-        monkeypatch.setattr("hf_captioners.inference.captioning.open_resized", count)
+        monkeypatch.setattr("hf_captioners.inference.captioning.open_row", count)
         for _ in caption(ShadeModel(), make(1, *[shade, 7] * 30), batch_size=4):
             assert alive <= 8
         assert 4 < most <= 8

@@ -45,6 +45,9 @@ class CaptionerArguments(TrustArguments):
             `word_rule`, ….
         model_options (`dict`, *optional*): fields of the configuration of a new or a saved captioner that are to
             differ, such as dropout rates.
+        retrieval (`str`, *optional*): caption retriever of SCD-Net, which finds the sentences of pictures that come
+            without and is saved with the captioner; by default that of `model`. `"none"`: the captioner sees an empty
+            sentence.
         lora_rank (`int`, defaults to 0): rank of new adapters; 0 to train the model itself, or the adapters it has.
         lora_alpha (`float`, *optional*): of the adapters; by default twice the rank.
         lora_target_modules (`list[str]`, *optional*): layers that get adapters; by default those that the captioner
@@ -75,6 +78,10 @@ class CaptionerArguments(TrustArguments):
     )
     model_options: dict | str | None = field(
         default=None, metadata={"help": "Fields of the captioner's configuration that are to differ, as JSON."}
+    )
+    retrieval: str | None = field(
+        default=None,
+        metadata={"help": "Caption retriever of SCD-Net, of `hf-captioners retrieval build`, or none for no sentence."},
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Rank of new LoRA adapters; 0 to train the model itself, or the adapters it has."}

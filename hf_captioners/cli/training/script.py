@@ -19,6 +19,7 @@ from ...training.watch.collapse import CollapseCallback
 from ...training.xe_config import XEConfig
 from ...training.xe_trainer import XETrainer
 from ..common import UsageError
+from ..retrieval_options import use_retrieval
 from .captioner_arguments import CaptionerArguments, check_new_captioner, load_captioner
 from .options import read_options
 from .reward_arguments import RewardArguments, load_rewards
@@ -67,6 +68,7 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
             check_new_captioner(captioner, data.features, args.train_backbone)
         rows, evaluation = load_rows(data)
         model, processor, adapters = load_captioner(captioner, rows)
+        use_retrieval(model, processor, captioner.retrieval, captioner.trust_remote_code)
         extra = {}
         if rewards:
             extra["reward_funcs"] = load_rewards(rewards[0], rows, processor, captioner.trust_remote_code)

@@ -7,12 +7,12 @@ write, a record with `image_id` and `captions` or `caption` per line, or a JSON 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...extras import of_extra
 from ..files import regular_file
 from .distill import read_captions_by_image
-from .records import CaptionFileError, id_of
+from .records import CaptionFileError, ImageId, id_of
 
 with of_extra():
     import datasets
@@ -87,7 +87,24 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
     """
     if column in dataset.column_names:
         raise CaptionFileError(f"{path}: the rows have a column {column!r} already.")
-    ids = [id_of(image_id, "image_id") for image_id in dataset["image_id"][:]]
+    feature = datasets.List(datasets.Value("string"))
+    return dataset.add_column(column, sentences_of(dataset["image_id"][:], path), feature=feature)
+
+
+def sentences_of(image_ids: Iterable[ImageId], path: str | os.PathLike[str]) -> list[list[str]]:
+    """Sentences of pictures from a file, in the order of the pictures.
+
+    Args:
+        image_ids (`Iterable[int | str]`): of the pictures.
+        path (`str` or `os.PathLike`): the sentences, best first; see the top of this module.
+
+    Returns:
+        `list[list[str]]`: one sentence or more for each.
+
+    Raises:
+        FileNotFoundError, CaptionFileError: see [`attach_sentences`].
+    """
+    ids = [id_of(image_id, "image_id") for image_id in image_ids]
     sentences = read_captions_by_image(path)
     absent = [image_id for image_id in ids if not sentences.get(image_id)]
     if absent:
@@ -95,8 +112,7 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
             f"{path}: no sentence for {len(absent)} of {len(ids)} images: {', '.join(map(repr, absent[:_SHOWN]))}; "
             "look up those of all splits that are read."
         )
-    feature = datasets.List(datasets.Value("string"))
-    return dataset.add_column(column, [sentences[image_id] for image_id in ids], feature=feature)
+    return [sentences[image_id] for image_id in ids]
 
 
 def has_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str]) -> bool:
