@@ -13,6 +13,7 @@ tensors, thresholds from the original's configuration (`bottom_up_config.py`).
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def convert(
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
     path = Path(checkpoint)
-    tensors = load_pickled_arrays(path) if path.suffix == ".pkl" else load_checkpoint(path)
+    is_torch = path.suffix != ".pkl" or (path.is_file() and zipfile.is_zipfile(path))
+    tensors = load_checkpoint(path) if is_torch else load_pickled_arrays(path)
     layout = find_layout(path, tensors)
     anchors = tensors.pop(ANCHORS["maskrcnn" if layout == "vinvl" else "detectron2"], None)
     dropped = [name for name in tensors if name.endswith(COUNTERS) or name.startswith(SECOND_COPY)]
@@ -201,6 +203,10 @@ def build_config(
     raise_problems(str(source.path), problems)
     fields = {**PRESETS[layout], **settings.fields, **sizes}
     if anchors is not None:
+        if anchors.dim() != 2 or anchors.shape[1] != 4 or not torch.isfinite(anchors.float()).all():
+            raise ConversionError(
+                f"{source.path}: its anchors, of shape {list(anchors.shape)}, are not boxes of four finite numbers"
+            )
         fields["anchors"] = anchors.float().tolist()
     if convention is not None and convention != layout:
         fields = _as_caffe(fields, layout, convention, str(source.path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .pickle_limits import show
 from .safe_load import MAX_SHARED_BYTES, CheckpointError, load_plain_pickle
+from .stand_ins import Named
+from .state_names import find_state, unwrapped_names
 
 MAX_BYTES = 4 * 2**30
 _NUMBERS = {"f2", "f4", "f8", "i4", "i8"}
@@ -56,7 +58,7 @@ class _Array:
     @property
     def nbytes(self) -> int:
         """Bytes of its content."""
-        return len(self.content) if isinstance(self.content, bytes) else 0
+        return len(self.content) if isinstance(self.content, bytes | bytearray) else 0
 
     def tensor(self) -> Tensor:
         """The array; ValueError if bytes and shape do not fit."""
@@ -66,7 +68,7 @@ class _Array:
         if not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
             raise ValueError("its shape is not a tuple of integers")
         dtype = np.dtype(f"<{kind.code}")
-        if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.itemsize:
+        if not isinstance(content, bytes | bytearray) or len(content) != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"it has not as many bytes as its shape {list(shape)} needs")
         flat = np.frombuffer(content, dtype)
         return torch.from_numpy(flat.reshape(shape, order="F" if self.columns_first else "C").copy())
@@ -81,10 +83,15 @@ class _Reconstruct:
         return _Array()
 
 
-class _Named:
-    """Stand-in for `numpy.ndarray`, which is named but never called."""
+class _FromBuffer:
+    """Stand-in for `numpy.core.numeric._frombuffer`, with which protocol 5 writes arrays."""
 
     __slots__ = ()
+
+    def __call__(self, content: Any, kind: Any, shape: Any, order: Any) -> _Array:
+        array = _Array()
+        array.__setstate__((1, shape, kind, order == "F", content))
+        return array
 
 
 class _Encode:
@@ -102,7 +109,9 @@ ARRAYS: Mapping[str, Any] = MappingProxyType(
     {
         "numpy.core.multiarray._reconstruct": _Reconstruct(),
         "numpy._core.multiarray._reconstruct": _Reconstruct(),
-        "numpy.ndarray": _Named(),
+        "numpy.core.numeric._frombuffer": _FromBuffer(),
+        "numpy._core.numeric._frombuffer": _FromBuffer(),
+        "numpy.ndarray": Named(),
         "numpy.dtype": _NumberTypes(),
         "_codecs.encode": _Encode(),
     }
@@ -110,28 +119,27 @@ ARRAYS: Mapping[str, Any] = MappingProxyType(
 """Stand-ins with which `load_plain_pickle` reads arrays."""
 
 
-def load_pickled_arrays(path: str | Path, keys: Sequence[str] = ("model",)) -> dict[str, Tensor]:
+def load_pickled_arrays(path: str | Path) -> dict[str, Tensor]:
     """Load a pickled dict of arrays without running code from it.
 
     Args:
-        path (`str` or `Path`): the pickle.
-        keys (`Sequence[str]`, *optional*, defaults to `("model",)`): top-level keys under which the arrays may be; the
-            first one present wins. Without any of them the whole file must be a dict of arrays.
+        path (`str` or `Path`): the pickle, of any protocol: a dict of arrays, or one that has it under one of
+            [`~hf_captioners.conversion.state_names.STATE_KEYS`].
 
     Returns:
-        `dict[str, Tensor]`: name -> tensor, in the file's order.
+        `dict[str, Tensor]`: name -> tensor, in the file's order, without the prefixes of wrappers.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is not a pickle, refers to anything else than NumPy arrays, or holds no dict of them.
     """
     content = load_plain_pickle(path, MAX_BYTES, ARRAYS, encoding="latin-1")
-    chosen = next((content[key] for key in keys if isinstance(content, dict) and key in content), content)
-    if not isinstance(chosen, dict) or not chosen:
-        raise CheckpointError(f"{path}: holds no dict of arrays, at the top level or under {', '.join(keys)}")
+    state = find_state(content, lambda value: isinstance(value, _Array))[0] if isinstance(content, dict) else {}
+    if not state:
+        raise CheckpointError(f"{path}: holds no dict of arrays, at the top level or under 'model' or the like")
     tensors = {}
     limit, total = Path(path).stat().st_size + MAX_SHARED_BYTES, 0
-    for name, value in chosen.items():
+    for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Array):
             raise CheckpointError(f"{path}: {show(name)} is a {type(value).__name__}, expected only named arrays")
         try:
@@ -143,4 +151,7 @@ def load_pickled_arrays(path: str | Path, keys: Sequence[str] = ("model",)) -> d
             tensors[name] = value.tensor()
         except (ValueError, AttributeError) as error:  # AttributeError: an array without state
             raise CheckpointError(f"{path}: {name}: {error}") from error
-    return tensors
+    try:
+        return {new: tensors[name] for name, new in unwrapped_names(tensors).items()}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from .pickle_limits import show
 from .safe_load import MissingStateError, load_checkpoint, load_json
 from .scdnet_words import build_tokenizer, read_words
 from .source import Source
+from .state_names import EMA_KEYS
 from .writing import ConversionError, ConversionReport, check_out_dir, raise_problems, write_folder
 
 MODEL_TYPE = "scdnet"
-EMA = ("trainer", "ema")
+EMA = (("trainer", "ema"), *((key,) for key in EMA_KEYS))  # places of the moving average; the authors' first
 FIRST = "first_stage."
 POSITIONS = "embeddings_pos.position_embeddings.weight"
 CROPPED = 64  # positions of retrieved sentences that stay when the tables are cropped
@@ -189,18 +191,23 @@ def _setting(given: Mapping[str, Any], name: str) -> Any:
 
 def _read_source(path: str | Path, ema: bool | None, given: Mapping[str, Any], crop: bool) -> Source:
     """The weights of a stage, those of the moving average if they are wanted."""
-    try:
-        tensors = load_checkpoint(path) if ema is False else load_checkpoint(path, at=EMA)
-    except MissingStateError as error:
+    tensors = None if ema is False else _read_moving_average(path)
+    if tensors is None:
         if ema:
-            raise ConversionError(
-                f"{path}: has no moving average of the weights ({'.'.join(EMA)}); give ema=False"
-            ) from error
+            places = " or ".join(".".join(place) for place in EMA)
+            raise ConversionError(f"{path}: has no moving average of the weights ({places}); give ema=False")
         tensors = load_checkpoint(path)
     for part, rows in (("token_embed.", _setting(given, "caption_length")), ("r_token_embed.", CROPPED)):
         if crop and part + POSITIONS in tensors:
             tensors[part + POSITIONS] = tensors[part + POSITIONS][:rows]
     return Source(Path(path), tensors)
+
+
+def _read_moving_average(path: str | Path) -> dict[str, torch.Tensor] | None:
+    for place in EMA:
+        with suppress(MissingStateError):
+            return load_checkpoint(path, at=place)
+    return None
 
 
 def _sizes(source: Source, given: Mapping[str, Any], words: int) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+EMA_KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
+"""Keys under which a moving average of the weights is looked for."""
 STATE_KEYS = (
     *("model_state_dict", "state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
     *("captioner", "policy", "student", "generator"),
-    *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema"),
+    *EMA_KEYS,
 )
 """Keys under which a state dict is looked for; the first one present wins, weights before their moving average."""
 MAX_DEPTH = 4

@@ -155,11 +155,12 @@ class TestPickles:
         path.write_bytes(pickle.dumps(content, protocol))
         return path
 
-    @pytest.mark.parametrize("protocol", [2, 3, 4])
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     def test_arrays(self, tmp_path, protocol):
         arrays = {
             "a": np.arange(6, dtype=np.float32).reshape(2, 3),
             "columns": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+            "part": np.arange(12, dtype=np.int64).reshape(3, 4)[:, ::2],
             "number": np.array(3.5, dtype=np.float32),
             "bytes": np.array([-1e30, float(0x80), 255.0], dtype=np.float32),
         }
@@ -173,6 +174,20 @@ class TestPickles:
         state = frcnn_state(tiny("frcnn"))
         path = self.write(tmp_path / "model.pkl", {"model": {name: value.numpy() for name, value in state.items()}})
         convert(path, tmp_path / "out")
+        loaded = AutoModel.from_pretrained(tmp_path / "out").state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+    @pytest.mark.parametrize("wrap", [lambda arrays: arrays, lambda arrays: {"state_dict": {"module": arrays}}])
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+    def test_keys_and_prefixes_of_wrappers(self, tmp_path, wrap, prefix):
+        arrays = {f"{prefix}a.weight": np.ones(2), f"{prefix}b": np.zeros(3)}
+        tensors = load_pickled_arrays(self.write(tmp_path / "model.pkl", wrap(arrays)))
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"a.weight": (2,), "b": (3,)}
+
+    def test_a_file_of_torch_with_that_suffix(self, tmp_path):
+        state = frcnn_state(tiny("frcnn"))
+        torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "model.pkl")
+        convert(tmp_path / "model.pkl", tmp_path / "out")
         loaded = AutoModel.from_pretrained(tmp_path / "out").state_dict()
         assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
@@ -351,6 +366,24 @@ class TestRefusals:
     def test_tensors(self, tmp_path, name, value, message):
         state = {**frcnn_state(tiny("frcnn")), name: value}
         torch.save({name: value for name, value in state.items() if value is not None}, tmp_path / "model.bin")
+        with pytest.raises(ConversionError, match=message):
+            convert(tmp_path / "model.bin", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            (
+                f"{PREDICTOR}.cls_score.weight",
+                r"1 of \d+ weights are NaN or infinite in float32: .*cls_score.weight has 1",
+            ),
+            (ANCHORS["detectron2"], "are not boxes of four finite numbers"),
+        ],
+    )
+    def test_numbers_that_are_none(self, tmp_path, name, message):
+        state = {name: value.clone() for name, value in frcnn_state(tiny("frcnn")).items()}
+        state[name][0, 0] = float("nan")
+        torch.save(state, tmp_path / "model.bin")
         with pytest.raises(ConversionError, match=message):
             convert(tmp_path / "model.bin", tmp_path / "out")
         assert not (tmp_path / "out").exists()

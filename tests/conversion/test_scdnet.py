@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
 from contracts.tiny_scdnet import SIZES
+from transformers import AutoProcessor
 
 from hf_captioners import ScdnetConfig, ScdnetForImageCaptioning
 from hf_captioners.cli.main import main
@@ -57,6 +59,40 @@ def test_weights_alone_convert_too(tmp_path):
     convert_small(tmp_path / "bare.pth", tmp_path / "out")
     with pytest.raises(ValueError, match=r"has no moving average of the weights.*give ema=False"):
         convert_small(tmp_path / "bare.pth", tmp_path / "out2", ema=True)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("key", ["ema", "model_ema"])
+def test_a_moving_average_under_the_usual_keys_and_of_any_protocol(tmp_path, protocol, key):
+    raw, averaged = original(tmp_path / "x.pth")
+    wrapped = [{f"module._orig_mod.{name}": value for name, value in state.items()} for state in (raw, averaged)]
+    content = {"state_dict": wrapped[0], key: {"module": wrapped[1]}}
+    torch.save(content, tmp_path / "y.pth", pickle_protocol=protocol)
+    for ema, expected in ((None, averaged), (False, raw)):
+        convert_small(tmp_path / "y.pth", tmp_path / "out", ema=ema, overwrite=True)
+        model = ScdnetForImageCaptioning.from_pretrained(tmp_path / "out")
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_numbers_that_are_none(tmp_path):
+    def change(state):
+        state["predictor.logits.weight"][0, 0] = float("inf")
+
+    original(tmp_path / "x.pth", change=change)
+    message = r"1 of \d+ weights are NaN or infinite in float32: 1 problem: predictor.logits.weight has 1"
+    with pytest.raises(ValueError, match=message):
+        convert_small(tmp_path / "x.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_without_an_unknown_word(tmp_path):
+    original(tmp_path / "x.pth")
+    report = convert_small(tmp_path / "x.pth", tmp_path / "out", vocabulary=[*WORDS[:-1], "zebra"])
+    assert set(report.special_tokens) == {"PAD", "SOS", "EOS"} and report.config.unk_token_id is None
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer("w0 zebra").input_ids == [0, 1, 19, 0]
+    with pytest.raises(Exception, match="WordLevel error: Missing"):
+        processor.tokenizer("w0 dog")
 
 
 def test_two_stages_become_a_cascade(tmp_path, capfd):
