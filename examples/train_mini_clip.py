@@ -53,7 +53,7 @@ from hf_captioners import build_vocabulary, build_word_tokenizer
 from hf_captioners.cli.common import TrustArguments, exit_with_usage_errors, mistakes
 from hf_captioners.cli.training.options import read_options
 from hf_captioners.data.captions.karpathy import load_karpathy
-from hf_captioners.data.files import write_whole
+from hf_captioners.data.files import system_errors, write_whole
 from hf_captioners.data.rows import training_captions
 from hf_captioners.metrics.clip.clip_score import PREFIX, ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
@@ -331,8 +331,9 @@ def train(script: ScriptArguments, args: TrainingArguments) -> None:
         processing_class=tokenizer,
         optimizers=(optimizer_of(model, script, args), None),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_state()
+    with mistakes(ValueError, OSError), system_errors(str(args.output_dir)):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.save_state()
     model.vision_model = backbone  # whole again, with the layers that have learnt
     if trainer.is_world_process_zero():
         for part in (model, tokenizer, image_processor):

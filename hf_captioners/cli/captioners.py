@@ -71,13 +71,12 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
     from ..inference.device import choose_device
     from ..modeling.captioner_adapters import AdapterError
-    from ..modeling.captioner_foreign import check_can_caption, load_processor
-    from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
+    from ..modeling.captioner_foreign import NoCaptionerError, check_can_caption, load_captioner_model, load_processor
+    from ..modeling.captioner_trust import RemoteCodeError
 
     logging.disable_progress_bar()
     try:
@@ -87,13 +86,13 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         raise UsageError(f"--model {name}: no such folder")
     try:
-        model = load_pretrained(AutoModelForImageTextToText, name, trust_remote_code, dtype=dtype)
+        model = load_captioner_model(name, trust_remote_code, dtype=dtype)
         check_can_caption(model, name)
         processor = load_processor(model, name, trust_remote_code)
-    except (AdapterError, RemoteCodeError) as error:
+    except (AdapterError, NoCaptionerError, RemoteCodeError) as error:
         raise UsageError(f"--model {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise UsageError(f"--model {name} cannot be loaded: {_missing_part(Path(name)) or error}") from error
+        raise UsageError(f"--model {name} cannot be loaded: {missing_part(Path(name)) or error}") from error
     return model.to(target).eval(), processor
 
 
@@ -117,8 +116,15 @@ _PARTS = {  # of a captioner's folder: patterns of file names, and what to do wh
 }
 
 
-def _missing_part(folder: Path) -> str | None:
-    """The part that a captioner's folder lacks and how to get it; `None` if nothing is known to be missing."""
+def missing_part(folder: Path) -> str | None:
+    """The part that a captioner's folder lacks and how to get it.
+
+    Args:
+        folder (`Path`): of a captioner, or a Hub name.
+
+    Returns:
+        `str` or `None`: `None` if nothing is known to be missing.
+    """
     if not folder.is_dir():
         return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
     for part, (patterns, advice) in _PARTS.items():

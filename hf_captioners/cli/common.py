@@ -2,10 +2,13 @@
 
 import argparse
 import errno
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..extras import explained
@@ -27,6 +30,12 @@ class TrustArguments:
 class UsageError(Exception):
     """Error for what was asked for and cannot be done; the message is for the user."""
 
+
+TRACEBACK = "HF_CAPTIONERS_TRACEBACK"
+"""Environment variable: with `1` the traceback of a mistake is shown before its line, by all verbs and examples."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell has it."""
 
 DISK_IS_FULL = 3
 """Exit status of all verbs when there was no space for a file."""
@@ -100,21 +109,70 @@ def needed(extra: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def exit_with_usage_errors(prog: str) -> Iterator[None]:
-    """End the process after a mistake of the user, with one line on stderr and the status of `failure_status`.
+    """End the process after a mistake of the user or Ctrl-C, with one line on stderr at most, and its status.
 
     Args:
         prog (`str`): name of the command.
 
     Raises:
-        SystemExit: in the place of a `UsageError`.
+        SystemExit: in the place of a `UsageError` or of a `KeyboardInterrupt`.
     """
     try:
         yield
     except UsageError as error:
-        print_error(prog, error)
         stop = SystemExit(str(error))
-        stop.code = failure_status(error)  # a number, so that the message is not printed once more
+        stop.code = report(prog, error)  # a number, so that the message is not printed once more
         raise stop from error
+    except KeyboardInterrupt as error:
+        raise SystemExit(INTERRUPTED) from error
+
+
+def report(prog: str, error: UsageError) -> int:
+    """Show a mistake of the user on stderr: a line, behind its traceback if `HF_CAPTIONERS_TRACEBACK=1`.
+
+    Args:
+        prog (`str`): name of the command.
+        error ([`UsageError`]): the mistake.
+
+    Returns:
+        `int`: the exit status.
+    """
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    print_error(prog, error)
+    return failure_status(error)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The options of a YAML file.
+
+    Args:
+        path (`str` or `Path`): the file of `--config`.
+
+    Returns:
+        `dict[str, Any]`
+
+    Raises:
+        UsageError: it cannot be read or is no mapping of options; with the line.
+    """
+    with needed("train"):
+        import yaml
+
+    try:
+        recipe = yaml.safe_load(Path(path).read_text("utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise UsageError(f"--config {path}{place}: {error.problem or error.context}") from error
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path}: no YAML: {error}") from error
+    if recipe is None:
+        return {}
+    if not isinstance(recipe, dict):
+        raise UsageError(f"--config {path}: must be lines of `option: value`")
+    return recipe
 
 
 def print_error(prog: str, error: object) -> None:

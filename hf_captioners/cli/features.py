@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import UsageError, add_trust_option, count, mistakes, positive
+from .common import UsageError, add_trust_option, count, mistakes, positive, read_recipe
 from .regions import add_detector_options, load_detector
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
@@ -137,16 +137,8 @@ def with_config(argv: Sequence[str]) -> list[str]:
     known, (verb, *rest) = parser.parse_known_args(argv)
     if known.config is None:
         return list(argv)
-    import yaml
-
-    try:
-        options = yaml.safe_load(Path(known.config).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {known.config}: {error}") from error
-    if not isinstance(options, dict):
-        raise UsageError(f"--config {known.config}: must be lines of `option: value`")
     words = [verb]
-    for name, value in options.items():
+    for name, value in read_recipe(known.config).items():
         if str(name).replace("-", "_") == "trust_remote_code":
             raise UsageError(f"--config {known.config}: {name} is not for a file; give it on the command line")
         values = value if isinstance(value, list) else [value]

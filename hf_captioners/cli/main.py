@@ -13,14 +13,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..data.printable import PrintableFormatter
 from . import caption, convert, env, evaluate, features, plot, quickstart, regions, retrieval, train
-from .common import Parser, UsageError, failure_status, needed, print_error
+from .common import INTERRUPTED, TRACEBACK, Parser, UsageError, needed, report
 
 VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, plot, convert, env)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `args.run` of what it parses is the function to call."""
-    parser = Parser(prog="hf-captioners", description="Caption pictures with research captioners.")
+    parser = Parser(
+        prog="hf-captioners",
+        description="Caption pictures with research captioners.",
+        epilog=f"A mistake is one line and exit status 2, a full disk 3; {TRACEBACK}=1 shows where it comes from.",
+    )
     parser.add_argument("--version", action="version", version=f"hf-captioners {_version()}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for verb in VERBS:
@@ -57,10 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UsageError as error:
-        print_error(f"hf-captioners {words[0]}", error)
-        return failure_status(error)
+        return report(f"hf-captioners {words[0]}", error)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes stdout once more at its end, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -86,7 +86,7 @@ def train_example(method: str, words: Sequence[str] | None = None, model_type: s
         model_type (`str`, *optional*): of the only captioners that it trains.
 
     Raises:
-        SystemExit: a mistake, or training that has collapsed.
+        SystemExit: a mistake, Ctrl-C, or training that has collapsed.
     """
     prog = Path(sys.argv[0]).name
     with exit_with_usage_errors(prog):

@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ except ImportError:  # Windows
 
 _CHUNK = 2**20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's libraries write the number of a system's error
+_TORCH_WRITER = "inline_container.cc"  # where torch.save writes
+_TORCH_FILES = (".pt", ".pth", ".bin")
 
 
 def regular_file(path: str | Path, kind: str) -> Path:
@@ -103,15 +106,16 @@ def check_can_be_made(path: Path) -> None:
 
 @contextmanager
 def system_errors(path: str | Path) -> Iterator[None]:
-    """Raise what libraries written in Rust say of a full disk and the like as the `OSError` that it is.
+    """Raise what libraries say of a full disk and the like as the `OSError` that it is, with the name of the file.
 
-    safetensors and tokenizers raise a `SafetensorError` or a bare `Exception` with the system's number in its text.
+    safetensors and tokenizers raise a `SafetensorError` or a bare `Exception` with the system's number in its text,
+    torch.save a `RuntimeError` without: there was no space for all of its file.
 
     Args:
-        path (`str` or `Path`): what is being written, for the message.
+        path (`str` or `Path`): what is being written, for the message; of a folder the file that was written last.
 
     Raises:
-        OSError: with the system's number; everything else passes.
+        OSError: with the system's number and a name; everything else passes.
 
     Example:
 
@@ -127,13 +131,24 @@ def system_errors(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(_last_written(Path(path)))) from error
     except Exception as error:
         match = _OS_ERROR.search(str(error))
-        if match is None:
+        if match is None and _TORCH_WRITER not in str(error):
             raise
-        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
+        number = errno.ENOSPC if match is None else int(match[1])
+        raise OSError(number, os.strerror(number), str(_last_written(Path(path), match is None))) from error
+
+
+def _last_written(path: Path, is_torch: bool = False) -> Path:
+    """A file itself; of a folder the file that was changed last, or the one that torch has not finished, if any."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    if is_torch:
+        files = [file for file in files if file.suffix in _TORCH_FILES and not zipfile.is_zipfile(file)] or files
+    return max(files, key=lambda file: file.stat().st_mtime_ns, default=path)
 
 
 @contextmanager

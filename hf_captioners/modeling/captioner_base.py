@@ -177,16 +177,19 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
             `int`: the number of backbone parameters that learn.
 
         Raises:
-            ValueError: the expression matches no parameter; a model without a backbone is asked to train it.
+            ValueError: no expression, or one that matches no parameter; no backbone where it is asked to learn.
         """
         if self.backbone is None:
             if trainable != "none":
                 raise ValueError(f"this model has no backbone to train, but {trainable!r} of it was asked for.")
             return 0
-        pattern = {"none": r"(?!)", "all": ""}.get(trainable, trainable)
+        try:
+            pattern = re.compile({"none": r"(?!)", "all": ""}.get(trainable, trainable))
+        except re.error as error:
+            raise ValueError(f"{trainable!r} of the backbone: neither none, all nor an expression: {error}.") from error
         count = 0
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(re.search(pattern, name) is not None)
+            parameter.requires_grad_(pattern.search(name) is not None)
             count += parameter.numel() * parameter.requires_grad
         if trainable != "none" and not count:
             raise ValueError(f"no backbone parameter matches {trainable!r}.")

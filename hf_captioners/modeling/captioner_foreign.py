@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .captioner_adapters import base_of
 from .captioner_trust import load_pretrained
@@ -16,6 +24,10 @@ FOREIGN_CAPTIONERS = ("BlipForConditionalGeneration", "GitForCausalLM", "VisionE
 """Classes of transformers that caption a picture without a prompt, with what `load_processor` gives."""
 
 PAIR = "vision-encoder-decoder"  # `model_type` of an image and a text model that transformers has no processor for
+
+
+class NoCaptionerError(ValueError):
+    """A folder or Hub name of a model that captions no pictures."""
 
 
 def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust_remote_code: bool = False) -> Any:
@@ -48,6 +60,31 @@ def _with_processor(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     base = base_of(source)
     files = ("processor_config.json", "preprocessor_config.json")
     return source if base is None or any(Path(source, name).is_file() for name in files) else base
+
+
+def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool = False, **options: Any) -> Any:
+    """The model of a captioner's folder.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub name.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
+        options: passed to `from_pretrained`.
+
+    Returns:
+        `PreTrainedModel`
+
+    Raises:
+        NoCaptionerError: what is there is none.
+    """
+    try:
+        return load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        kind = load_pretrained(AutoConfig, source, trust_remote_code).model_type
+        raise NoCaptionerError(
+            f"{source}: is a {kind}, which is no captioner; a vision model is the --backbone of a new one."
+        ) from error
 
 
 def load_pair(source: str | os.PathLike[str], trust_remote_code: bool = False) -> CaptionerProcessor:

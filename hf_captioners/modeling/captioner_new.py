@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -73,9 +74,28 @@ def load_named(loader: Any, argument: str, source: str | Path, trust_remote_code
     except RemoteCodeError:
         raise
     except OSError as error:
-        known = Path(source).exists()
-        problem = "" if known else "there is no such file or folder, nor can it be had from the Hub: "
-        raise ValueError(f"{argument}={str(source)!r}: {problem}{' '.join(str(error).split())}") from error
+        raise ValueError(f"{argument}={str(source)!r}: {loading_problem(source, error)}") from error
+
+
+_LACKING = re.compile(r"containing (?:a|a file named) ([\w.]+\.json)")
+
+
+def loading_problem(source: Any, error: OSError) -> str:
+    """Say in a line why something could not be loaded; transformers speaks of huggingface.co whatever the name was.
+
+    Args:
+        source: the folder or Hub name.
+        error (`OSError`): of `from_pretrained`.
+
+    Returns:
+        `str`
+    """
+    said = " ".join(str(error).split())
+    if not Path(str(source)).exists():
+        absent = "there is no such file or folder, nor can it be had from the Hub"
+        return f"{absent}: {said}" if "gated" in said or "token" in said else absent
+    lacking = _LACKING.search(said)
+    return f"the folder has no {lacking[1]}" if lacking else said
 
 
 def new_tokenizer(
@@ -168,6 +188,8 @@ def new_image_processor(
 def _fitting_image_processor(vision_config: Any) -> CaptionerImageProcessor:
     """Pictures as large as a fresh backbone's configuration says, if it does."""
     settings = vision_config.to_dict() if isinstance(vision_config, PreTrainedConfig) else vision_config or {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"vision_config must be names and their values, not {settings!r}.")
     side = settings.get("image_size")
     if not isinstance(side, int):
         return CaptionerImageProcessor()
@@ -299,7 +321,7 @@ class NewCaptioner:
             with foreign_code(backbone, trust_remote_code):
                 tower = cls.backbone_reader.load(backbone, trust_remote_code=trust_remote_code)
         except OSError as error:
-            raise ValueError(f"backbone={str(backbone)!r}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"backbone={str(backbone)!r}: {loading_problem(backbone, error)}") from error
         check_fields(tower.config, changes, f"{cls.__name__}.new: vision_config")
         for name, value in changes.items():
             setattr(tower.config, name, value)

@@ -20,6 +20,7 @@ from transformers.trainer import (
 )
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
+from ..data.files import system_errors
 from .adapters import keep_base
 from .checkpoints import (
     UNFINISHED,
@@ -120,6 +121,11 @@ class CheckpointingTrainer(Trainer):
                 logger.warning("%s is passed over: %s", run / name, ", ".join(problems))
         return None
 
+    def newest_whole_checkpoint(self) -> Path | None:
+        """The newest checkpoint of `output_dir` that lacks nothing, as far as this process knows."""
+        checkpoints = checkpoints_of(Path(self.args.output_dir))
+        return next((path for path in checkpoints if not flaws(path, self.checkpoint_parts(path))), None)
+
     def _finished_model(self, run: Path) -> Path | None:
         """The folder of a training without checkpoints, if it has ended; else it begins."""
         if not (run / TRAINER_STATE_NAME).is_file():
@@ -205,9 +211,10 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging = staged.parent
         try:
-            super()._save_checkpoint(model, trial)
-            self.write_more(staged)
-        except Exception:  # such as a full disk
+            with system_errors(staged):
+                super()._save_checkpoint(model, trial)
+                self.write_more(staged)
+        except (Exception, KeyboardInterrupt):  # such as a full disk
             discard(run)
             raise
         finally:
@@ -217,7 +224,8 @@ class CheckpointingTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+            with system_errors(staged):
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             appear(staged, run / name)
             rotate(run, self.args.save_total_limit, [run / name, self.state.best_model_checkpoint])
         self.accelerator.wait_for_everyone()

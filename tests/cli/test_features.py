@@ -192,7 +192,7 @@ class TestConfig:
             ("batch_size: none\n", "argument --batch-size: 'none' is not a whole number"),
             ("batchsize: 4\n", "unrecognized arguments: --batchsize"),
             ("just words\n", "must be lines of `option: value`"),
-            ("dtype: [\n", "features.yaml: while parsing"),
+            ("dtype: [\n", "features.yaml, line 2, column 1: expected the node content"),
             (None, "No such file"),
         ],
     )

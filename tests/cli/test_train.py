@@ -8,21 +8,10 @@ import sys
 
 import datasets
 import pytest
-import yaml
+from contracts.training_commands import REWARDED, XE, tiny_world, train
 from transformers import AutoModelForImageTextToText
 
 from hf_captioners.cli.main import main
-from hf_captioners.data.drawn.world import write_sample_world
-
-TRAINING = {
-    "per_device_train_batch_size": 4, "max_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-    "use_cpu": True, "seed": 1, "logging_steps": 1,
-}  # fmt: skip
-NEW = {
-    "vision_config": {"model_type": "swin", "image_size": 32, "embed_dim": 8, "depths": [1], "num_heads": [2]},
-    "feature_size": 8, "min_count": 1, "d_model": 16, "num_attention_heads": 2, "ffn_dim": 16, "encoder_layers": 1,
-    "decoder_layers": 1, "max_position_embeddings": 20, "group_size": 2,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -32,22 +21,15 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    world = write_sample_world(tmp_path_factory.mktemp("world"), num_train=8, num_val=2, num_test=1, size=32)
-    return {"annotations": str(world / "dataset_karpathy.json"), "image_root": str(world / "images")}
-
-
-def train(method, tmp_path, *words, **options):
-    recipe = tmp_path / f"{method}.yaml"
-    recipe.write_text(yaml.safe_dump({**TRAINING, **options, "output_dir": str(tmp_path / method)}))
-    return main(["train", method, "--config", str(recipe), *words])
+    return tiny_world(tmp_path_factory.mktemp("world"))
 
 
 def test_a_new_captioner_then_rewards(data, tmp_path):
     captioner = tmp_path / "xe"
-    assert train("xe", tmp_path, **data, model_type="satic", new_captioner=NEW, train_backbone="all") == 0
+    assert train("xe", tmp_path, **data, **XE) == 0
     assert AutoModelForImageTextToText.from_pretrained(captioner).config.group_size == 2
-    rewards = {**data, "model": str(captioner), "max_completion_length": 8, "rewards": ["length"]}
-    rewards |= {"model_type": "satic", "candidate_strategy": "sample", "num_generations": 2, "max_words": 3}
+    rewards = {**data, "model": str(captioner), **REWARDED, "rewards": ["length"]}
+    rewards |= {"model_type": "satic", "max_words": 3}
     assert train("scst", tmp_path, **rewards) == 0
     assert train("dico", tmp_path, **rewards) == 0
     for method in ("scst", "dico"):

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedConfig
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import AutoConfig, PreTrainedConfig
 
 from ...data.rows import FeatureDataset, training_captions
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
-from ...modeling.captioner_foreign import load_processor
-from ...modeling.captioner_new import check_fields
+from ...modeling.captioner_foreign import NoCaptionerError, load_captioner_model, load_processor
+from ...modeling.captioner_new import check_fields, loading_problem
 from ...modeling.captioner_trust import foreign_code, load_pretrained
+from ..captioners import missing_part
 from ..common import TrustArguments
 
 logger = logging.getLogger(__name__)
@@ -127,11 +131,24 @@ def naming_option(option: str, value: Any) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        absent = (
-            "" if Path(str(value)).exists() else "there is no such file or folder, nor can it be had from the Hub: "
-        )
-        raise ValueError(f"--{option} {value}: {absent}{' '.join(str(error).split())}") from error
+    except OSError as error:  # among them of Hub names that cannot be names
+        raise ValueError(f"--{option} {value}: {loading_problem(value, error)}") from error
+
+
+@contextmanager
+def naming_fields(option: str) -> Iterator[None]:
+    """Say which option has a value that a configuration refuses.
+
+    Args:
+        option (`str`): its name, without dashes.
+
+    Raises:
+        ValueError: in the place of the error of a configuration's check.
+    """
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"--{option}: {error.__cause__ or error}") from error
 
 
 def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any, Any, Any]:
@@ -227,13 +244,31 @@ def _new(arguments: CaptionerArguments, rows: Any) -> tuple[Any, Any]:
             len(rows),
             FEW_CAPTIONS,
         )
-    return captioner_class(arguments).new(
-        captions,
-        arguments.backbone,
-        rows.store if isinstance(rows, FeatureDataset) else None,
-        trust_remote_code=arguments.trust_remote_code,
-        **options,
-    )
+    with naming_fields("new_captioner"):
+        model, processor = captioner_class(arguments).new(
+            captions,
+            arguments.backbone,
+            rows.store if isinstance(rows, FeatureDataset) else None,
+            trust_remote_code=arguments.trust_remote_code,
+            **options,
+        )
+    if arguments.backbone is None and model.backbone is not None:
+        _check_fresh_backbone(model, processor)
+    return model, processor
+
+
+def _check_fresh_backbone(model: Any, processor: Any) -> None:
+    """Let a picture go through a backbone of these sizes, which nobody may have tried before."""
+    pixels = processor(images=Image.new("RGB", (8, 8)))["pixel_values"]
+    try:
+        with torch.no_grad():
+            model.eval().extract_image_features(pixels)
+    except (RuntimeError, ValueError) as error:
+        size = " x ".join(map(str, pixels.shape[-2:]))
+        raise ValueError(
+            f"--new_captioner vision_config: no picture of {size} pixels goes through this "
+            f"{model.config.vision_config.model_type}; do its sizes and head counts divide each other? ({error})"
+        ) from error
 
 
 def _new_adapters(arguments: CaptionerArguments) -> Any:
@@ -282,9 +317,8 @@ def _base_on_hub(name: str, trust_remote_code: bool) -> str:
 
 
 def _load_model(name: str, arguments: CaptionerArguments) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"--model {name}: {missing_part(Path(name))}.")
     options, trust = cast(dict, arguments.model_options), arguments.trust_remote_code
     config = load_pretrained(AutoConfig, name, trust)
     if arguments.model_type not in (None, config.model_type):
@@ -293,7 +327,17 @@ def _load_model(name: str, arguments: CaptionerArguments) -> Any:
             f"(model_type); take another recipe, or give --model_type {config.model_type}."
         )
     _check_options(config, options, "--model_options")
-    model = load_pretrained(AutoModelForImageTextToText, name, trust, dtype=torch.float32, **options)
+    with naming_fields("model_options"):
+        try:
+            model = load_captioner_model(name, trust, dtype=torch.float32, **options)
+        except RuntimeError as error:
+            if not options or "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"--model_options {options}: the weights of {name} are of other sizes; these are for a new captioner."
+            ) from error
+        except NoCaptionerError as error:
+            raise ValueError(f"--model {error}") from error
     if options:
         model.name_or_path = ""  # it is another captioner than that in the folder
     return model

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..common import TRUST_OPTION, UsageError
+from ..common import TRUST_OPTION, UsageError, mistakes, read_recipe
 
 _TRUST = TRUST_OPTION.lstrip("-")
 
@@ -109,22 +111,20 @@ class RecipeParser(HfArgumentParser):
 
     def _recipe(self, words: Sequence[str]) -> dict[str, Any]:
         """The options of the file that `--config` names."""
-        import yaml
-
         first = argparse.ArgumentParser(self.prog, usage=self.usage, add_help=False, allow_abbrev=False)
         first.add_argument("--config", type=Path)
         path = first.parse_known_args(list(words))[0].config
         if path is None:
             return {}
-        try:
-            recipe = yaml.safe_load(path.read_text("utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"--config {path}: {error}") from error
-        if not isinstance(recipe, dict):
-            raise UsageError(f"--config {path}: must be lines of `option: value`")
-        for name in recipe:
+        recipe = read_recipe(path)
+        hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
+        for name, value in recipe.items():
             if name not in self._names():
                 raise UsageError(f"--config {path}: {name} is no option of {self.prog}{self._advice(str(name))}")
+            try:
+                recipe[name] = _fitting(hints[name], value)
+            except ValueError as error:
+                raise UsageError(f"--config {path}: {name}: {error}") from error
         return recipe
 
     def _names(self) -> set[str]:
@@ -133,6 +133,30 @@ class RecipeParser(HfArgumentParser):
     def _advice(self, name: str) -> str:
         near = get_close_matches(name, sorted(self._names()), 3)
         return f"; do you mean {' or '.join(near)}?" if near else ""
+
+
+_IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+_IN_WORDS |= {dict: "names and their values"}
+
+
+def _fitting(hint: Any, value: Any) -> Any:
+    """A value of a recipe as the field wants it: a text alone may be a list, and texts are parsed like words.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {get_origin(member) or member for member in members}
+    if value is None or not kinds & _IN_WORDS.keys():
+        return value
+    if isinstance(value, str):
+        return [value] if list in kinds and str not in kinds else value
+    accepted = {float: (float, int), str: (str, int, float)}  # a name may be a number
+    fitting = tuple(kind for one in kinds & _IN_WORDS.keys() for kind in accepted.get(one, (one,)))
+    if not isinstance(value, fitting) or (isinstance(value, bool) and not kinds & {bool, str}):
+        expected = " or ".join(said for kind, said in _IN_WORDS.items() if kind in kinds)
+        raise ValueError(f"expected {expected}, not {reprlib.repr(value)}")
+    return value
 
 
 def _annotations(kind: type) -> set[str]:
@@ -152,9 +176,7 @@ def read_options(dataclass_types: Sequence[type], words: Sequence[str] | None, p
         `list`: an object of each dataclass.
 
     Raises:
-        UsageError: an option that cannot be, with its name.
+        UsageError: an option that cannot be, with its name, or one whose library is missing.
     """
-    try:
+    with mistakes(ValueError, ImportError):
         return RecipeParser(dataclass_types, prog).read(sys.argv[1:] if words is None else words)
-    except ValueError as error:
-        raise UsageError(str(error)) from error

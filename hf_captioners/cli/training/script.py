@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer, set_seed
 
+from ...data.files import system_errors
 from ...data.printable import PrintableFormatter
+from ...training.checkpointing import CheckpointingTrainer
 from ...training.data_arguments import DataArguments, load_rows
 from ...training.dico_config import DiCOConfig
 from ...training.dico_trainer import DiCOTrainer
@@ -18,9 +21,10 @@ from ...training.scst_trainer import SCSTTrainer
 from ...training.watch.collapse import CollapseCallback
 from ...training.xe_config import XEConfig
 from ...training.xe_trainer import XETrainer
-from ..common import UsageError
+from ..common import UsageError, mistakes
 from ..retrieval_options import use_retrieval
 from .captioner_arguments import CaptionerArguments, check_new_captioner, load_captioner
+from .interruption import telling_interruption
 from .options import read_options
 from .reward_arguments import RewardArguments, load_rewards
 
@@ -54,25 +58,35 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
         model_type (`str`, *optional*): of the only captioners that it trains.
 
     Raises:
-        UsageError: a mistake in the options or the data, or a file that is not there.
+        UsageError: a mistake in the options or the data, a missing file, a full disk, or numbers that are none.
+        KeyboardInterrupt: Ctrl-C was pressed; what is saved is said.
         SystemExit: the training has collapsed; see [`train`].
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    data, captioner, *rewards, args = read_options(options_of(method), words, prog)
+    options = read_options(options_of(method), words, prog)
+    begun: list[CheckpointingTrainer] = []
+    with telling_interruption(lambda: _interrupted(prog, begun)), _training_mistakes(begun):
+        begun.append(_new_trainer(method, options, prog, model_type))
+        train(begun[0])
+
+
+def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str | None) -> CheckpointingTrainer:
+    """The trainer that the options describe."""
+    data, captioner, *rewards, args = options
     set_seed(args.seed)
+    _check_captioner(captioner, model_type, method, prog)
+    if captioner.model is None:
+        check_new_captioner(captioner, data.features, args.train_backbone)
+    rows, evaluation = load_rows(data)
+    model, processor, adapters = load_captioner(captioner, rows)
+    use_retrieval(model, processor, captioner.retrieval, captioner.trust_remote_code)
+    extra = {}
+    if rewards:
+        extra["reward_funcs"] = load_rewards(rewards[0], rows, processor, captioner.trust_remote_code)
     try:
-        _check_captioner(captioner, model_type, method, prog)
-        if captioner.model is None:
-            check_new_captioner(captioner, data.features, args.train_backbone)
-        rows, evaluation = load_rows(data)
-        model, processor, adapters = load_captioner(captioner, rows)
-        use_retrieval(model, processor, captioner.retrieval, captioner.trust_remote_code)
-        extra = {}
-        if rewards:
-            extra["reward_funcs"] = load_rewards(rewards[0], rows, processor, captioner.trust_remote_code)
-        trainer = TRAINERS[method][1](
+        trainer: CheckpointingTrainer = TRAINERS[method][1](
             model,
             args=args,
             train_dataset=rows,
@@ -81,9 +95,44 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
             peft_config=adapters,
             **extra,
         )
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-    train(trainer)
+    except RuntimeError as error:  # of a callback of report_to
+        if "to be installed" not in str(error):
+            raise
+        raise ValueError(f"--report_to {' '.join(args.report_to)}: {error}") from error
+    return trainer
+
+
+@contextmanager
+def _training_mistakes(begun: Sequence[CheckpointingTrainer]) -> Iterator[None]:
+    """Take what the user can mend for mistakes; of a training that has begun say what is saved.
+
+    A reward function of the user's that raised something keeps its traceback, as every other error does.
+    """
+    try:
+        with mistakes(ValueError, OSError, ImportError, FloatingPointError):
+            yield
+    except UsageError as error:
+        if begun and begun[0].state.global_step and not isinstance(error.__cause__, ValueError):
+            raise UsageError(f"{error} -- {_saved(begun[0])}") from error.__cause__
+        raise
+
+
+def _saved(trainer: CheckpointingTrainer) -> str:
+    """The newest checkpoint that training can go on with, and the option for that."""
+    checkpoint = trainer.newest_whole_checkpoint()
+    if checkpoint is None:
+        return "no checkpoint has been saved (save_strategy, save_steps)"
+    return f"{checkpoint} is saved; go on there with --resume_from_checkpoint true"
+
+
+def _interrupted(prog: str, begun: Sequence[CheckpointingTrainer]) -> str | None:
+    """The line for Ctrl-C; none on the other processes."""
+    if not begun:
+        return f"{prog}: stopped before the first step; nothing has been saved"
+    trainer = begun[0]
+    if not trainer.is_world_process_zero():
+        return None
+    return f"{prog}: stopped at step {trainer.state.global_step}: {_saved(trainer)}"
 
 
 def _check_captioner(captioner: CaptionerArguments, model_type: str | None, method: str, prog: str) -> None:
@@ -109,7 +158,8 @@ def train(trainer: Trainer) -> None:
     """
     output_dir: Any = trainer.args.output_dir
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    trainer.save_state()
+    with system_errors(output_dir):
+        trainer.save_state()
     rails = [one for one in trainer.callback_handler.callbacks if isinstance(one, CollapseCallback)]
     diagnosis = next((rail.diagnosis for rail in rails if rail.diagnosis), None)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None

@@ -77,7 +77,7 @@ def test_numbers_that_yaml_takes_for_text(recipe):
         ("env: {HOME: /}", r"recipe\.yaml: env is no option of eat"),
         ("config: other.yaml", r"recipe\.yaml: config is no option of eat"),
         ("- pear", "must be lines of `option: value`"),
-        ("fruit: [", r"--config .*recipe\.yaml: while parsing"),
+        ("fruit: [", r"--config .*recipe\.yaml, line 1, column 9: expected"),
         ("fruit: pear\nnumber: many", "argument --number: invalid int value: 'many'"),
         ("fruit: pear\nnumber: 0", "number must be at least 1, not 0"),
         ("number: 2", "the following arguments are required: --fruit"),
