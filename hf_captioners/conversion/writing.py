@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import check_can_be_made, is_in_use, settle, system_errors, working_folder, working_folders
+from ..data.files import bring_back, check_can_be_made, replace_folder, settle, system_errors, working_folder
 from ..data.progress import progress_of
 
 if TYPE_CHECKING:
@@ -152,7 +150,7 @@ def check_out_dir(out_dir: str | Path, model_type: str, overwrite: bool) -> Path
     """
     path = Path(out_dir).resolve()
     check_can_be_made(path)
-    _bring_back(path)
+    bring_back(path)
     if not path.exists():
         return path
     if not path.is_dir():
@@ -212,7 +210,7 @@ def new_folder(out_dir: str | Path, model_type: str, overwrite: bool = False) ->
             with system_errors(out_dir), shown:
                 yield temporary
             settle(temporary)
-            _swap(temporary, check_out_dir(out_dir, model_type, overwrite))
+            replace_folder(temporary, check_out_dir(out_dir, model_type, overwrite))
     except OSError as error:
         if error.errno is None:
             raise
@@ -248,34 +246,6 @@ def write_folder(out_dir: str | Path, model_type: str, overwrite: bool, *parts: 
         for part in parts:
             part.save_pretrained(folder)
     return Path(out_dir)
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; a folder in its place is set aside first and restored if that fails."""
-    if not target.exists():
-        temporary.rename(target)
-        return
-    # not hidden: if the process is killed before the next line, this is the only copy
-    previous = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
-    target.rename(previous)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        previous.rename(target)
-        raise
-    shutil.rmtree(previous)
-
-
-def _bring_back(target: Path) -> None:
-    """Restore or remove the folder that a process killed in [`_swap`] has set aside."""
-    if any(is_in_use(path) for path in working_folders(target.parent, f".{target.name}.", ".new")):
-        return
-    for previous in working_folders(target.parent, f"{target.name}.old-"):
-        if target.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            previous.rename(target)
-            logger.warning("%s: brought back; a conversion that was to replace it was killed", target)
 
 
 def _model_type(path: Path) -> str | None:

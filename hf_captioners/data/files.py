@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 2**20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's libraries write the number of a system's error
@@ -264,6 +267,46 @@ def _try_lock(folder: Path) -> tuple[int | None, bool]:
         os.close(descriptor)
         return None, isinstance(error, BlockingIOError)
     return descriptor, False
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename a folder to another's name, which is set aside first, and restored if that fails.
+
+    Args:
+        new (`Path`): the folder, of [`working_folder`] with the prefix `.NAME.` and the suffix `.new`.
+        target (`Path`): its name to be; need not exist.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    if not target.exists():
+        new.rename(target)
+        return
+    # not hidden: if the process is killed before the next line, this is the only copy
+    previous = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
+    target.rename(previous)
+    try:
+        new.rename(target)
+    except BaseException:
+        previous.rename(target)
+        raise
+    shutil.rmtree(previous)
+
+
+def bring_back(target: Path) -> None:
+    """Restore or remove a folder that a process killed in [`replace_folder`] has set aside.
+
+    Args:
+        target (`Path`): the folder that was to be replaced.
+    """
+    if any(is_in_use(path) for path in working_folders(target.parent, f".{target.name}.", ".new")):
+        return
+    for previous in working_folders(target.parent, f"{target.name}.old-"):
+        if target.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            previous.rename(target)
+            logger.warning("%s: brought back; the process that was to replace it was killed", target)
 
 
 def settle(folder: Path) -> None:

@@ -15,8 +15,6 @@ import json
 import logging
 import math
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..data.files import write_whole
+from ..data.files import bring_back, replace_folder, working_folder, write_whole
 from ..data.progress import progress
 from ..extras import explained
 from ..metric_table import printed
@@ -127,6 +125,7 @@ def check_report_folder(folder: str | Path) -> Path:
         FileExistsError: it is a file, or a folder with something in it that is not of a report.
     """
     path = Path(folder).resolve()
+    bring_back(path)
     if not path.exists():
         return path
     if not path.is_dir():
@@ -162,23 +161,9 @@ def _new_folder(folder: str | Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends, and is removed after an error."""
     target = check_report_folder(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
-    new.mkdir()  # with the user's ordinary permissions, which tempfile.mkdtemp does not give
-    try:
+    with working_folder(target.parent, f".{target.name}.", ".new") as new:
         yield new
-        if not check_report_folder(folder).exists():
-            new.rename(target)
-            return
-        old = new.with_suffix(".old")
-        target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-        shutil.rmtree(old)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        replace_folder(new, check_report_folder(folder))
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

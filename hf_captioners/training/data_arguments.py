@@ -105,6 +105,7 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
         train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
     if arguments.distilled is not None:
         train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
+        check_captions(train, arguments.distilled)
     train, evaluation = _attach_sentences(sentences, train, evaluation)
     _check_rows(arguments, train, evaluation)
     if arguments.features is None:

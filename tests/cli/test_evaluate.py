@@ -213,7 +213,13 @@ class TestModel:
         assert json.loads(again[1])["corpus"] == json.loads(out)["corpus"]
 
     def test_a_folder_of_splits_as_training_reads_it(
-        self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        run: Any,
+        folder: Path,
+        tiny_captioner_dir: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         pytest.importorskip("datasets")
         data, store = tmp_path / "my [2024] data", tmp_path / "store"
@@ -235,6 +241,10 @@ class TestModel:
             records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
             captions.append([(record["image_id"], record["caption"]) for record in records])
         assert captions[0] == captions[1]
+        monkeypatch.setattr("hf_captioners.data.archive.constants.HF_HOME", str(tmp_path / "hf"))
+        archive = shutil.make_archive(str(tmp_path / "packed"), "gztar", data)
+        packed = [archive if argument == data else argument for argument in validation]
+        assert run(*packed)[:2] == run(*packed, "--features", store)[:2] == (0, whole)
         assert [image_id for image_id, _ in captions[0]] == [f"validation/{name}.png" for name in (1, 2, 3)]
 
     def test_without_split_the_one_to_evaluate_on_is_taken(

@@ -369,6 +369,15 @@ class TestFolder:
             report(tmp_path / "out", [0.2])
         assert names(tmp_path) == before
 
+    def test_what_a_killed_run_left_is_removed_or_brought_back(self, tmp_path: Path) -> None:
+        report(tmp_path / "out", [0.1])
+        (tmp_path / "out").rename(tmp_path / f"out.old-{'0' * 32}")
+        (tmp_path / f".out.{'0' * 32}.new").mkdir()
+        check_report_folder(tmp_path / "out")
+        assert (tmp_path / "out" / "index.html").is_file()
+        report(tmp_path / "out", [0.2])
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_the_earlier_report_comes_back_when_the_new_one_cannot_take_its_place(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

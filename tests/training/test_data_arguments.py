@@ -1,6 +1,7 @@
 """Where the training examples get their rows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -59,6 +60,9 @@ def test_a_teachers_captions_replace_those_of_the_training_split(annotations, fe
         DataArguments(annotations=annotations, features=features, distilled=str(path), missing_distilled="keep")
     )
     assert kept[1]["captions"] == ["a dog 1", "dogs 1"]
+    path.write_text(f"{json.dumps(lines[0])}\n{json.dumps({'image_id': 1, 'captions': ['a dog', ' . ']})}\n")
+    with pytest.raises(ValueError, match=r"teacher\.jsonl: 1 of 2 pictures .* without a word: image 1: ' \. '"):
+        load_rows(DataArguments(annotations=annotations, features=features, distilled=str(path)))
 
 
 def test_labels_of_the_satic_code(features, tmp_path):
@@ -97,6 +101,20 @@ def test_a_folder_with_features_by_the_ids_of_its_pictures(tmp_path):
     teacher.write_text(json.dumps([{"image_id": "train/a.png", "caption": "a black square"}]))
     train, _ = load_rows(DataArguments(**options, distilled=str(teacher)))
     assert train[0]["captions"] == ["a black square"]
+
+
+def test_a_folder_in_an_archive(tmp_path, monkeypatch):
+    """The rows of the folder that was packed, with pictures that can be opened."""
+    monkeypatch.setattr("hf_captioners.data.archive.constants.HF_HOME", str(tmp_path / "hf"))
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        Image.new("RGB", (4, 4), "red").save(tmp_path / "data" / split / "a.png")
+        (tmp_path / "data" / split / "metadata.csv").write_text("file_name,text\na.png,a red square\n")
+    plain = load_rows(DataArguments(data_dir=str(tmp_path / "data")))
+    packed = load_rows(DataArguments(data_dir=shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "data")))
+    for rows, other in zip(plain, packed, strict=True):
+        assert rows.remove_columns("image")[:] == other.remove_columns("image")[:]
+        assert other[0]["image"].getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_broken_pictures_are_named_before_the_first_step(annotations, tmp_path, caplog):

@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import random
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..files import working_folder
 from .drawing import draw_scene
 from .scene import (
     COLORS,
@@ -224,9 +224,8 @@ def write_sample_world(
     splits = split_scenes(num_train, num_val, num_test, seed=seed)
     scenes = [(split, scene) for split, owned in splits.items() for scene in owned]
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as unfinished:
-        world = Path(unfinished) / "world"
-        (world / "images").mkdir(parents=True)
+    with working_folder(out_dir.parent, f".{out_dir.name}.", ".new") as world:
+        (world / "images").mkdir()
         rows = [_write_row(world / "images", imgid, *entry, size=size, seed=seed) for imgid, entry in enumerate(scenes)]
         truth = {str(imgid): asdict(scene) for imgid, (_, scene) in enumerate(scenes)}
         _write_json(world / "dataset_karpathy.json", {"images": rows, "dataset": "sample"})

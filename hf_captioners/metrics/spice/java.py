@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ...data.files import working_folder
 from ...extras import install
 from .cache import Pair, SpiceError
 
@@ -136,14 +137,15 @@ class SpiceProgram:
             SpiceError: the program fails, takes too long, or writes something else than its results.
         """
         rows = [{"image_id": row, "test": test, "refs": list(refs)} for row, (test, refs) in enumerate(pairs)]
-        with tempfile.TemporaryDirectory(prefix="spice-") as folder:
-            source, target = Path(folder) / "captions.json", Path(folder) / "scores.json"
+        # what a killed run has left is removed by the next one
+        with working_folder(Path(tempfile.gettempdir()), "hf_captioners_spice_", mode=0o700) as folder:
+            source, target = folder / "captions.json", folder / "scores.json"
             source.write_text(json.dumps(rows), "ascii")  # escaped: Java reads files in the encoding of the locale
             threads = [] if self.threads is None else ["-threads", str(self.threads)]
             options = ["-out", str(target), "-subset", "-silent", *threads]
             java = Path(shutil.which(self.java) or self.java).absolute()  # the program starts in another folder
             command = [str(java), f"-Xmx{self.memory}", "-jar", str(self.jar_path().absolute()), str(source)]
-            printed = _run([*command, *options], Path(folder), self.timeout_s, len(rows))
+            printed = _run([*command, *options], folder, self.timeout_s, len(rows))
             try:
                 content = target.read_text("utf-8")
             except (OSError, UnicodeDecodeError) as error:
