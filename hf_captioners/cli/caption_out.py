@@ -164,6 +164,7 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
         "image_processor_sha256": settings_sha256(processor.image_processor),
         "dtype": str(model.dtype),
         **{name: value for name, value in options.items() if value is not None},
+        **{name: value for name in ("retrieval", "sentences") if (value := vars(args)[name])},
     }
     # as `accelerate launch` and `torchrun` tell; processes do not wait for each other, so that a killed one stops none
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))

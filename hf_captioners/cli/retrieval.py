@@ -1,7 +1,7 @@
 """`hf-captioners retrieval`: sentences of other pictures for a picture, as SCD-Net sees them.
 
 `build` makes a caption retriever of a data set's captions and a CLIP model; `lookup` finds the sentences of all
-pictures of a data set once, for training on cached features.
+pictures of a data set once, for training on cached features; `convert` reads those of the authors' code.
 
 stdout has one JSON line at the end; progress goes to stderr. Exit status 0, 1 if pictures could not be read, 2 if
 nothing could be done because of what was asked for, 3 if a disk is full.
@@ -40,6 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     _add_build(actions)
     _add_lookup(actions)
+    _add_convert(actions)
     return parser
 
 
@@ -80,6 +81,19 @@ def _add_lookup(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     from_data.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
     from_data.add_argument("--top", type=positive, default=20, metavar="N", help="sentences of a picture (%(default)s)")
     from_data.set_defaults(run=run_lookup)
+
+
+def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser(
+        "convert",
+        help="turn sentences of the authors' code into JSON lines",
+        description="Read a pickle of SCD-Net's authors, without running what is in it: retrieved sentences, the "
+        "export of a first stage, or a teacher's captions. What is written is as `lookup` writes it.",
+    )
+    parser.add_argument("sentences", metavar="FILE", help="such as mscoco_clip_ret_sents.pkl")
+    parser.add_argument("--vocabulary", required=True, metavar="FILE", help="vocabulary.txt of the same code")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
+    parser.set_defaults(run=run_convert)
 
 
 def _add_dataset(parser: argparse.ArgumentParser, split: str) -> None:
@@ -150,3 +164,13 @@ def run_lookup(args: argparse.Namespace) -> int:
         print(f"hf-captioners retrieval: image {printable(image_id)}: {printable(reason)}", file=sys.stderr)
     print(json.dumps({"file": args.out, "images": len(rows), "errors": len(errors)}))
     return 1 if errors else 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Convert sentences; returns the exit status."""
+    with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
+        from ..conversion.scdnet_sentences import convert_sentences
+
+        count = convert_sentences(args.sentences, args.vocabulary, args.out)
+    print(json.dumps({"file": args.out, "images": count}))
+    return 0

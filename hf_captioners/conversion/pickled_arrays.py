@@ -47,7 +47,7 @@ class _NumberTypes:
         return _NumberType(code)
 
 
-class _Array:
+class PickledArray:
     """Stand-in for a NumPy array: its shape, the type of its numbers, whether columns come first, and its bytes."""
 
     __slots__ = ("columns_first", "content", "kind", "shape")
@@ -79,8 +79,8 @@ class _Reconstruct:
 
     __slots__ = ()
 
-    def __call__(self, *arguments: Any) -> _Array:
-        return _Array()
+    def __call__(self, *arguments: Any) -> PickledArray:
+        return PickledArray()
 
 
 class _FromBuffer:
@@ -88,8 +88,8 @@ class _FromBuffer:
 
     __slots__ = ()
 
-    def __call__(self, content: Any, kind: Any, shape: Any, order: Any) -> _Array:
-        array = _Array()
+    def __call__(self, content: Any, kind: Any, shape: Any, order: Any) -> PickledArray:
+        array = PickledArray()
         array.__setstate__((1, shape, kind, order == "F", content))
         return array
 
@@ -134,13 +134,13 @@ def load_pickled_arrays(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is not a pickle, refers to anything else than NumPy arrays, or holds no dict of them.
     """
     content = load_plain_pickle(path, MAX_BYTES, ARRAYS, encoding="latin-1")
-    state = find_state(content, lambda value: isinstance(value, _Array))[0] if isinstance(content, dict) else {}
+    state = find_state(content, lambda value: isinstance(value, PickledArray))[0] if isinstance(content, dict) else {}
     if not state:
         raise CheckpointError(f"{path}: holds no dict of arrays, at the top level or under 'model' or the like")
     tensors = {}
     limit, total = Path(path).stat().st_size + MAX_SHARED_BYTES, 0
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, _Array):
+        if not isinstance(name, str) or not isinstance(value, PickledArray):
             raise CheckpointError(f"{path}: {show(name)} is a {type(value).__name__}, expected only named arrays")
         try:
             total += value.nbytes
