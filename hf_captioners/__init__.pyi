@@ -2,6 +2,7 @@
 
 from . import conversion as conversion
 from . import data as data
+from . import hub as hub
 from . import inference as inference
 from . import metrics as metrics
 from . import modeling as modeling

@@ -20,13 +20,16 @@ ALLOWED = {
     "data": {"modeling"},
     "metrics": {"modeling", "data"},
     "rewards": {"modeling", "data", "metrics"},
-    "training": {"modeling", "data", "metrics", "rewards", "inference"},
+    "hub": {"modeling", "data", "metrics"},
+    "training": {"modeling", "data", "metrics", "rewards", "inference", "hub"},
     "inference": {"modeling", "data", "metrics"},
     "reports": {"modeling", "data", "metrics"},
     "conversion": {"modeling", "data", "metrics"},
     "demo": {"modeling", "data", "training", "inference", "reports"},
     # "": the files of hf_captioners/ itself
-    "cli": {"", "modeling", "data", "metrics", "rewards", "training", "inference", "reports", "conversion", "demo"},
+    "cli": {
+        *("", "modeling", "data", "metrics", "rewards", "training", "inference", "reports", "conversion", "demo", "hub")
+    },
     "": {"modeling"},
 }
 # what a sub-package imports from its siblings; the files of the package above use, and are used, as files allow

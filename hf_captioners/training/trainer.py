@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length
 
 from ..data.rows import undecoded
+from ..hub.card import write_card
 from ..inference.captioning import Captioner
 from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
@@ -25,6 +26,7 @@ from .moving_average import AveragingTrainer
 from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
+from .summary import card_facts
 from .watch.finite import FiniteCallback
 from .watch.running_metrics import RunningMetrics
 
@@ -98,7 +100,8 @@ class CaptionerTrainer(AveragingTrainer):
             data_collator=data_collator,
             **kwargs,
         )
-        self.compute_caption_metrics = compute_caption_metrics or _default_metrics(args.caption_metrics)
+        self.compute_caption_metrics = compute_caption_metrics or _DefaultMetrics(args.caption_metrics)
+        self.card_fields: dict[str, Any] = {}
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         if isinstance(data_collator, CaptionCollator):
             self.add_callback(EpochCallback(data_collator))
@@ -108,6 +111,36 @@ class CaptionerTrainer(AveragingTrainer):
             self.add_callback(GradientClampCallback(args.max_grad_value))
         if args.moving_average_decay is not None:
             self.keep_average(args.moving_average_decay)
+
+    @property
+    def signature(self) -> str | None:
+        """Signature of the last evaluation by generation, where the metrics are those of `caption_metrics`."""
+        scorer = self.compute_caption_metrics
+        return scorer.signature if isinstance(scorer, _DefaultMetrics) else None
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Write the captioner's card into `args.output_dir`, filled in with its training and scores.
+
+        Args:
+            language, license, model_name, finetuned_from: see `Trainer.create_model_card`. Attribute `card_fields` has
+                what else is known, fields of [`CardFacts`].
+            tags, args, kwargs: as there; a card has the tags of its captioner.
+        """
+        if not self.is_world_process_zero():
+            return
+        said: dict[str, Any] = {"name": model_name, "licence": license}
+        said |= {"languages": language and [language], "base_models": finetuned_from and [finetuned_from]}
+        known = {**self.card_fields, **{name: value for name, value in said.items() if value}}
+        write_card(card_facts(self, **known), str(self.args.output_dir))
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
@@ -326,9 +359,17 @@ def _first_images(values: Any, number: int, size: int) -> Any:
     return values[: len(values) // size * number]
 
 
-def _default_metrics(names: list[str]) -> CaptionScorer:
-    metrics = CaptionMetrics(names)
-    return lambda captions, references: metrics(captions, references).corpus
+class _DefaultMetrics:
+    """The metrics of `caption_metrics`, which keep the signature of their last evaluation."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.metrics = CaptionMetrics(names)
+        self.signature: str | None = None
+
+    def __call__(self, captions: list[str], references: list[list[str]]) -> dict[str, float]:
+        evaluation = self.metrics(captions, references)
+        self.signature = evaluation.signature_text
+        return evaluation.corpus
 
 
 def _closed(dataset: Any) -> Any:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from ...data.files import system_errors
 from ...data.printable import PrintableFormatter
@@ -27,6 +28,7 @@ from .captioner_arguments import CaptionerArguments, check_new_captioner, load_c
 from .interruption import telling_interruption
 from .options import read_options
 from .reward_arguments import RewardArguments, load_rewards
+from .run_report import ReportArguments, leave_report
 
 TRAINERS: dict[str, tuple[Any, Any]] = {
     "xe": (XEConfig, XETrainer),
@@ -45,7 +47,7 @@ def options_of(method: str) -> list[type]:
         `list[type]`: the trainer's last.
     """
     rewards = [] if method == "xe" else [RewardArguments]
-    return [DataArguments, CaptionerArguments, *rewards, TRAINERS[method][0]]
+    return [DataArguments, CaptionerArguments, *rewards, ReportArguments, TRAINERS[method][0]]
 
 
 def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_type: str | None = None) -> None:
@@ -66,20 +68,24 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     options = read_options(options_of(method), words, prog)
+    data, captioner, *_, report, _ = options
     begun: list[CheckpointingTrainer] = []
     with telling_interruption(lambda: _interrupted(prog, begun)), _training_mistakes(begun):
         begun.append(_new_trainer(method, options, prog, model_type))
         train(begun[0])
+        if report.report:
+            leave_report(begun[0], data, captioner)
 
 
 def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str | None) -> CheckpointingTrainer:
     """The trainer that the options describe."""
-    data, captioner, *rewards, args = options
+    data, captioner, *rewards, _, args = options
     set_seed(args.seed)
     _check_captioner(captioner, model_type, method, prog)
     if captioner.model is None:
         check_new_captioner(captioner, data.features, args.train_backbone)
     rows, evaluation = load_rows(data)
+    _check_evaluation(data, evaluation, args)
     model, processor, adapters = load_captioner(captioner, rows)
     use_retrieval(model, processor, captioner.retrieval, captioner.trust_remote_code)
     extra = {}
@@ -133,6 +139,16 @@ def _interrupted(prog: str, begun: Sequence[CheckpointingTrainer]) -> str | None
     if not trainer.is_world_process_zero():
         return None
     return f"{prog}: stopped at step {trainer.state.global_step}: {_saved(trainer)}"
+
+
+def _check_evaluation(data: DataArguments, evaluation: Any, args: Any) -> None:
+    """Refuse evaluation on nothing."""
+    strategy = IntervalStrategy(args.eval_strategy).value
+    if evaluation is None and strategy != "no":
+        raise ValueError(
+            f"--data_dir {data.data_dir}: no validation/ in it to evaluate on (--eval_strategy {strategy}); put some "
+            "of the pictures there, or give --eval_strategy no --load_best_model_at_end false."
+        )
 
 
 def _check_captioner(captioner: CaptionerArguments, model_type: str | None, method: str, prog: str) -> None:

@@ -1,0 +1,1 @@
+"""Captioners for others: the card that says what one is, what it learned from and how well."""
