@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -315,11 +315,12 @@ class CaptionerTrainer(AveragingTrainer):
         return scores | self.compute_caption_metrics(captions, references)
 
     @torch.inference_mode()
-    def generate_captions(self, dataset: Any) -> list[str]:
+    def generate_captions(self, dataset: Any, options: Mapping[str, Any] | None = None) -> list[str]:
         """The captions of a data set's pictures, in its order, on every process.
 
         Args:
             dataset (`Dataset`): rows as for training.
+            options (`Mapping[str, Any]`, *optional*): of `generate`; by default those of evaluation by generation.
 
         Returns:
             `list[str]`
@@ -327,7 +328,8 @@ class CaptionerTrainer(AveragingTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        options = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
+        if options is None:
+            options = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
         captioner = Captioner(model, self.processing_class, options)
         captions: list[str] = []
         with self._evaluating():

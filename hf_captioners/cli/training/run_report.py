@@ -71,7 +71,8 @@ def leave_report(trainer: Any, data: DataArguments, captioner: CaptionerArgument
 
 
 def _captioned(trainer: Any) -> list[tuple[str, SheetItem]]:
-    """Names and cards of some evaluation pictures, in equal steps; none where they cannot be captioned."""
+    """Names and cards of some evaluation pictures, in equal steps, with the captioner's default decoding; none where they
+    cannot be captioned."""
     rows = trainer.eval_dataset
     table = rows.dataset if isinstance(rows, FeatureDataset) else rows
     if not table or "captions" not in table.column_names:
@@ -79,7 +80,8 @@ def _captioned(trainer: Any) -> list[tuple[str, SheetItem]]:
     indices = range(0, len(table), -(-len(table) // ON_THE_SHEET))
     some = table.select(indices)
     try:
-        captions = trainer.generate_captions(FeatureDataset(some, rows.store) if table is not rows else some)
+        features = isinstance(rows, FeatureDataset)
+        captions = trainer.generate_captions(FeatureDataset(some, rows.store) if features else some, options={})
     except (ValueError, OSError) as error:
         logger.warning("no captions of evaluation pictures: %s", error)
         return []
