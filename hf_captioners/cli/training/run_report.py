@@ -71,8 +71,7 @@ def leave_report(trainer: Any, data: DataArguments, captioner: CaptionerArgument
 
 
 def _captioned(trainer: Any) -> list[tuple[str, SheetItem]]:
-    """Names and cards of some evaluation pictures, in equal steps, with the captioner's default decoding; none where they
-    cannot be captioned."""
+    """Names and cards of some evaluation pictures, in equal steps, with the captioner's default decoding."""
     rows = trainer.eval_dataset
     table = rows.dataset if isinstance(rows, FeatureDataset) else rows
     if not table or "captions" not in table.column_names:
