@@ -9,7 +9,7 @@ file, can be given on the command line too, where it wins; `--help` lists them. 
 
 from __future__ import annotations
 
-from hf_captioners.cli.training.script import train_example
+from hf_captioners.cli.train import train_example
 
 
 def main(argv: list[str] | None = None) -> None:
