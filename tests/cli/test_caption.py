@@ -243,7 +243,8 @@ def many(folder: Path) -> Path:
 class TestProcess:
     def start(self, model: Path, folder: Path, stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
         arguments = [*COMMAND, str(folder), "--model", str(model), "--batch-size", "1"]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, env=ENVIRONMENT)
+        # without a buffer: what readline takes too much of, communicate would lose, the beginning of a line with it
+        return subprocess.Popen(arguments, bufsize=0, stdout=subprocess.PIPE, stderr=stderr, env=ENVIRONMENT)
 
     def test_reader_that_goes_away(self, tiny_captioner_dir: Path, many: Path) -> None:
         with self.start(tiny_captioner_dir, many) as process:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from contracts.hanging import HANGING_S
 
 import hf_captioners
 from hf_captioners.metric_table import METRICS as TABLE
@@ -47,7 +48,7 @@ def test_two_gloo_processes_equal_one(metric_case, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
     command = [sys.executable, "-c", TWO_PROCESSES]
     processes = [subprocess.Popen([*command, str(rank), str(tmp_path), PACKAGE]) for rank in range(2)]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    assert [process.wait(timeout=HANGING_S) for process in processes] == [0, 0]
     expected = CaptionMetrics(METRICS)(predictions, references)
     for rank in range(2):
         corpus, per_image, images = json.loads((tmp_path / f"scores_{rank}.json").read_text())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts.hanging import HANGING_S
 from contracts.reward_policies import (
     assert_same,
     quickly,
@@ -452,8 +453,8 @@ def test_two_processes(rows, tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
     result = subprocess.run(
-        [*command, str(tmp_path / "run"), json.dumps(rows)], cwd=tmp_path, capture_output=True, text=True, timeout=500,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        [*command, str(tmp_path / "run"), json.dumps(rows)], cwd=tmp_path, capture_output=True, text=True,
+        timeout=HANGING_S, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert re.search(r"checkpoint-4 is passed over: rng_state_1\.pth is missing", result.stderr)

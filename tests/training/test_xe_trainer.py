@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from contracts.hanging import HANGING_S
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -646,7 +647,7 @@ def test_two_processes_equal_one(trainer, new_model, rows, tmp_path, processor):
     out.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
     run = subprocess.run(
-        [*command, "start", "rows.json", str(out)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [*command, "start", "rows.json", str(out)], cwd=tmp_path, capture_output=True, text=True, timeout=HANGING_S
     )
     assert run.returncode == 0, run.stderr[-3000:]
     results = [json.loads((out / f"result{rank}.json").read_text()) for rank in range(2)]

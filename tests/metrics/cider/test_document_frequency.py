@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.hanging import HANGING_S
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -299,7 +300,7 @@ class TestCached:
         everyone = threading.Barrier(4)
 
         def slow(references: Any, **options: Any) -> DocumentFrequencies:
-            everyone.wait(timeout=20)
+            everyone.wait(timeout=HANGING_S)
             return expected
 
         monkeypatch.setattr(DocumentFrequencies, "from_references", slow)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+from contracts.hanging import HANGING_S
 
 from hf_captioners.metrics.meteor.aligner import MeteorAligner
 from hf_captioners.metrics.meteor.data import MeteorData, SynonymSets, find_meteor_folder
@@ -50,7 +51,7 @@ def run_program(jar, folder, pairs, *options):
         "references",
     ]
     command += ["-l", "en", "-norm", "-ssOut", "-writeAlignments", "-f", "out", *options]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANGING_S)
     assert run.returncode == 0, run.stderr
     statistics = [[float(word) for word in line.split()] for line in run.stdout.splitlines() if line.count(" ") == 22]
     blocks = re.split(r"(?m)^Alignment\t", (folder / "out-align.out").read_text("utf-8"))[1:]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.hanging import HANGING_S
 from contracts.metric import MetricCase, MetricContract
 
 from hf_captioners.metrics.inputs import MetricInputError
@@ -290,15 +291,13 @@ class TestFailures:
 
     def test_timeout_ends_the_whole_group(self, jar: Path, fake_java: Callable[..., Path], tmp_path: Path) -> None:
         run = f"""
-            child = subprocess.Popen(["sleep", "60"])
+            child = subprocess.Popen(["sleep", "{HANGING_S}"])
             open({str(tmp_path / "child.txt")!r}, "w").write(str(child.pid))
             print("Parsing reference captions", flush=True)
-            time.sleep(60)
+            child.wait()
         """
-        begin = time.monotonic()
         with pytest.raises(SpiceError, match=r"(?s)did not finish 1 images in 3 seconds.*Parsing reference captions"):
             spice(["a"], [["x"]], java=fake_java(run), jar=jar, timeout_s=3, tokenized=True)
-        assert time.monotonic() - begin < 30
         assert _gone(int((tmp_path / "child.txt").read_text()))
 
 
@@ -372,15 +371,15 @@ class TestCache:
         command = [sys.executable, "-c", textwrap.dedent(code), spice_cache.__file__, str(tmp_path / "cache")]
         processes = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in ("one", "two", "three")]
         for process in processes:
-            assert (process.communicate(timeout=120)[1], process.returncode) == (b"", 0)
+            assert (process.communicate(timeout=HANGING_S)[1], process.returncode) == (b"", 0)
         pairs = [(name, (str(row),)) for name in ("shared", "one", "two", "three") for row in range(40)]
         assert len(SpiceCache(tmp_path / "cache", "1.0").find(pairs)) == 160
         assert SpiceCache(tmp_path / "cache", "2.0").find(pairs) == {}
 
 
 def _gone(pid: int) -> bool:
-    """Whether a process ends within a few seconds; a dead one whose parent has not asked counts as ended."""
-    for _ in range(50):
+    """Whether a process ends; a dead one whose parent has not asked counts as ended."""
+    for _ in range(int(10 * HANGING_S)):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

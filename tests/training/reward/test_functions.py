@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts.hanging import HANGING_S
 from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerState
 
 from hf_captioners.rewards import BleuReward, LengthReward, RepetitionReward
@@ -209,7 +210,7 @@ class TestAsync:
                 while not events:
                     await asyncio.sleep(0)
                 events.append(asyncio.Event())
-                await asyncio.wait_for(events[1].wait(), timeout=10)
+                await asyncio.wait_for(events[1].wait(), timeout=HANGING_S)
                 order.append("two")
                 return [2.0] * 3
 
@@ -270,7 +271,7 @@ class TestAsync:
         assert threads[0] is not threading.main_thread() and threads[0].daemon
         del rewards
         gc.collect()
-        threads[0].join(timeout=10)
+        threads[0].join(timeout=HANGING_S)
         assert not threads[0].is_alive()
 
     def test_pickled_after_use(self) -> None:
@@ -444,7 +445,7 @@ class TestTrl:
         trainer.reward_processing_classes, trainer.state, trainer.environments = [None] * 5, TrainerState(), None
         trainer.args = type("Arguments", (), {"report_to": []})()
         trainer.async_loop_thread, trainer.async_loop, ready = utils.start_event_loop_in_daemon()
-        ready.wait(timeout=10)
+        ready.wait(timeout=HANGING_S)
         inputs = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
         theirs = trainer._calculate_rewards(inputs, [""] * 3, COMPLETIONS, [[1], [2], [3]])
         utils.shutdown_event_loop_in_daemon(trainer.async_loop_thread, trainer.async_loop)

@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from contracts.hanging import HANGING_S
 from contracts.reward_policies import (
     LORA_TARGETS,
     SIDE,
@@ -220,7 +221,7 @@ def test_two_processes_equal_one(trainer, rows, tmp_path):
     command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "script.py"]
     result = subprocess.run(
         [*command, str(tmp_path), json.dumps(rows), json.dumps(runs)], cwd=tmp_path, capture_output=True, text=True,
-        timeout=500, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        timeout=HANGING_S, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     for name, (config, options) in runs.items():

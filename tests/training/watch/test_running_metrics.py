@@ -10,6 +10,7 @@ from fractions import Fraction
 import pytest
 import torch
 from accelerate import Accelerator
+from contracts.hanging import HANGING_S
 
 from hf_captioners.training.watch.running_metrics import RunningMetrics
 
@@ -125,7 +126,7 @@ def test_two_processes_equal_one(tmp_path, accelerator):
     given[1].append(("a/std", [11.0]))
     (tmp_path / "given.json").write_text(json.dumps(given))
     processes = [subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=HANGING_S) for process in processes] == [0, 0]
     expected = popped(accelerator, [(name, torch.tensor(values)) for one in given for name, values in one])
     numbers = {"reward": 5.0, "min_length": 3.0, "max_length": 6.0, "rewards/chosen": 0.5}
     assert expected == {**numbers, "b/std": 2.0, "a/std": pytest.approx(statistics.pstdev([1, 2, 6, 11]), rel=1e-12)}
