@@ -124,7 +124,7 @@ def _weights_of(names: Collection[str], where: str) -> str:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file is an archive, and not a state dict, which `torch.save` writes as a zip, too."""
+    """Tell an archive from a state dict, which `torch.save` writes as a zip, too."""
     try:
         with _listed(path) as members:
             return not any(PurePosixPath(name).name == "data.pkl" for name in members)

@@ -124,7 +124,7 @@ class Member:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether a part of its name begins with a dot, or it belongs to what macOS adds to a zip."""
+        """True if a part of its name begins with a dot, or if it belongs to what macOS adds to a zip."""
         return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in self.name.split("/"))
 
     def first_bytes(self, count: int) -> bytes:
@@ -245,7 +245,7 @@ def _zip_or_tar(path: Path, raw: IO[bytes], start: bytes) -> zipfile.ZipFile | t
 
 
 class _Limits:
-    """How much an archive may have in it, counted member by member."""
+    """Limits of what an archive may have in it, counted member by member."""
 
     def __init__(self, path: Path, max_bytes: int, max_members: int, hint: str) -> None:
         self.path, self.max_bytes, self.max_members, self.hint = path, max_bytes, max_members, hint

@@ -147,7 +147,7 @@ def find_images(
 
 
 def is_url(path: _Path) -> bool:
-    """Whether it is an http(s) URL."""
+    """Tell whether it is an http(s) URL."""
     return isinstance(path, str) and _URL.match(path) is not None
 
 

@@ -93,7 +93,7 @@ def read_folder(folder: str | os.PathLike[str], missing: str = "error") -> dict[
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder, or by its name an archive of one."""
+    """Tell whether a path is a folder, or by its name an archive of one."""
     return Path(path).is_dir() or (archive_suffix(path) != "" and Path(path).is_file())
 
 

@@ -132,7 +132,7 @@ class FolderImages:
 
     @property
     def places(self) -> str:
-        """Where else pictures were looked for, and archives that are not read, for a message."""
+        """Names of the archives that were looked into, and of those that are not read, for a message."""
         unread = sorted(name for name in self._files if name.lower().endswith(UNREAD_SUFFIXES))
         looked = f" and in {listing(list(self._archives))}" if self._archives else ""
         return f"{looked}{unread_archives(unread)}"
