@@ -91,8 +91,12 @@ class CandidateOutput(ModelOutput):
         scoring_inputs (`dict[str, Any]`, *optional*):
             Further arguments of `sequence_log_probs` that score the captions as they were written, such as a diffusion
             model's step and noise.
+        greedy_sequences (`torch.LongTensor` of shape `(images * candidates, length)`, *optional*):
+            For each candidate the likeliest words in its place, where writing gives them too: what a candidate is
+            compared with depends on its own step and noise then.
     """
 
     sequences: torch.Tensor = None  # type: ignore[assignment]  # as in transformers' outputs
     log_probs: torch.Tensor | None = None
     scoring_inputs: dict[str, Any] | None = None
+    greedy_sequences: torch.Tensor | None = None

@@ -54,6 +54,13 @@ class ScdnetConfig(CaptionerConfig):
             See [`CaptionerConfig`]; the mass is spread over the other words.
         self_conditioning (`float`, defaults to 0.5):
             Rate at which a training step first predicts and then sees its own prediction.
+        replaced_words (`float`, defaults to 0.556):
+            Rate at which cross-entropy training of a second stage replaces words of the sentence that it sees by random
+            ones. The authors meant 0.15 for each caption, but replaced in one sentence of all five captions of a
+            picture five times, `1 - 0.85 ** 5`; the released weights were trained so.
+        replaced_together (`bool`, defaults to `True`):
+            Whether all captions of a picture see the same replaced words. With `replaced_words=0.15` and `False` it is
+            what the authors meant.
         scoring_time (`float`, defaults to 1.0), scoring_seed (`int`, defaults to 0):
             Time and seed of the noise at which captions are scored where nothing else is given: by
             `sequence_log_probs`, and by the loss in evaluation mode. At 1.0 the network sees noise only, as in the
@@ -108,6 +115,8 @@ class ScdnetConfig(CaptionerConfig):
     attention_dropout: float | int = 0.1
     label_smoothing: float | int = 0.1
     self_conditioning: float | int = 0.5
+    replaced_words: float | int = 0.556
+    replaced_together: bool = True
     scoring_time: float | int = 1.0
     scoring_seed: int = 0
     features_only: bool | None = None  # type: ignore[assignment]
@@ -145,7 +154,7 @@ class ScdnetConfig(CaptionerConfig):
                 raise ValueError(
                     f"ScdnetConfig: {name}={vars(self)[name]} is beyond the limit of {self.max_positions}."
                 )
-        for name in ("self_conditioning", "scoring_time"):
+        for name in ("self_conditioning", "replaced_words", "scoring_time"):
             if not 0 <= vars(self)[name] <= 1:
                 raise ValueError(f"ScdnetConfig: {name} must be in [0, 1], not {vars(self)[name]}.")
         for name, known in (("noise_schedule", NOISE_SCHEDULES), ("retrieval", RETRIEVAL)):

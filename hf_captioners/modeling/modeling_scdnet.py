@@ -26,7 +26,6 @@ Where this differs from the authors' code:
 Losses, masks, `sequence_log_probs` and guided self-critical training follow sections 7 and 10 of the specification.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -48,6 +47,7 @@ from .captioner_layers import (
 )
 from .captioner_losses import smoothed_divergence
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
+from .chance_scdnet import drawn_words, number_of, numbers_of, step_of
 from .configuration_scdnet import ScdnetConfig
 from .diffusion_scdnet import TRAINING_END, Denoised, SamplingPlan, bits_needed, bits_to_ids, corrupt, denoise, log_snr
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
@@ -103,6 +103,19 @@ class ScdnetEncoderOutput(CaptionerEncoderOutput):
             if torch.is_tensor(value):
                 chosen[name] = value.unflatten(0, (images, -1))[index].flatten(0, 1)
         return type(self)(**chosen, first=None if self.first is None else self.first.rows(index))
+
+    def with_first_sentences(self) -> "ScdnetEncoderOutput":
+        """The same pictures with the first one of the retrieved and previous sentences of each."""
+        images = len(self.last_hidden_state)
+        sentences = {
+            "retrieved": self.retrieved,
+            "retrieved_mask": self.retrieved_mask,
+            "previous_ids": self.previous_ids,
+        }
+        own: dict[str, Any] = {
+            name: value.unflatten(0, (images, -1))[:, 0] for name, value in sentences.items() if value is not None
+        }
+        return replace(self, **own, first=None if self.first is None else self.first.with_first_sentences())
 
 
 @dataclass
@@ -161,7 +174,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     self-conditioning in evaluation mode:
 
     - `seeds` `(N,)`: what the chance of every caption depends on; the first one of a picture also decides whether the
-      picture is self-conditioned.
+      picture is self-conditioned. In training mode, words of `previous_ids` are replaced then, see
+      `config.replaced_words`.
     - `timesteps` `(N,)`, `noise` `(N, L, n)`, `self_conditioning` (`bool`, or `(B,)`): instead.
 
     Options of `generate`, which can also be set in `generation_config`; of a cascade the first three may be lists, a
@@ -487,7 +501,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         """Times (N,), noise (N, L, n), and whether to self-condition: of everything, or of each picture (B,)."""
         rate = self.config.self_conditioning
         if seeds is not None:
-            drawn = [_chance(int(seed), shape[1:]) for seed in seeds.tolist()]
+            drawn = [step_of(int(seed), shape[1:]) for seed in seeds.tolist()]
             heads = torch.tensor([coin for _, _, coin in drawn[:: max(len(drawn) // images, 1)]]) < rate
             times, noise = (torch.stack([one[part] for one in drawn]).to(device) for part in (0, 1))
             return times, noise, heads
@@ -546,6 +560,9 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         width, encoded = labels.shape[1], cast(ScdnetEncoderOutput, encoder_outputs)
         labels = labels[:, : self.config.caption_length]
         ids = self._padded(labels)  # (N, L)
+        seeds = chance.get("seeds")
+        if self.training and seeds is not None and encoded.previous_ids is not None:
+            encoded = replace(encoded, previous_ids=self._with_replaced_words(encoded, seeds))
         weights: list[torch.Tensor] | None = [] if output_attentions else None
         logits, states = self._predict_once(encoded, ids, draw=self.training, all_weights=weights, **chance)
         labels = labels.masked_fill(ended_before(labels, cast(int, self.config.eos_token_id)), -100)
@@ -558,6 +575,20 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             decoder_hidden_states=tuple(states),
             cross_attentions=None if weights is None else tuple(weights),
         )
+
+    def _with_replaced_words(self, encoded: ScdnetEncoderOutput, seeds: torch.Tensor) -> torch.Tensor:
+        """Previous sentences (R, L) in which words are replaced by random ones, of pictures or of captions."""
+        config, previous = self.config, cast(torch.Tensor, encoded.previous_ids)
+        images = len(encoded.last_hidden_state)
+        rows = images if config.replaced_together else len(seeds)  # that have a chance of their own
+        previous = _spread("previous_ids", previous, max(rows, len(previous)))
+        drawn = numbers_of(seeds[:: len(seeds) // rows], (2, previous.shape[1]), apart=2)
+        chances, heights = _spread("previous_ids", drawn.to(previous.device), len(previous)).unbind(1)  # (R, L) each
+        special = {config.pad_token_id, config.bos_token_id, config.eos_token_id, config.unk_token_id}
+        words = torch.tensor([word for word in range(config.vocab_size) if word not in special], device=previous.device)
+        others = words[(heights * len(words)).long().clamp(max=len(words) - 1)]
+        is_word = (previous == config.eos_token_id).cumsum(1) == 0
+        return torch.where(is_word & (chances < config.replaced_words), others, previous)
 
     def loss_terms(
         self,
@@ -736,8 +767,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
 
         The picture's `guide_ids`, or without them what the sampler writes, are corrupted at a time of chance for each
         candidate and denoised in one step, half of the time self-conditioned. A candidate is drawn from the words'
-        probabilities at each place; a greedy one has the likeliest words, and the time and noise of the picture's first
-        candidate.
+        probabilities at each place; its greedy caption has the likeliest words of the same step, and `greedy=True`
+        gives that of each picture's first candidate.
 
         Args:
             encoder_outputs, num_candidates, max_length, seeds, greedy: see [`CaptionerPreTrainedModel`].
@@ -752,27 +783,35 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         images = len(encoded.last_hidden_state)
         guide = encoded.guide_ids
         if guide is None:
-            guide = self._padded(self.write_captions(encoded, **kwargs)[:, 1:])
+            guide = self._padded(self.write_captions(encoded.with_first_sentences(), **kwargs)[:, 1:])
         targets = guide.repeat_interleave(num_candidates, dim=0)  # (N, L)
         names = seeds if len(seeds) == images else [str(row) for row in range(images)]
-        numbers = torch.tensor([_seed(name, row) for name in names for row in range(num_candidates)])
+        numbers = torch.tensor([number_of(name, row) for name in names for row in range(num_candidates)])
         shape = (*targets.shape, cast(int, self.config.num_bits))
         times, noise, heads = self._draw(numbers, shape, images, True, targets.device)
         chance: dict[str, Any] = {"timesteps": times, "noise": noise, "self_conditioning": heads}
         logits, _ = self._predict_once(encoded, targets, **chance)
-        words = logits.argmax(-1) if greedy else _drawn_words(word_probabilities(logits), numbers)
-        if force_guided and not greedy:
+        likeliest = self._with_start(logits.argmax(-1))[:, :max_length]
+        if greedy:
+            return CandidateOutput(likeliest, scoring_inputs={"targets": targets, **chance})
+        words = drawn_words(word_probabilities(logits), numbers)
+        if force_guided:
             forced = numbers[::num_candidates] % num_candidates + torch.arange(0, len(words), num_candidates)
             words[forced] = targets[forced]
-        words = self._padded(words)[:, : max_length - 1]
-        start = torch.full_like(words[:, :1], cast(int, self.config.decoder_start_token_id))
-        return CandidateOutput(torch.cat((start, words), dim=1), scoring_inputs={"targets": targets, **chance})
+        return CandidateOutput(
+            self._with_start(words)[:, :max_length],
+            scoring_inputs={"targets": targets, **chance},
+            greedy_sequences=likeliest,
+        )
 
     def _to_sequences(self, state: torch.Tensor) -> torch.Tensor:
         """Captions (N, 1 + L) of final states: start token, words of the vocabulary, end token, padding."""
-        words = self._padded(bits_to_ids(state).clamp(max=self.config.vocab_size - 1))
+        return self._with_start(bits_to_ids(state).clamp(max=self.config.vocab_size - 1))
+
+    def _with_start(self, words: torch.Tensor) -> torch.Tensor:
+        """Captions (N, 1 + L): start token, words up to the end token, padding."""
         start = torch.full_like(words[:, :1], cast(int, self.config.decoder_start_token_id))
-        return torch.cat((start, words), dim=1)
+        return torch.cat((start, self._padded(words)), dim=1)
 
     def _cut(self, ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
         """Captions no longer than asked for, and as wide as the longest one."""
@@ -837,26 +876,3 @@ def _spread(name: str, rows: torch.Tensor, captions: int) -> torch.Tensor:
 
 def _of_stage(value: Any, stage: int) -> Any:
     return value[stage] if isinstance(value, list | tuple) else value
-
-
-def _seed(name: str, row: int) -> int:
-    """A number of a picture's name and a candidate, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{name} {row}".encode("utf-8", "replace"), digest_size=7).digest(), "big")
-
-
-def _drawn_words(probabilities: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """A word at each place (N, L), where a number of chance falls in the cumulative probabilities (N, L, V)."""
-    drawn = []
-    for seed in seeds.tolist():
-        generator = torch.Generator().manual_seed(seed + 1)  # not the numbers of the noise
-        drawn.append(torch.rand(probabilities.shape[1], 1, generator=generator))
-    heights = probabilities.cumsum(-1)
-    numbers = torch.stack(drawn).to(heights.device) * heights[..., -1:]
-    return torch.searchsorted(heights, numbers, right=True)[..., 0].clamp(max=probabilities.shape[-1] - 1)
-
-
-def _chance(seed: int, shape: tuple[int, ...]) -> tuple[Any, Any, float]:
-    """Time, noise and a number in [0, 1) of a seed, the same on every machine."""
-    generator = torch.Generator().manual_seed(seed)
-    time = torch.rand((), generator=generator) * TRAINING_END
-    return time, torch.randn(shape, generator=generator), float(torch.rand((), generator=generator))

@@ -232,6 +232,19 @@ class CaptionerProcessor(ProcessorMixin):
         """
         return {}
 
+    def candidate_extras(self, num_candidates: int, draws: Sequence[random.Random]) -> dict[str, Any]:
+        """Further arguments for a call on a batch of which captions are written to learn from; none here. Used by
+        [`RewardCollator`].
+
+        Args:
+            num_candidates (`int`): captions of every picture.
+            draws (`Sequence[random.Random]`): for every picture what chance is taken from.
+
+        Returns:
+            `dict[str, Any]`
+        """
+        return {}
+
     def batch_decode(self, token_ids: Any, sentences: bool = False, **kwargs: Any) -> list[str]:
         """Captions as text: the words up to the end token, without start token and padding. Unknown words stay visible.
 

@@ -126,6 +126,10 @@ class ScdnetProcessor(CaptionerProcessor):
         """For every caption what its time, its noise and the self-conditioning are drawn from."""
         return {"seeds": [draw.randrange(_MAX_SEED) for mine, draw in zip(shown, draws, strict=True) for _ in mine]}
 
+    def candidate_extras(self, num_candidates: int, draws: Sequence[random.Random]) -> dict[str, Any]:
+        """For every candidate what its retrieved sentence is drawn from."""
+        return {"seeds": [draw.randrange(_MAX_SEED) for draw in draws for _ in range(num_candidates)]}
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, trust_remote_code: bool = False, **kwargs: Any

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .collator import CaptionCollator
+from .collator import ImageCollator
 
 
 class EpochCallback(TrainerCallback):
-    """Tell a [`CaptionCollator`] which epoch it is, so that it chooses other captions in each."""
+    """Tell a collator which epoch it is, so that it chooses something else in each."""
 
-    def __init__(self, collator: CaptionCollator) -> None:
+    def __init__(self, collator: ImageCollator) -> None:
         self.collator = collator
 
     def on_epoch_begin(

@@ -37,15 +37,19 @@ class ImageCollator:
             image processor will do, such as the one of a `VisionEncoderDecoderModel`.
         skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
             warning, instead of raising. A batch in which nothing is left raises all the same.
+        seed (`int`, defaults to 0): of what is chosen.
 
     Attributes:
+        epoch (`int`): set by the trainer; workers of a `DataLoader` see it change.
         training (`bool`): set by the trainer; `False` during evaluation.
 
     Raises:
         TypeError: a processor without an image processor.
     """
 
-    def __init__(self, processor: CaptionerProcessor | ProcessorMixin, skip_broken: bool = False) -> None:
+    def __init__(
+        self, processor: CaptionerProcessor | ProcessorMixin, skip_broken: bool = False, seed: int = 0
+    ) -> None:
         try:
             self.image_processor = processor.image_processor
         except AttributeError as error:
@@ -55,7 +59,17 @@ class ImageCollator:
             ) from error
         self.processor: Any = processor
         self.skip_broken = skip_broken
+        self.seed = seed
         self.training = True
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers keep their first copy
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch.fill_(value)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of some rows: `pixel_values`, or `image_features` and `image_attention_mask`, a row per picture,
@@ -82,6 +96,10 @@ class ImageCollator:
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of rows, which are also there with their images open."""
         raise NotImplementedError
+
+    def _random(self, row: Mapping[str, Any], *what: str) -> random.Random:
+        """Chance that depends on the seed, the epoch and the picture alone."""
+        return chance(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
 
     def _opened(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row whose image is open, at the processor's size if it is large, or whose features are numbers."""
@@ -121,8 +139,7 @@ class CaptionCollator(ImageCollator):
         vocab_size (`int`, *optional*): words that the model knows, to refuse labels beyond.
 
     Attributes:
-        epoch (`int`): set by the trainer; workers of a `DataLoader` see it change.
-        training (`bool`): set by the trainer; `False` during evaluation.
+        epoch, training: see [`ImageCollator`].
 
     Raises:
         ValueError: a row lacks `captions`, or `image` and `image_features` both; a caption is no text, has no words, or
@@ -157,21 +174,11 @@ class CaptionCollator(ImageCollator):
         ):
             if value < 1:
                 raise ValueError(f"CaptionCollator: {name} must be at least 1, not {value}.")
-        super().__init__(processor, skip_broken)
+        super().__init__(processor, skip_broken, seed)
         self.processor: CaptionerProcessor = processor
         self.captions_per_image = captions_per_image
         self.eval_captions_per_image = eval_captions_per_image
-        self.seed = seed
         self.vocab_size = vocab_size
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers keep their first copy
-
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
-
-    @epoch.setter
-    def epoch(self, value: int) -> None:
-        self._epoch.fill_(value)
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate as [`ImageCollator`] does; and `labels`, rows of one picture side by side."""
@@ -202,10 +209,6 @@ class CaptionCollator(ImageCollator):
                 f"{self.vocab_size} tokens, counted from 0; it needs as many as its tokenizer."
             )
 
-    def _random(self, row: Mapping[str, Any], *what: str) -> random.Random:
-        """Chance that depends on the seed, the epoch and the picture alone."""
-        return chance(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
-
     def _choose(self, row: Mapping[str, Any]) -> list[str]:
         order = captions_of(row)
         count = self.captions_per_image if self.training else self.eval_captions_per_image
@@ -217,12 +220,26 @@ class CaptionCollator(ImageCollator):
 class RewardCollator(ImageCollator):
     """Open pictures and keep the other columns: batches whose captions are the model's own.
 
-    Args: see [`ImageCollator`].
+    Args:
+        processor ([`CaptionerProcessor`]): makes the tensors. While `training` its `candidate_extras` say what else the
+            candidates depend on.
+        skip_broken, seed: see [`ImageCollator`].
+        num_candidates (`int`, defaults to 1): captions that the model is to write of each picture.
 
     Raises:
         ValueError: see [`ImageCollator`]; rows of a batch that have not the same columns; a column whose name is that
             of something else that reward functions are given, such as `completions`.
     """
+
+    def __init__(
+        self,
+        processor: CaptionerProcessor | ProcessorMixin,
+        skip_broken: bool = False,
+        seed: int = 0,
+        num_candidates: int = 1,
+    ) -> None:
+        super().__init__(processor, skip_broken, seed)
+        self.num_candidates = num_candidates
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate as [`ImageCollator`] does; and `columns`, the rows' other columns by name, `captions` among them."""
@@ -231,4 +248,7 @@ class RewardCollator(ImageCollator):
             if name in _OF_THE_TRAINER:
                 raise ValueError(f"the column {name!r} has the name of what the trainer gives to rewards; rename it.")
             columns[name] = [captions_of(row) if name == "captions" else self.column_of(row, name) for row in rows]
-        return {**prepare_rows(self.processor, opened), "columns": columns}
+        extras: dict[str, Any] = {}
+        if self.training and isinstance(self.processor, CaptionerProcessor):
+            extras = self.processor.candidate_extras(self.num_candidates, [self._random(row, "extras") for row in rows])
+        return {**prepare_rows(self.processor, opened, **extras), "columns": columns}

@@ -116,7 +116,10 @@ class CaptionerPolicy:
         )
         k = len(written.sequences) // len(encoder_outputs.last_hidden_state)
         inputs = {"log_probs": written.log_probs, "scoring_inputs": written.scoring_inputs}
-        return Candidates.of(written.sequences, model.generation_config, processor, k, **inputs)
+        candidates = Candidates.of(written.sequences, model.generation_config, processor, k, **inputs)
+        if written.greedy_sequences is not None:
+            candidates.greedy = Candidates.of(written.greedy_sequences, model.generation_config, processor, k)
+        return candidates
 
     def log_probs(
         self, model: Any, sequences: torch.Tensor, encoder_outputs: Any, **scoring_inputs: Any

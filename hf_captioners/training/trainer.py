@@ -21,7 +21,7 @@ from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
-from .collator import CaptionCollator, ImageCollator
+from .collator import ImageCollator
 from .moving_average import AveragingTrainer
 from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
@@ -103,7 +103,7 @@ class CaptionerTrainer(AveragingTrainer):
         self.compute_caption_metrics = compute_caption_metrics or _DefaultMetrics(args.caption_metrics)
         self.card_fields: dict[str, Any] = {}
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
-        if isinstance(data_collator, CaptionCollator):
+        if isinstance(data_collator, ImageCollator):
             self.add_callback(EpochCallback(data_collator))
         self._finite = FiniteCallback(gradients=self.accelerator.scaler is None)
         self.add_callback(self._finite)

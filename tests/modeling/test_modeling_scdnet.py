@@ -269,3 +269,49 @@ def test_attention_to_the_picture():
     )
     assert [len(step) for step in written.cross_attentions] == [len(output.cross_attentions)] * 3
     assert written.cross_attentions[0][0].shape == (4, model.config.num_attention_heads, places, 5)
+
+
+class TestReplacedWords:
+    """The sentence of a first stage as a second one sees it in training."""
+
+    previous = torch.tensor([[5, 6, 7, 8, 2, 0], [9, 10, 2, 0, 0, 0]])
+    labels = torch.tensor([[5, 6, 2], [7, 2, -100], [8, 9, 2], [10, 2, -100]])
+
+    def seen(self, seeds, **changes):
+        model = small_model(sees_previous=True, retrieval="none", **changes)
+        images = {"image_features": torch.ones(2, 3, 12), "previous_ids": self.previous}
+        encoded = model.encode_images(**images)
+        return model, None if seeds is None else model._with_replaced_words(encoded, seeds)
+
+    def test_of_all_captions_together_and_of_each(self):
+        seeds = torch.tensor([1, 2, 3, 4])
+        _, together = self.seen(seeds)
+        assert together.shape == (2, 12)  # one for each picture
+        _, each = self.seen(seeds, replaced_together=False)
+        assert each.shape == (4, 12) and torch.equal(each[::2], together)
+        assert not torch.equal(each[0], each[1])
+        _, alone = self.seen(torch.tensor([1, 7, 3, 9]))
+        assert torch.equal(alone, together)  # the first caption's seed decides
+
+    @pytest.mark.parametrize("rate", [0.556, 0.15, 1.0])
+    def test_rates_and_words(self, rate):
+        model = small_model(sees_previous=True, retrieval="none", replaced_words=rate)
+        previous = torch.tensor([[5, 6, 7, 2, 0, 0]]).repeat(2000, 1)
+        encoded = model.encode_images(image_features=torch.ones(2000, 1, 12), previous_ids=previous)
+        words = model._with_replaced_words(encoded, torch.arange(0, 20000, 10))
+        assert (words[:, 3:6] == previous[:, 3:]).all()  # what ends a sentence stays
+        found = words[:, :3]
+        assert set(found.unique().tolist()) == set(range(4, 20))
+        others = (found != previous[:, :3]).float().mean()
+        assert float(others) == pytest.approx(rate * 15 / 16, abs=0.02)  # 16 words are no special tokens
+
+    def test_in_training_alone(self):
+        model, _ = self.seen(None)
+        inputs = {"image_features": torch.ones(2, 3, 12), "labels": self.labels, "seeds": torch.arange(4)}
+        changed = self.previous.clone()
+        changed[0, 0] = 11
+        for training, same in ((True, True), (False, False)):
+            model.train(training)
+            model.config.replaced_words = 1.0
+            losses = [model(**inputs, previous_ids=ids).loss for ids in (self.previous, changed)]
+            assert torch.equal(*losses) == same

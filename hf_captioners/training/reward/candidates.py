@@ -40,6 +40,8 @@ class Candidates:
             way of writing defines them together with the captions.
         scoring_inputs (`dict[str, Any]`): further arguments of `sequence_log_probs` that belong to how they were
             written, such as the step and the noise of a diffusion model.
+        greedy ([`Candidates`], *optional*): for each candidate the greedy caption of the way in which it was written,
+            where it has one of its own.
     """
 
     sequences: torch.Tensor
@@ -49,6 +51,7 @@ class Candidates:
     k: int
     log_probs: torch.Tensor | None = None
     scoring_inputs: dict[str, Any] = field(default_factory=dict)
+    greedy: Candidates | None = None
 
     @classmethod
     def of(

@@ -25,7 +25,8 @@ def advantages(
         baseline (`str`): what is expected of a candidate: `"greedy"`, the reward of the picture's greedy caption
             (Rennie et al., 2017); `"mean"`, the mean of the picture's candidates; `"leave_one_out"`, the mean of its
             other candidates (Luo, 2020, and RLOO).
-        greedy (`torch.Tensor` of shape `(B,)`, *optional*): rewards of the greedy captions, for `"greedy"`.
+        greedy (`torch.Tensor` of shape `(B,)` or `(B, k)`, *optional*): rewards of the greedy captions, one of each
+            picture or of each candidate, for `"greedy"`.
         valid (`torch.BoolTensor` of shape `(B, k)`, *optional*): candidates that take part; by default all.
 
     Returns:
@@ -47,8 +48,9 @@ def advantages(
     ```
     """
     rewards, valid = _checked_rewards(rewards, valid)
-    if greedy is not None:
+    if greedy is not None and greedy.shape != rewards.shape:
         _check_shape("greedy", greedy, "rewards", rewards, rewards.shape[:1])
+        greedy = greedy[:, None]
     if baseline != "greedy":  # relative to the best, or equal rewards would differ from their mean by its rounding
         rewards = rewards - rewards.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True).clamp(
             min=torch.finfo(rewards.dtype).min
@@ -58,7 +60,7 @@ def advantages(
     if baseline == "greedy":
         if greedy is None:
             raise ValueError("baseline='greedy' needs the rewards of the greedy captions.")
-        gain = kept - greedy[:, None]
+        gain = kept - greedy
     elif baseline == "mean":
         gain = kept - total / number.clamp(min=1)
     elif baseline == "leave_one_out":

@@ -25,7 +25,8 @@ class Rollout:
         reference_log_probs (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): of the reference.
         policy_log_probs (`torch.Tensor` of shape `(B * k, T - 1)`, *optional*): of the policy as it wrote, without
             dropout, where the method needs them.
-        greedy_rewards (`torch.Tensor` of shape `(B,)`, *optional*): of the greedy captions, 0 where none applies.
+        greedy_rewards (`torch.Tensor` of shape `(B,)` or `(B, k)`, *optional*): of the greedy captions, one of each
+            picture or of each candidate; 0 where none applies.
         advantages (`torch.Tensor` of shape `(B, k)`, *optional*): of self-critical training.
         weights (`torch.Tensor` of shape `(B, k)`, *optional*): of DiCO; 1 for the winner, -gamma for the others.
     """

@@ -91,7 +91,8 @@ class RewardTrainer(CaptionerTrainer):
         if reward_processing_classes is not None:
             raise ValueError("reward_processing_classes: reward functions are called as they are; prepare in them.")
         if data_collator is None:
-            data_collator = RewardCollator(processing_class, skip_broken=args.skip_broken_images)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            data_collator = RewardCollator(processing_class, args.skip_broken_images, seed, args.num_generations)
         self.reward_functions = RewardFunctions(reward_funcs, args.reward_weights)
         super().__init__(
             model,
@@ -325,8 +326,8 @@ class RewardTrainer(CaptionerTrainer):
         )
         if greedy is not None:
             total = self._reward(greedy, batch).total
-            rollout.greedy_rewards = total.nan_to_num(0.0)
-            rollout.valid &= ~total.isnan()[:, None]
+            rollout.greedy_rewards = total.nan_to_num(0.0).view(-1, greedy.k) if greedy.k > 1 else total.nan_to_num(0.0)
+            rollout.valid &= ~total.isnan().view(-1, greedy.k)
         return rollout
 
     def _run_backbone(self, model: Any, image_inputs: dict[str, Any]) -> dict[str, Any]:
@@ -357,7 +358,10 @@ class RewardTrainer(CaptionerTrainer):
         with mode(model, training=dropout, seed=" ".join([f"{self.args.seed} {step}", *names])):
             encoder_outputs = self.policy.encode(model, image_inputs)
             write = partial(self.policy.write, model, encoder_outputs, self.processing_class, self.args, names)
-            return write(), write(greedy=True) if self.needs_greedy() else None
+            candidates = write()
+            if not self.needs_greedy():
+                return candidates, None
+            return candidates, write(greedy=True) if candidates.greedy is None else candidates.greedy
 
     def _names(self, columns: dict[str, list[Any]]) -> list[Any]:
         """Names that tell the pictures of a batch apart, so that chance does not depend on where they stand."""
