@@ -131,7 +131,7 @@ def test_leaves_a_captioner_and_what_it_says_of_itself(kind, my_images, clip, gp
         assert said in card.content
 
 
-def test_goes_on_with_a_captioner_and_learns_its_new_words(my_images, clip, tmp_path):
+def test_goes_on_with_a_captioner_and_learns_its_new_words(my_images, clip, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert train("satic", my_images, first, SMALL, backbone=clip) == 0
     other = tmp_path / "others"
@@ -139,6 +139,8 @@ def test_goes_on_with_a_captioner_and_learns_its_new_words(my_images, clip, tmp_
     for split in ("train", "validation"):
         path = other / split / "metadata.jsonl"
         path.write_text(path.read_text().replace("circle", "tractor").replace("square", "harvester"))
+    assert train("satic", other, second, model=first, extend_vocabulary="false", max_unknown_words=0.01) == 2
+    assert "of the words of the training captions are unknown to the captioner, such as" in capsys.readouterr().err
     assert train("satic", other, second, model=first) == 0
     words = hf_captioners.pipeline(model=str(second)).tokenizer.get_vocab()
     assert {"tractor", "harvester", "circle", "square"} <= set(words)

@@ -16,6 +16,7 @@ from hf_captioners.captioner_table import captioner_classes
 from hf_captioners.cli import features
 from hf_captioners.cli.common import UsageError
 from hf_captioners.cli.main import build_parser, main
+from hf_captioners.cli.training.mini_clip import MiniClipArguments
 from hf_captioners.cli.training.options import RecipeParser
 from hf_captioners.cli.training.script import options_of
 
@@ -63,7 +64,7 @@ def read(method: str, *words: str) -> dict[str, Any]:
 def mini_clip() -> list[type]:
     from transformers import TrainingArguments
 
-    return [runpy.run_path(str(ROOT / "examples/train_mini_clip.py"))["ScriptArguments"], TrainingArguments]
+    return [MiniClipArguments, TrainingArguments]
 
 
 def plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from hf_captioners.metrics import ClipScorer
 from hf_captioners.metrics.clip.features import ClipFeatures
 from hf_captioners.metrics.clip.retrieval import clip_recall
 from hf_captioners.modeling.tokenization_words import build_vocabulary, build_word_tokenizer
+from hf_captioners.training.clip_pairs import LastLayers, PairCollator, feature_maps
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OPTIONS = {
@@ -150,28 +151,28 @@ class TestTheFolder:
 
 class TestParts:
     @pytest.mark.parametrize("number", [0, 1, 4, 18])
-    def test_last_layers_after_feature_maps_are_the_backbone(self, script, backbone, number):
+    def test_last_layers_after_feature_maps_are_the_backbone(self, backbone, number):
         model = AutoModel.from_pretrained(backbone).eval()
         pixels = torch.randint(-64, 65, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 64
-        maps = script["feature_maps"](model, number, pixels)
+        maps = feature_maps(model, number, pixels)
         with torch.no_grad():
-            pooled = script["LastLayers"](model, number)(maps).pooler_output
+            pooled = LastLayers(model, number)(maps).pooler_output
             torch.testing.assert_close(pooled, model(pixels).pooler_output, atol=2e-2, rtol=2e-2)  # float16 in between
 
-    def test_batch_norm_stays_as_it_is(self, script, backbone):
-        last = script["LastLayers"](AutoModel.from_pretrained(backbone), 2, 0.5).train()
+    def test_batch_norm_stays_as_it_is(self, backbone):
+        last = LastLayers(AutoModel.from_pretrained(backbone), 2, 0.5).train()
         assert last.dropout.training
         assert not any(module.training for module in last.layer.modules())
 
-    def test_batches(self, script):
+    def test_batches(self):
         tokenizer = build_word_tokenizer(build_vocabulary(["a red dog", "A photo depicts "], 1))
         rows = [{"maps": torch.full((2, 1, 1, 1), float(row)), "captions": ["a red dog", "red"]} for row in range(4)]
         random.seed(0)
-        batch = script["PairCollator"](tokenizer, 0.0, 0.0)(rows)
+        batch = PairCollator(tokenizer, 0.0, 0.0)(rows)
         assert batch["pixel_values"].flatten().tolist() == [0, 1, 2, 3]
         texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
         assert len(texts) == 4 and set(texts) == {"a red dog", "red"}
-        batch = script["PairCollator"](tokenizer, 1.0, 1.0)(rows)
+        batch = PairCollator(tokenizer, 1.0, 1.0)(rows)
         words = set(batch["input_ids"].flatten().tolist())
         assert words <= {getattr(tokenizer, f"{name}_token_id") for name in ("unk", "bos", "eos", "pad")}
         assert batch["input_ids"].shape[1] == 2 + 3 + 3 or batch["input_ids"].shape[1] == 2 + 3 + 1
