@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.utils import CONFIG_NAME
 
 from .captioner_table import CAPTIONERS, captioner_classes
 from .modeling.captioner_adapters import base_of
+from .modeling.captioner_detector import CaptionerDetector
 from .modeling.captioner_foreign import has_pair, load_pair, load_processor
 from .modeling.captioner_trust import foreign_code, load_pretrained
 from .modeling.configuration_bottom_up import BottomUpConfig
@@ -97,7 +99,7 @@ def _is_captioner_folder(folder: Path) -> bool:
 
 
 def pipeline(
-    task: str = TASK, model: Any = None, *, trust_remote_code: bool = False, **kwargs: Any
+    task: str = TASK, model: Any = None, *, detector: Any = None, trust_remote_code: bool = False, **kwargs: Any
 ) -> ImageToTextPipeline:
     """A pipeline that captions pictures.
 
@@ -105,6 +107,8 @@ def pipeline(
         task (`str`, defaults to `"image-to-text"`): the only task here.
         model (`str`, `Path` or `PreTrainedModel`): folder or Hub name of a captioner, or the captioner itself (then
             give `processor` too).
+        detector (`str` or [`CaptionerDetector`], *optional*): of a captioner of regions, what finds them in pictures:
+            folder or Hub name. By default that of the captioner's configuration.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model may run. The captioners
             of this package need none of it.
         kwargs: passed to `transformers.pipeline`, as `device`, `dtype`, `batch_size`, `processor` or generation
@@ -134,6 +138,10 @@ def pipeline(
         adapted = load_pretrained(AutoModelForImageTextToText, model, trust_remote_code, **options)
         kwargs.setdefault("processor", load_processor(adapted, model, trust_remote_code))
         model = adapted
+    if isinstance(detector, (str, os.PathLike)):
+        detector = CaptionerDetector(detector, trust_remote_code=trust_remote_code)
+    if detector is not None:
+        kwargs["detector"] = detector
     with foreign_code(model, trust_remote_code):
         if "processor" not in kwargs and has_pair(model):
             kwargs["processor"] = load_pair(model, trust_remote_code)

@@ -20,7 +20,7 @@ from typing import Any, cast
 from .caption_out import Output, Sources, add_out_options, check_out_options, merge, open_output
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
-from .retrieval_options import add_retrieval_options, use_retrieval
+from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
 _KEEP_EVERY = 1000  # captions
 
@@ -54,6 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     source = dataset.add_mutually_exclusive_group()
     source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
     source.add_argument("--features", metavar="DIR", help="folder of their features, as `features` writes it")
+    add_detector_option(parser)
     add_retrieval_options(parser)
     parser.add_argument(
         "--coco-results", metavar="FILE", type=Path, help="also write the JSON of COCO's test server: image_id, caption"
@@ -189,6 +190,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
         model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
     with mistakes(ValueError):
+        use_detector(model, processor, args.detector, args.trust_remote_code)
         use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
     return model, processor
 

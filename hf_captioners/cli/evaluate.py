@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes
-from .retrieval_options import add_retrieval_options, use_retrieval
+from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
 if TYPE_CHECKING:
     from ..data.captions.predictions import References
@@ -44,6 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_scores(parser)
     running = parser.add_argument_group("how --model runs")
     add_model_options(running)
+    add_detector_option(running)
     add_retrieval_options(running)
     parser.set_defaults(run=run)
     return parser
@@ -194,6 +195,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     rows = _with_sentences(rows, args, references)
     number = len(references.captions)
     model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
+    use_detector(model, processor, args.detector, args.trust_remote_code)
     use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     records = caption_rows(model, processor, rows, args.batch_size, **options)

@@ -157,7 +157,8 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         """
         if self.backbone is None:
             raise ValueError(
-                "this model has no backbone (config.features_only): give image_features, not pixel_values. Regions of "
+                "this model has no backbone (config.features_only): give image_features, not pixel_values; or, if it "
+                "reads regions, a detector (`pipeline(…, detector=…)`, `hf-captioners caption --detector`). Regions of "
                 "a picture are found by a detector (`hf-captioners features --detector`, or --regions for those of "
                 "other projects), grids by the backbone that it was trained with (`hf-captioners features --model`)."
             )

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .captioner_image_limits import ImageError
 from .captioner_trust import load_pretrained
+from .configuration_captioner import CaptionerConfig
 
 DETECTORS = ("bottom_up",)
 """Model types that find regions."""
@@ -95,6 +96,8 @@ class CaptionerDetector:
     Args:
         source (`str`, `os.PathLike` or `tuple`): folder or Hub name of a detector; or the model with its image
             processor.
+        feature_size (`int`, *optional*): width of the features that a captioner reads: the detector's (the default), or
+            5 more, and then the boxes are behind them, see [`with_box_features`].
         device (`str` or `torch.device`, defaults to `"cpu"`): where it runs.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
         min_regions (`int`, *optional*), max_regions (`int`, *optional*): of a picture; by default the detector's.
@@ -104,7 +107,7 @@ class CaptionerDetector:
     ```python
     >>> from hf_captioners.modeling.captioner_detector import CaptionerDetector
     >>> detector = CaptionerDetector("bottom-up", max_regions=36)  # doctest: +SKIP
-    >>> detector(image, feature_size=2048).shape  # doctest: +SKIP
+    >>> detector(image).shape  # doctest: +SKIP
     torch.Size([36, 2048])
 
     ```
@@ -113,12 +116,14 @@ class CaptionerDetector:
     def __init__(
         self,
         source: str | os.PathLike[str] | tuple[Any, Any],
+        feature_size: int | None = None,
         device: str | torch.device = "cpu",
         trust_remote_code: bool = False,
         min_regions: int | None = None,
         max_regions: int | None = None,
     ) -> None:
-        self.source, self.device, self.trust_remote_code = source, device, trust_remote_code
+        self.source, self.feature_size = source, feature_size
+        self.device, self.trust_remote_code = device, trust_remote_code
         self.min_regions, self.max_regions = min_regions, max_regions
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()  # pictures are opened in threads
@@ -159,18 +164,15 @@ class CaptionerDetector:
             raise DetectorError(f"{source}: no detector could be loaded: {error}") from error
         return model.to(self.device).eval(), image_processor
 
-    def check(self, feature_size: int) -> None:
+    def check(self) -> None:
         """Refuse a captioner that reads features of another width.
-
-        Args:
-            feature_size (`int`): width of the features that the captioner reads.
 
         Raises:
             DetectorError: it is neither the detector's nor that with the boxes' five numbers behind.
         """
         model, _ = self.load()
-        width = model.config.feature_size
-        if feature_size not in (width, width + _BOX_FEATURES):
+        width, feature_size = model.config.feature_size, self.feature_size
+        if feature_size not in (None, width, width + _BOX_FEATURES):
             raise DetectorError(
                 f"the detector {self._name()} gives features of width {width} ({width + _BOX_FEATURES} with boxes), "
                 f"and the captioner reads {feature_size}."
@@ -180,13 +182,11 @@ class CaptionerDetector:
         return type(self.source[0]).__name__ if isinstance(self.source, tuple) else str(self.source)
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, feature_size: int) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> torch.Tensor:
         """Features of the regions of a picture.
 
         Args:
             image (`PIL.Image.Image`): open, at its own size.
-            feature_size (`int`): width of the features that the captioner reads: the detector's, or 5 more, and then
-                the boxes are behind them, see [`with_box_features`].
 
         Returns:
             `torch.FloatTensor` of shape `(regions, feature_size)`: on the CPU.
@@ -195,7 +195,7 @@ class CaptionerDetector:
             DetectorError: see [`check`].
             ImageError: the picture has no regions, as one that is too narrow.
         """
-        self.check(feature_size)
+        self.check()
         model, image_processor = self.load()
         inputs = image_processor(image, return_tensors="pt").to(model.device)
         try:
@@ -203,7 +203,43 @@ class CaptionerDetector:
         except ValueError as error:
             raise ImageError(f"no regions: {error}") from error
         features = output.region_features[0].float().cpu()
-        if feature_size == features.shape[1]:
+        if self.feature_size in (None, features.shape[1]):
             return features
         boxes = output.boxes[0].float().cpu().numpy()
         return torch.from_numpy(with_box_features(features.numpy(), boxes, *image.size)[0])
+
+
+def use_detector(
+    model: Any, processor: Any, detector: CaptionerDetector | str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Let a captioner of regions take pictures, through a detector.
+
+    Args:
+        model (`CaptionerPreTrainedModel`): the captioner, on its device.
+        processor (`CaptionerProcessor`): its processor, which gets the detector.
+        detector ([`CaptionerDetector`] or `str`, *optional*): the detector, or its folder or Hub name; by default that
+            of `config.detector`, a path in which may begin at the captioner's folder. Without one nothing changes.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
+
+    Raises:
+        DetectorError: the captioner has a backbone, which sees pictures itself; there is no such detector, or its
+            features have another width. That of the configuration is loaded when the first picture comes.
+    """
+    named: str | None = model.config.detector if isinstance(model.config, CaptionerConfig) else None
+    source = named if detector is None else detector
+    if source is None or (detector is None and processor.detector is not None):
+        return
+    if not isinstance(model.config, CaptionerConfig) or not model.config.features_only:
+        raise DetectorError(
+            f"a detector is for captioners that read regions; this {type(model).__name__} sees pictures itself."
+        )
+    if isinstance(source, CaptionerDetector):
+        processor.detector = source
+        source.feature_size = model.config.feature_size
+    else:
+        beside = os.path.join(str(model.name_or_path), source)  # noqa: PTH118  may be a name of the Hub
+        if detector is None and os.path.isdir(beside):  # noqa: PTH112
+            source = beside
+        processor.detector = CaptionerDetector(source, model.config.feature_size, model.device, trust_remote_code)
+    if detector is not None:
+        processor.detector.check()

@@ -24,6 +24,9 @@ class CaptionerConfig(PreTrainedConfig):
         feature_size (`int`, *optional*):
             Width of the backbone's tokens. Defaults to the `hidden_size` of `vision_config`; must be given where that
             configuration has none (1280 for MobileNetV2 1.0). A features-only model has the paper's by default.
+        detector (`str`, *optional*):
+            Of a features-only model that reads regions: Hub name or folder of the detector that makes them, or a
+            sub-folder of the captioner's; with it pictures can be captioned, see [`CaptionerDetector`].
         label_smoothing (`float`, defaults to 0.0):
             Probability mass that the training loss gives to other words.
         pad_token_id, bos_token_id, eos_token_id, unk_token_id (`int`, *optional*):
@@ -46,6 +49,7 @@ class CaptionerConfig(PreTrainedConfig):
     features_only: bool = False
     vision_config: dict | PreTrainedConfig | None = None
     feature_size: int | None = None
+    detector: str | None = None
     label_smoothing: float | int = 0.0
     pad_token_id: int | None = None
     bos_token_id: int | None = None

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .processing_captioner import image_columns, open_row, padding_values, prepare_rows
+from .captioner_detector import use_detector
+from .processing_captioner import CaptionerProcessor, image_columns, open_row, padding_values, prepare_rows
 
 # columns of rows that no captioner reads
 _OF_DATA_SETS = ("image_id", "file_name", "split", "captions", "sentence_ids")
@@ -39,6 +40,9 @@ class ImageToTextPipeline(Pipeline):
         generate_kwargs (`dict`): anything that `generate` takes.
         timeout (`float`): seconds to wait for a URL.
 
+    `detector` (`str` or [`CaptionerDetector`], *optional*) of the constructor: for a captioner of regions, what finds
+    them in pictures; by default that of the captioner's `config.detector`.
+
     Example:
 
     ```python
@@ -59,13 +63,17 @@ class ImageToTextPipeline(Pipeline):
     _load_tokenizer = None
     _pipeline_calls_generate = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, detector: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError(
                 "the image-to-text pipeline needs the captioner's processor: give "
                 "processor=AutoProcessor.from_pretrained(…) beside the model."
             )
+        if isinstance(self.processor, CaptionerProcessor):
+            use_detector(self.model, self.processor, detector)
+        elif detector is not None:
+            raise ValueError(f"a {type(self.model).__name__} sees pictures itself, and takes no detector.")
         self.tokenizer = self.processor.tokenizer
         self.image_processor = self.processor.image_processor
 

@@ -11,9 +11,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .captioner_detector import CaptionerDetector
 from .captioner_layers import check_features
 from .captioner_shipping import registered
-from .image_processing_captioner import open_resized
+from .image_processing_captioner import open_for_processor, open_resized
 from .tokenization_limits import check_tokenizer
 
 
@@ -64,6 +65,8 @@ class CaptionerProcessor(ProcessorMixin):
             and ends with the end token.
 
     Attributes:
+        detector ([`CaptionerDetector`], *optional*): makes features of pictures, for a captioner of regions; see
+            [`use_detector`].
         image_columns (`dict[str, str]`): columns of a row that make an image for the captioner, and the arguments of a
             call that take them.
         padding_values (`dict[str, int]`): of inputs with rows of different lengths, where it is not 0.
@@ -74,6 +77,7 @@ class CaptionerProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
         super().__init__(image_processor, tokenizer)
+        self.detector: CaptionerDetector | None = None
 
     def __call__(
         self,
@@ -111,7 +115,10 @@ class CaptionerProcessor(ProcessorMixin):
         if images is not None and image_features is not None:
             raise ValueError("give images or image_features, not both.")
         batch: dict[str, torch.Tensor] = {}
-        if images is not None:
+        if images is not None and self.detector is not None:
+            images = images if isinstance(images, (list, tuple)) else [images]
+            image_features = [self.open_row({"image": image})["image_features"] for image in images]
+        elif images is not None:
             batch["pixel_values"] = self.image_processor(images, return_tensors="pt", **kwargs)["pixel_values"]
         if image_features is not None:
             batch["image_features"], batch["image_attention_mask"] = pad_features(image_features)
@@ -129,11 +136,14 @@ class CaptionerProcessor(ProcessorMixin):
             limits: further arguments of `open_image`.
 
         Returns:
-            `dict`: the row; an image beside features stays closed.
+            `dict`: the row; an image beside features stays closed. With a `detector` an image gets its features.
 
         Raises:
             ImageError: the image cannot be opened.
         """
+        if self.detector is not None and "image_features" not in row and row.get("image") is not None:
+            image = open_for_processor(row["image"], self.image_processor, **limits)
+            row = {**row, "image": image, "image_features": self.detector(image)}
         return _opened(row, self.image_processor, **limits)
 
     def prepare_rows(self, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:

@@ -243,6 +243,10 @@ class TestFiles:
             "image_processing_captioner.py",
             "processing_captioner.py",
             "captioner_shipping.py",
+            "captioner_adapters.py",
+            "captioner_detector.py",
+            "captioner_trust.py",
+            "configuration_captioner.py",
         }
         for index, one in enumerate((processor, ExpansionNetV2Processor.from_pretrained(tmp_path / "shipped"))):
             one.save_pretrained(tmp_path / f"plain{index}")

@@ -23,7 +23,7 @@ from ...training.watch.collapse import CollapseCallback
 from ...training.xe_config import XEConfig
 from ...training.xe_trainer import XETrainer
 from ..common import UsageError, mistakes
-from ..retrieval_options import use_retrieval
+from ..image_options import use_retrieval
 from .captioner_arguments import CaptionerArguments, check_new_captioner, load_captioner
 from .interruption import telling_interruption
 from .options import read_options

@@ -1,4 +1,4 @@
-"""Options of several verbs: the sentences that SCD-Net sees beside a picture."""
+"""Options of several verbs: what some captioners need beside a picture, a detector of its regions or a sentence."""
 
 import argparse
 from typing import Any
@@ -42,3 +42,30 @@ def use_retrieval(model: Any, processor: Any, retrieval: str | None, trust_remot
         model.config.retrieval, processor.retriever = "none", None
     else:
         processor.retriever = CaptionRetriever.from_pretrained(retrieval, trust_remote_code=trust_remote_code)
+
+
+def add_detector_option(group: argparse._ActionsContainer) -> None:
+    """`--detector`: what finds the regions that a captioner reads."""
+    group.add_argument(
+        "--detector", metavar="DIR", help="detector of the regions that the captioner reads (that of its configuration)"
+    )
+
+
+def use_detector(model: Any, processor: Any, detector: str | None, trust_remote_code: bool) -> None:
+    """Let a captioner of regions take pictures.
+
+    Args:
+        model (`PreTrainedModel`), processor (`ProcessorMixin`): the captioner.
+        detector (`str`, *optional*): of `--detector`: a folder or Hub name.
+        trust_remote_code (`bool`): whether code that comes with the detector may run.
+
+    Raises:
+        ValueError: a captioner that sees pictures itself; no such detector, or one of features of another width.
+    """
+    from ..modeling import captioner_detector
+    from ..modeling.processing_captioner import CaptionerProcessor
+
+    if isinstance(processor, CaptionerProcessor):
+        captioner_detector.use_detector(model, processor, detector, trust_remote_code)
+    elif detector is not None:
+        raise ValueError(f"--detector is for captioners that read regions, not a {type(model).__name__}")
