@@ -65,15 +65,15 @@ class Command:
         Raises:
             ConversionError: an option that this source does not have, or one that is missing. All options are named.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        unknown = [name for name in given if name not in self.options]
+        values = {name: value for name, value in options.items() if value is not None}
+        unknown = [name for name in values if name not in self.options]
         if unknown:
-            value = show(given[unknown[0]])
+            value = show(values[unknown[0]])
             raise ConversionError(f"{unknown[0]}={value} has no use with {self.name}, {self._known()}")
         for name, declaration in self.options.items():
-            if declaration.get("required") and name not in given:
+            if declaration.get("required") and name not in values:
                 raise ConversionError(f"{name} is required by {self.name}, {self._known()}: {declaration['help']}")
-        return self.convert(checkpoint, out_dir, overwrite=overwrite, **given)
+        return self.convert(checkpoint, out_dir, overwrite=overwrite, **values)
 
     def _known(self) -> str:
         required = {name for name, declaration in self.options.items() if declaration.get("required")}

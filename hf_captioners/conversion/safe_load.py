@@ -23,7 +23,8 @@ from ..data.progress import progress_of
 from .pickle_limits import check_nesting, scan_pickle, show
 from .stand_ins import Unread
 from .state_names import STATE_KEYS, find_state, unwrapped_names
-from .torch_file import MAX_PICKLE_BYTES, SavedTensor, TorchFile, open_torch_file
+from .torch_file import MAX_PICKLE_BYTES, TorchFile, open_torch_file
+from .torch_pickle import SavedTensor
 
 logger = logging.getLogger(__name__)
 

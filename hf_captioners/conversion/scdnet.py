@@ -1,4 +1,4 @@
-"""SCD-Net (arXiv 2212.03099): from the authors' checkpoints to a `save_pretrained` folder.
+"""Conversion of the authors' checkpoints of SCD-Net (arXiv 2212.03099) to a `save_pretrained` folder.
 
 Sources: `model_Epoch_*.pth` of one stage, or of both stages of a cascade, with the weights under `model` and their
 moving average under `trainer.ema`; `vocabulary.txt`; the settings in X-modaler's names. The model keeps the authors'
@@ -88,14 +88,14 @@ def convert(
             beyond 64.
     """
     check_out_dir(out_dir, MODEL_TYPE, overwrite)
-    given = read_settings(original_config)
+    settings = read_settings(original_config)
     words, unknown = read_words(vocabulary, special)
-    sources = {"": _read_source(checkpoint, ema, given, crop_positions)}
+    sources = {"": _read_source(checkpoint, ema, settings, crop_positions)}
     if stage1 is not None:
-        sources[FIRST] = _read_source(stage1, ema, given, crop_positions)
-    config = build_config(sources, given, len(words), unknown)
+        sources[FIRST] = _read_source(stage1, ema, settings, crop_positions)
+    config = build_config(sources, settings, len(words), unknown)
     model = fill_model(sources, config)
-    _set_decoding(model, given)
+    _set_decoding(model, settings)
     processor = ScdnetProcessor(CaptionerImageProcessor(), build_tokenizer(words, unknown, config.caption_length + 1))
     folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
     names = dict.fromkeys(("PAD", "SOS", "EOS"), (0, words[0]))
@@ -105,7 +105,7 @@ def convert(
         dropped=[prefix + name for prefix, source in sources.items() for name in source.dropped],
         config=config,
         special_tokens=names | ({} if unknown is None else {"UNK": (unknown, words[unknown])}),
-        assumed={place: released for name in ASSUMED for place, released in [SETTINGS[name]] if place not in given},
+        assumed={place: released for name in ASSUMED for place, released in [SETTINGS[name]] if place not in settings},
     )
 
 
@@ -160,7 +160,7 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dic
     content = load_json(original_config) if isinstance(original_config, str | Path) else original_config
     if not isinstance(content, Mapping):
         raise ConversionError(f"{where}: expected names and values, found {type(content).__name__}")
-    given = _flat(content)
+    settings = _flat(content)
     released = {
         "MODEL.META_ARCHITECTURE": ("BitDiffusionRefTransformerEncoderDecoder",),
         "MODEL.TOKEN_EMBED.ACTIVATION": ("none",),
@@ -169,12 +169,12 @@ def read_settings(original_config: str | Path | Mapping[str, Any] | None) -> dic
         "MODEL.BERT.HIDDEN_ACT": ("relu",),
     }
     problems = [
-        f"{place}={show(given[place])} is not supported, only {values[0]!r}"
+        f"{place}={show(settings[place])} is not supported, only {values[0]!r}"
         for place, values in released.items()
-        if place in given and given[place] not in values
+        if place in settings and settings[place] not in values
     ]
     raise_problems(where, problems)
-    return given
+    return settings
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,12 +184,12 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _setting(given: Mapping[str, Any], name: str) -> Any:
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
     place, released = SETTINGS[name]
-    return given.get(place, released)
+    return settings.get(place, released)
 
 
-def _read_source(path: str | Path, ema: bool | None, given: Mapping[str, Any], crop: bool) -> Source:
+def _read_source(path: str | Path, ema: bool | None, settings: Mapping[str, Any], crop: bool) -> Source:
     """The weights of a stage, those of the moving average if they are wanted."""
     tensors = None if ema is False else _read_moving_average(path)
     if tensors is None:
@@ -197,7 +197,7 @@ def _read_source(path: str | Path, ema: bool | None, given: Mapping[str, Any], c
             places = " or ".join(".".join(place) for place in EMA)
             raise ConversionError(f"{path}: has no moving average of the weights ({places}); give ema=False")
         tensors = load_checkpoint(path)
-    for part, rows in (("token_embed.", _setting(given, "caption_length")), ("r_token_embed.", CROPPED)):
+    for part, rows in (("token_embed.", _setting(settings, "caption_length")), ("r_token_embed.", CROPPED)):
         if crop and part + POSITIONS in tensors:
             tensors[part + POSITIONS] = tensors[part + POSITIONS][:rows]
     return Source(Path(path), tensors)
@@ -210,7 +210,7 @@ def _read_moving_average(path: str | Path) -> dict[str, torch.Tensor] | None:
     return None
 
 
-def _sizes(source: Source, given: Mapping[str, Any], words: int) -> dict[str, Any]:
+def _sizes(source: Source, settings: Mapping[str, Any], words: int) -> dict[str, Any]:
     """The sizes of a stage, as its tensors show them."""
     places = {
         "vocab_size": ("predictor.logits.weight", 0),
@@ -236,7 +236,7 @@ def _sizes(source: Source, given: Mapping[str, Any], words: int) -> dict[str, An
             f"token_embed.embeddings.weight reads {width} numbers; with {bits} bits a first stage has {2 * bits} and a "
             f"second {3 * bits}"
         )
-    if (said := given.get("MODEL.VOCAB_SIZE", words)) != words:
+    if (said := settings.get("MODEL.VOCAB_SIZE", words)) != words:
         problems.append(f"MODEL.VOCAB_SIZE: original_config says {show(said)}, but the vocabulary has {words}")
     raise_problems(str(source.path), problems)
     layers = {
@@ -248,14 +248,14 @@ def _sizes(source: Source, given: Mapping[str, Any], words: int) -> dict[str, An
 
 
 def build_config(
-    sources: Mapping[str, Source], given: Mapping[str, Any], words: int, unknown: int | None
+    sources: Mapping[str, Source], settings: Mapping[str, Any], words: int, unknown: int | None
 ) -> ScdnetConfig:
     """Make the configuration from the shapes of the tensors and the settings.
 
     Args:
         sources (`Mapping[str, Source]`): the stage under `""`, and a first stage that it is to own under
             `"first_stage."`.
-        given (`Mapping[str, Any]`): see [`read_settings`].
+        settings (`Mapping[str, Any]`): see [`read_settings`].
         words (`int`): words of the vocabulary, with word 0.
         unknown (`int`, *optional*): id of the unknown word.
 
@@ -265,9 +265,9 @@ def build_config(
     Raises:
         ConversionError: the tensors contradict the vocabulary, the settings or each other.
     """
-    common = {name: _setting(given, name) for name in SETTINGS}
+    common = {name: _setting(settings, name) for name in SETTINGS}
     common["max_position_embeddings"] = common.pop("caption_length") + 1
-    sizes = {prefix: _sizes(source, given, words) for prefix, source in sources.items()}
+    sizes = {prefix: _sizes(source, settings, words) for prefix, source in sources.items()}
     main, path = sizes[""], sources[""].path
     if FIRST in sizes and not main["sees_previous"]:
         raise ConversionError(f"{path}: is a first stage, which has no use for stage1; give the second stage")
@@ -307,18 +307,18 @@ def fill_model(sources: Mapping[str, Source], config: ScdnetConfig) -> ScdnetFor
     return model
 
 
-def _set_decoding(model: ScdnetForImageCaptioning, given: Mapping[str, Any]) -> None:
+def _set_decoding(model: ScdnetForImageCaptioning, settings: Mapping[str, Any]) -> None:
     """The settings' way of sampling, where they say one; lists are for the stages of a cascade."""
     options = {
-        "num_inference_steps": given.get(_SAMPLING + "TIMESTEPS"),
-        "time_difference": given.get(_SAMPLING + "TIME_DIFFERENCE"),
-        "sample_noise": given.get(_SAMPLING + "SAMPLE_NOISE"),
+        "num_inference_steps": settings.get(_SAMPLING + "TIMESTEPS"),
+        "time_difference": settings.get(_SAMPLING + "TIME_DIFFERENCE"),
+        "sample_noise": settings.get(_SAMPLING + "SAMPLE_NOISE"),
     }
     if model.is_cascade:
         options |= {
-            "num_inference_steps": given.get(_SAMPLING + "CAS_TIMESTEPS") or None,
-            "time_difference": given.get(_SAMPLING + "CAS_TIME_DIFFERENCE") or None,
+            "num_inference_steps": settings.get(_SAMPLING + "CAS_TIMESTEPS") or None,
+            "time_difference": settings.get(_SAMPLING + "CAS_TIME_DIFFERENCE") or None,
             # X-modaler lists the first network first
-            "cascade_weights": given.get("MODEL.MODEL_WEIGHTS"),
+            "cascade_weights": settings.get("MODEL.MODEL_WEIGHTS"),
         }
     vars(model.generation_config).update({name: value for name, value in options.items() if value is not None})
