@@ -159,7 +159,7 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
 
 
 def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Sources, int]:
-    """What reads the rows, and their number."""
+    """Function that reads the rows, and their number."""
     if args.annotations is not None or args.data_dir is not None:
         return _sources_of_dataset(args)
     if args.sentences:
@@ -196,7 +196,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
-    """What reads a data set's rows, from its picture files or from cached features; and their number."""
+    """Function that reads a data set's rows, from its picture files or from cached features; and their number."""
     if args.paths or (args.annotations is not None and args.data_dir is not None):
         raise UsageError("give paths, or --annotations, or --data-dir, one of them")
     if args.data_dir is None and not (args.image_root or args.features):

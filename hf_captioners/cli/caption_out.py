@@ -71,7 +71,7 @@ class Output:
         """Nothing to close."""
 
     def remaining(self, count: int) -> int | None:
-        """How many of so many pictures are to be captioned; `None` if that is not known."""
+        """Number of pictures that are left of so many; `None` if that is not known."""
         return count
 
     def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:

@@ -20,9 +20,10 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..data.files import locked, write_whole
 from ..data.json_lines import JsonLines, NameSet, read_json_lines
@@ -35,7 +36,8 @@ class RunError(ValueError):
     """A run that cannot be gone on with, or whose parts cannot be merged; the message says why."""
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Part of the work: every `number`-th source, beginning with `index`.
 
     Args:
@@ -94,7 +96,7 @@ class CaptionRun:
         self.captioned = self.failed = self.skipped = 0
         self.state = state_of(path)
         self._check(dict(settings))
-        self._part = self.state / _PART.format(*self.share)
+        self._part = self.state / _PART.format(self.share.index, self.share.number)
         self._records = path if self.share.number == 1 else self._part / "records.jsonl"
         self._retried = self._part / "retried.jsonl"
         self._positions: deque[tuple[Any, tuple[int, int]]] = deque()  # of the images in flight
@@ -207,7 +209,7 @@ class CaptionRun:
         return summary
 
     def summary(self) -> dict[str, Any]:
-        """What has been done so far; see [`finish`]."""
+        """Summary of what has been done so far; see [`finish`]."""
         seconds = time.monotonic() - self._start
         number = self.captioned + self.failed
         return {
@@ -237,7 +239,7 @@ def state_of(path: Path) -> Path:
 
 
 def identity(record: Mapping[str, Any]) -> Any:
-    """What a record is of: its `image_id`, or its file or address."""
+    """Name of the image that a record is of: its `image_id`, or its file or address."""
     return record["image_id"] if "image_id" in record else record.get("image")
 
 

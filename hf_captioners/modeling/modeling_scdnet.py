@@ -587,7 +587,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         special = {config.pad_token_id, config.bos_token_id, config.eos_token_id, config.unk_token_id}
         words = torch.tensor([word for word in range(config.vocab_size) if word not in special], device=previous.device)
         others = words[(heights * len(words)).long().clamp(max=len(words) - 1)]
-        is_word = (previous == config.eos_token_id).cumsum(1) == 0
+        is_word = torch.isin(previous, cast(int, config.eos_token_id)).cumsum(1) == 0
         return torch.where(is_word & (chances < config.replaced_words), others, previous)
 
     def loss_terms(

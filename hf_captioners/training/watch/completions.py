@@ -163,8 +163,8 @@ def _table(rows: Sequence[CompletionRow], step: int, number: int | None) -> Tabl
     for index, row in enumerate(shown):
         first = index == 0 or shown[index - 1].image_id != row.image_id
         last = index + 1 == len(shown) or shown[index + 1].image_id != row.image_id
-        name = row.image_id if row.file_name is None else row.file_name
-        image = printable(str(name)) if first else ""
+        shown_name = row.image_id if row.file_name is None else row.file_name
+        image = printable(str(shown_name)) if first else ""
         texts = [image, printable(row.completion) or "(nothing)"]
         numbers = [*(row.rewards.get(name) for name in names), row.reward, *(row.extra.get(name) for name in extras)]
         table.add_row(*map(Text, [*texts, *map(_shown, numbers)]), end_section=last)  # Text: brackets are no markup
