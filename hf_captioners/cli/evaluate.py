@@ -256,7 +256,9 @@ def _with_sentences(
     from ..data.captions.attached import parse_sentences, sentences_of
 
     files = parse_sentences(args.sentences)
-    columns = [[(name, one) for one in sentences_of(references.captions, file)] for name, file in files.items()]
+    columns = [
+        [(name, sentences) for sentences in sentences_of(references.captions, file)] for name, file in files.items()
+    ]
     if not columns:
         return rows
     return ({**row, **dict(cells)} for row, *cells in zip(rows, *columns, strict=True))

@@ -109,7 +109,7 @@ def _read_captions(file: Path) -> tuple[list[str], list[list[int | str]]]:
                 if not isinstance(record, dict) or not isinstance(record.get("caption"), str):
                     raise RetrieverError(f"{file}: line {number} has no 'caption'.")
                 ids = record.get("image_ids")
-                if not isinstance(ids, list) or any(type(one) not in (int, str) for one in ids):
+                if not isinstance(ids, list) or any(type(image_id) not in (int, str) for image_id in ids):
                     raise RetrieverError(f"{file}: line {number} has no list of 'image_ids'.")
                 captions.append(record["caption"])
                 image_ids.append(ids)

@@ -503,7 +503,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         if seeds is not None:
             drawn = [step_of(int(seed), shape[1:]) for seed in seeds.tolist()]
             heads = torch.tensor([coin for _, _, coin in drawn[:: max(len(drawn) // images, 1)]]) < rate
-            times, noise = (torch.stack([one[part] for one in drawn]).to(device) for part in (0, 1))
+            times, noise = (torch.stack([pair[part] for pair in drawn]).to(device) for part in (0, 1))
             return times, noise, heads
         if draw:
             times = torch.rand(shape[0], device=device) * TRAINING_END
@@ -566,12 +566,12 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         weights: list[torch.Tensor] | None = [] if output_attentions else None
         logits, states = self._predict_once(encoded, ids, draw=self.training, all_weights=weights, **chance)
         labels = labels.masked_fill(ended_before(labels, cast(int, self.config.eos_token_id)), -100)
-        seen = logits[:, : labels.shape[1]]
-        terms = self.loss_terms(seen, labels, num_items_in_batch, smoothing)
-        seen = nn.functional.pad(seen, (0, 0, 0, width - seen.shape[1]))
+        logits = logits[:, : labels.shape[1]]
+        terms = self.loss_terms(logits, labels, num_items_in_batch, smoothing)
+        logits = nn.functional.pad(logits, (0, 0, 0, width - logits.shape[1]))
         return CaptionerOutput(
             loss=terms[0] + terms[1],
-            logits=seen[:, -logits_to_keep:],
+            logits=logits[:, -logits_to_keep:],
             decoder_hidden_states=tuple(states),
             cross_attentions=None if weights is None else tuple(weights),
         )
@@ -822,12 +822,12 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
 
 
 class _Noise:
-    """The noise of a call of `generate`: what was given, or drawn once for all pictures, or for each of them."""
+    """The noise of a call of `generate`: that of its options, or drawn once for all pictures, or for each of them."""
 
     def __init__(
         self, options: dict[str, Any], shape: tuple[int, ...], images: int, copies: int, do_sample: bool
     ) -> None:
-        self.given, self.given_steps = options["noise"], options["step_noise"]
+        self.start_noise, self.step_noise = options["noise"], options["step_noise"]
         self.shape, self.images, self.copies = tuple(shape), images, copies
         self.shared = options["generator"] is None and not do_sample
         self.generator = options["generator"]
@@ -838,14 +838,14 @@ class _Noise:
         self, stage: int, steps: int, noisy: bool, device: torch.device
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """Noise at the start (N, L, n), and to add in each step, where it is wanted."""
-        start = self._given("noise", self.given, stage, ())
+        start = self._of_option("noise", self.start_noise, stage, ())
         start = self._draw() if start is None else start
-        added: Any = self._given("step_noise", self.given_steps, stage, (steps,))
+        added: Any = self._of_option("step_noise", self.step_noise, stage, (steps,))
         if added is None and noisy:
             added = [self._draw() for _ in range(steps)]
-        return start.to(device), None if added is None else [one.to(device) for one in added]
+        return start.to(device), None if added is None else [noise.to(device) for noise in added]
 
-    def _given(self, name: str, value: Any, stage: int, in_front: tuple[int, ...]) -> torch.Tensor | None:
+    def _of_option(self, name: str, value: Any, stage: int, in_front: tuple[int, ...]) -> torch.Tensor | None:
         if value is None:
             return None
         value = value if isinstance(value, torch.Tensor) else value[stage]

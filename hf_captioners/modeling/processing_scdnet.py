@@ -160,17 +160,17 @@ class ScdnetProcessor(CaptionerProcessor):
 
 def _first(sentences: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
     """The sentence of each picture, the first one of a list; an empty one where a list has none."""
-    return [one if isinstance(one, str) else one[0] if one else "" for one in sentences]
+    return [entry if isinstance(entry, str) else entry[0] if entry else "" for entry in sentences]
 
 
 def _drawn(sentences: Sequence[str] | Sequence[Sequence[str]], seeds: Sequence[int]) -> list[str]:
     """A sentence for each caption, those of a picture drawn from its list without repetition as long as it lasts."""
-    if all(isinstance(one, str) for one in sentences) or len(seeds) % len(sentences):
+    if all(isinstance(entry, str) for entry in sentences) or len(seeds) % len(sentences):
         return _first(sentences)
     number = len(seeds) // len(sentences)
     drawn: list[str] = []
-    for place, one in enumerate(sentences):
-        pool = [one] if isinstance(one, str) else list(one) or [""]
+    for place, entry in enumerate(sentences):
+        pool = [entry] if isinstance(entry, str) else list(entry) or [""]
         order = random.Random(int(seeds[place * number])).sample(pool, len(pool))
         drawn += [order[index % len(order)] for index in range(number)]
     return drawn

@@ -132,7 +132,7 @@ def _known(option: str, name: str, theirs: Any, ours: Iterable[str]) -> str | No
     Raises:
         ValueError: neither.
     """
-    names = [one.value for one in theirs]
+    names = [member.value for member in theirs]
     if name in names:
         return name
     if name in ours:

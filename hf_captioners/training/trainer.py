@@ -87,7 +87,7 @@ class CaptionerTrainer(AveragingTrainer):
             check_feature_size(without_adapters(model), dataset)
         if peft_config is not None:
             model = _with_adapters(model, peft_config)
-        elif train_dataset is not None and not any(one.requires_grad for one in model.parameters()):
+        elif train_dataset is not None and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
                 f"no parameter of this {type(model).__name__} learns: all of them have requires_grad=False."
             )
@@ -274,10 +274,10 @@ class CaptionerTrainer(AveragingTrainer):
         loop = super().evaluation_loop
         with self._evaluating():
             output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-            found = self._metrics["eval"].pop(self.accelerator)
+            metrics = self._metrics["eval"].pop(self.accelerator)
             if self.args.eval_with_generation:
-                found |= self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+                metrics |= self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def own_rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -311,7 +311,7 @@ class CaptionerTrainer(AveragingTrainer):
         references = [list(dataset[index]["captions"]) for index in range(len(captions))]
         for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
             logger.info("generated: %s | reference: %s", caption, reference[0])
-        scores = {"caption_words": sum(len(one.split()) for one in captions) / len(captions)}
+        scores = {"caption_words": sum(len(caption.split()) for caption in captions) / len(captions)}
         return scores | self.compute_caption_metrics(captions, references)
 
     @torch.inference_mode()

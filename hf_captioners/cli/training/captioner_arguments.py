@@ -198,9 +198,9 @@ def captioner_class(arguments: CaptionerArguments) -> Any:
     from ...captioner_table import CAPTIONERS, captioner_classes
 
     if arguments.model_type not in CAPTIONERS:
-        given = "" if arguments.model_type is None else f" {arguments.model_type}"
+        named = "" if arguments.model_type is None else f" {arguments.model_type}"
         known = ", ".join(CAPTIONERS)
-        raise ValueError(f"--model_type{given}: expected one of {known} for a new captioner, or --model to start from.")
+        raise ValueError(f"--model_type{named}: expected one of {known} for a new captioner, or --model to start from.")
     return captioner_classes(arguments.model_type)[1]
 
 

@@ -162,7 +162,7 @@ def _check_shares_inputs(scorer: ClipScorer, processor: Any, prepared: bool) -> 
     if not same:
         raise ValueError(f"--clip_variant dico_ids: the captioner's vocabulary is not that of --clip_model; {advice}.")
     if prepared and scorer.image_processor is not None:
-        ours, theirs = (_normalisation(one) for one in (processor.image_processor, scorer.image_processor))
+        ours, theirs = map(_normalisation, (processor.image_processor, scorer.image_processor))
         if ours != theirs:
             raise ValueError(
                 f"--clip_variant dico_ids: the captioner's pictures have mean and deviation {ours}, those of "

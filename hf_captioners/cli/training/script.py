@@ -176,8 +176,8 @@ def train(trainer: Trainer) -> None:
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     with system_errors(output_dir):
         trainer.save_state()
-    rails = [one for one in trainer.callback_handler.callbacks if isinstance(one, CollapseCallback)]
-    diagnosis = next((rail.diagnosis for rail in rails if rail.diagnosis), None)
+    watches = [watch for watch in trainer.callback_handler.callbacks if isinstance(watch, CollapseCallback)]
+    diagnosis = next((watch.diagnosis for watch in watches if watch.diagnosis), None)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     if diagnosis is None or best is not None:
         trainer.save_model(output_dir)

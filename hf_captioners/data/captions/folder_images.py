@@ -127,15 +127,15 @@ class FolderImages:
             path = inner / name
             raw = path.relative_to(folder).as_posix()
             names = [part for plain in (raw, name) for part in (plain, f"{stem}/{plain}")]
-            for possible in dict.fromkeys(names + [f"{parent}/{one}" for one in names if parent]):
+            for possible in dict.fromkeys(names + [f"{parent}/{image}" for image in names if parent]):
                 members.setdefault(possible, {})[path] = f"{called}/{raw}"
 
     @property
     def places(self) -> str:
         """Names of the archives that were looked into, and of those that are not read, for a message."""
         unread = sorted(name for name in self._files if name.lower().endswith(UNREAD_SUFFIXES))
-        looked = f" and in {listing(list(self._archives))}" if self._archives else ""
-        return f"{looked}{unread_archives(unread)}"
+        places = f" and in {listing(list(self._archives))}" if self._archives else ""
+        return f"{places}{unread_archives(unread)}"
 
     def left_out(self, known: Iterable[str]) -> list[str]:
         """The files that were not found by a name, and are not among the known ones.
@@ -148,7 +148,7 @@ class FolderImages:
         """
         if self._members is None:
             return sorted(self._files - self._used - set(known))
-        members = {called for found in self._members.values() for called in found.values()}
+        members = {member for files in self._members.values() for member in files.values()}
         return sorted(((self._files - set(self._archives)) | members) - self._used - set(known))
 
 

@@ -124,7 +124,7 @@ class RewardFunctions:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the first function that cuts captions into words; `"ptb"` if none does."""
         kinds = (BleuReward, CiderDReward, LengthReward, RepetitionReward)
-        return next((one.tokenizer for one in self.functions if isinstance(one, kinds)), "ptb")
+        return next((reward.tokenizer for reward in self.functions if isinstance(reward, kinds)), "ptb")
 
     @torch.no_grad()
     def __call__(

@@ -68,7 +68,7 @@ def completion_rows(rollout: Rollout, shown: dict[str, torch.Tensor]) -> list[Co
     """
     rewards, k = rollout.function_rewards, rollout.candidates.k
     names = rollout.columns.get("image_id", list(range(len(rollout.rewards))))
-    files = rollout.columns.get("file_name", [_file_name(one) for one in rollout.columns.get("image", names)])
+    files = rollout.columns.get("file_name", [_file_name(image) for image in rollout.columns.get("image", names)])
     further = {**rewards.extra, **{name: values.tolist() for name, values in shown.items()}}
     return [
         CompletionRow(

@@ -134,7 +134,9 @@ class RewardTrainer(CaptionerTrainer):
         policy = policy_of(model)
         if ref_model is None:
             return
-        sizes = [without_adapters(one).get_output_embeddings().weight.shape[0] for one in (model, ref_model)]
+        sizes = [
+            without_adapters(captioner).get_output_embeddings().weight.shape[0] for captioner in (model, ref_model)
+        ]
         if type(policy_of(ref_model)) is not type(policy) or sizes[0] != sizes[1]:
             raise ValueError(
                 f"ref_model, a {type(ref_model).__name__} of {sizes[1]} tokens, cannot score the captions of a "
@@ -281,13 +283,13 @@ class RewardTrainer(CaptionerTrainer):
 
     def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
         """Also what the reward functions give for generated captions, by their names."""
-        size, tokenizer, found = self.args.eval_batch_size, self.processing_class.tokenizer, []
+        size, tokenizer, rewards = self.args.eval_batch_size, self.processing_class.tokenizer, []
         for start in range(0, len(captions), size):
-            some = captions[start : start + size]
-            ids = [[*one, tokenizer.eos_token_id] for one in tokenizer(some, add_special_tokens=False).input_ids]
-            batch = self.data_collator([dataset[start + row] for row in range(len(some))])
-            found.append(self._call_rewards(some, ids, 1, batch).per_function)
-        means = torch.cat(found).nanmean(dim=0).tolist()
+            chunk = captions[start : start + size]
+            ids = [[*words, tokenizer.eos_token_id] for words in tokenizer(chunk, add_special_tokens=False).input_ids]
+            batch = self.data_collator([dataset[start + row] for row in range(len(chunk))])
+            rewards.append(self._call_rewards(chunk, ids, 1, batch).per_function)
+        means = torch.cat(rewards).nanmean(dim=0).tolist()
         return dict(zip(self.reward_functions.names, means, strict=True)) | super().score_captions(captions, dataset)
 
     # -- candidates and rewards --------------------------------------------------------------------------------------
@@ -395,7 +397,7 @@ class RewardTrainer(CaptionerTrainer):
         if "image" not in columns:
             return columns
         pictures = OpenedImages(columns["image"], self.processing_class.image_processor)
-        closed = any(isinstance(one, dict) for one in columns["image"])
+        closed = any(isinstance(image, dict) for image in columns["image"])
         return {"images": pictures, **columns, **({"image": pictures} if closed else {})}
 
     def _reference_log_probs(
