@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 
 .PHONY: quickstart test lint types clean
 
-# Train a small captioner on drawn pictures and caption unseen ones: no download, about 3 minutes of processor time.
-# Threads that wait must not spin: on cores that others use too, two of them were ten times slower than one.
+# Train a small captioner on drawn pictures and caption unseen ones: no download, about 4 minutes of processor time.
+# Threads that wait must not spin, on cores that others use too; benchmarks/bench_threads.py measures what that costs.
 quickstart: $(READY)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/hf-captioners quickstart --out $(OUT)
 
