@@ -92,7 +92,7 @@ def test_limits(tmp_path: Path) -> None:
         convert_document_frequencies(tmp_path / "nothing")
 
 
-# -- the door: a file ------------------------------------------------------------------------------------------------
+# -- the entry point: a file -------------------------------------------------------------------------------------------
 
 
 class Payload:

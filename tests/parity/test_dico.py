@@ -90,10 +90,10 @@ def test_vision(case):
         close(projection(features), case["vision_projected"])
 
 
-@pytest.mark.parametrize("entrance", ["pixel_values", "image_features"])
-def test_encoder(case, entrance):
+@pytest.mark.parametrize("name", ["pixel_values", "image_features"])
+def test_encoder(case, name):
     pictures = {"pixel_values": case["pixel_values"], "image_features": case["vision_last_hidden_state"]}
-    encoded = case.policy.encode_images(**{entrance: pictures[entrance]}, output_hidden_states=True)
+    encoded = case.policy.encode_images(**{name: pictures[name]}, output_hidden_states=True)
     close(encoded.hidden_states[0], case["encoder_embedding_output"])
     close(encoded.last_hidden_state, case["encoder_last_hidden_state"])
 

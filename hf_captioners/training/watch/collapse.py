@@ -1,4 +1,4 @@
-"""A rail for reward training: stop, and say why, when captions or rewards have collapsed.
+"""A watch over reward training: stop, and say why, when captions or rewards have collapsed.
 
 A captioner that is paid by a number finds ways to be paid that nobody wanted: it says the same for every picture, never
 ends a caption, or repeats what the reward likes. None of these heals by itself, and a night of training is lost. What
@@ -61,7 +61,7 @@ class CollapseCallback(TrainerCallback):
     that these rules look at is.
 
     Args:
-        patience (`int`, defaults to 5): logs in a row that must look collapsed; 0 switches the rail off. A log should
+        patience (`int`, defaults to 5): logs in a row that must look collapsed; 0 switches the watch off. A log should
             be a mean over some dozens of pictures: with a smaller `logging_steps` x batch, be more patient.
         max_zero_std (`float`, defaults to 0.95): largest `frac_reward_zero_std`, a share of the pictures.
         max_clipped (`float`, defaults to 0.9): largest `completions/clipped_ratio`, a share of the captions. Where it
@@ -102,7 +102,7 @@ class CollapseCallback(TrainerCallback):
 
     def __post_init__(self) -> None:
         if self.patience < 0:
-            raise ValueError(f"patience is {self.patience}; it counts logs, and 0 switches the rail off")
+            raise ValueError(f"patience is {self.patience}; it counts logs, and 0 switches the watch off")
         limits = {
             "max_zero_std": (0, 1),
             "max_clipped": (_ENDED_ONCE, 1),

@@ -1,4 +1,4 @@
-"""The rail of reward training: what it stops, what it leaves alone, and that resuming changes nothing."""
+"""The watch over reward training: what it stops, what it leaves alone, and that resuming changes nothing."""
 
 import json
 import logging
