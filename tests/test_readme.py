@@ -134,7 +134,7 @@ def run_block(number, language, code, place, monkeypatch, capsys):
 
 
 def check_results(place: Path) -> None:
-    """The blocks have left captions of all pictures by one captioner and by three, a checkpoint, charts and a report."""
+    """The blocks have left captions of all pictures by a captioner and by three, a checkpoint, charts and a report."""
     names = sorted(f"pictures/{path.name}" for path in (place / "pictures").iterdir())
     for file in ("captions.jsonl", "ensemble.jsonl"):
         records = [json.loads(line) for line in (place / file).read_text("utf-8").splitlines()]
