@@ -49,6 +49,40 @@ NEUTRAL: dict[str, tuple] = {
 ARGUMENTS: dict[str, tuple] = {"assistant_model": (), "negative_prompt_ids": (), "negative_prompt_attention_mask": ()}
 OWN_BEAMS: dict[str, tuple] = {"early_stopping": (False,), "stop_strings": ()}  # unless a rule has them
 OWN_WORDS: dict[str, tuple] = {"streamer": ()}
+# of captioners that write word by word; one that writes all words at once has none of these
+WORD_BY_WORD: dict[str, tuple] = {
+    "min_length": (0,),
+    "min_new_tokens": (),
+    "max_time": (),
+    "stop_strings": (),
+    # which search
+    "num_beams": (1,),
+    "early_stopping": (False,),
+    "length_penalty": (1.0,),
+    # scores of the next word
+    "temperature": (1.0,),
+    "top_k": (50, 0),
+    "top_p": (1.0,),
+    "min_p": (),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "renormalize_logits": (False,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "sequence_bias": (),
+    "watermarking_config": (),
+    # what is returned of it
+    "output_hidden_states": (False,),
+    "output_logits": (False,),
+}
 
 
 def refuse_options(options: Mapping[str, Any] | GenerationConfig, neutral: Mapping[str, tuple], where: str) -> None:

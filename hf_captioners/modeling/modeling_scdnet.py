@@ -46,6 +46,7 @@ from .captioner_layers import (
     values_are_known,
 )
 from .captioner_losses import smoothed_divergence
+from .captioner_options import NEUTRAL, WORD_BY_WORD, refuse_options
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .chance_scdnet import drawn_words, number_of, numbers_of, step_of
 from .configuration_scdnet import ScdnetConfig
@@ -669,8 +670,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         self._check_longest(config)
         defaults = vars(self.generation_config) | vars(config)
         options = {name: defaults.get(name) for name in OPTIONS} | own
-        if config.num_beams > 1:
-            raise ValueError("a diffusion captioner has no beams; num_return_sequences gives captions to choose from.")
+        self._refuse_words(config)
         encoded = cast(ScdnetEncoderOutput, encoder_outputs)
         copies = config.num_return_sequences if copies is None else copies
         noise = _Noise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
@@ -691,6 +691,14 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         layers = len(self.decoder.g_layers)
         steps = None if weights is None else tuple(zip(*[iter(weights)] * layers, strict=True))
         return ScdnetGenerateOutput(ids, scores, stages, steps)
+
+    def _refuse_words(self, config: GenerationConfig) -> None:
+        """Refuse options of captioners that write word by word, and other special tokens than the model's."""
+        if cast(int, config.num_beams) > 1:
+            raise ValueError("a diffusion captioner has no beams; num_return_sequences gives captions to choose from.")
+        tokens = {name: (vars(self.config)[name],) for name in ("eos_token_id", "pad_token_id")}
+        tokens["decoder_start_token_id"] = (self.config.decoder_start_token_id,)
+        refuse_options(config, {**NEUTRAL, **WORD_BY_WORD, **tokens}, f"{type(self).__name__}.generate")
 
     def _scores(self, ids: torch.Tensor, encoded: ScdnetEncoderOutput, stages: list[Denoised]) -> torch.Tensor:
         """Log-probabilities (N,) of captions, which a second stage gives with the first one's sentences in sight."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum
 
+from ..extras import install
 from .schedules import SCHEDULES, check_schedule, radam_options
 
 ScheduleName = ExplicitEnum("ScheduleName", {name.upper(): name for name in SCHEDULES})  # type: ignore[call-overload]
@@ -49,7 +51,8 @@ class CaptionerTrainingArguments(TrainingArguments):
         > Parameters that control evaluation by generation
 
         eval_with_generation (`bool`, defaults to `False`):
-            Also caption the evaluation pictures, and score the captions.
+            Also caption the evaluation pictures, and score the captions. The options below are of that, and of
+            `generate_captions`.
         caption_metrics (`list[str]`, defaults to `["bleu", "rouge_l", "cider_d"]`):
             Metrics of [`CaptionMetrics`] for that. Keep the best checkpoint by one with
             `metric_for_best_model="cider_d"`, `greater_is_better=True` and `load_best_model_at_end=True`.
@@ -108,9 +111,15 @@ class CaptionerTrainingArguments(TrainingArguments):
         if optim == "radam":
             self.optim = optim
             radam_options(self.optim_args)
+            self.refuse_unread("with optim=radam, which reads optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
         if schedule in SCHEDULES:
             self.lr_scheduler_type = ScheduleName(schedule)
             check_schedule(schedule, cast(dict, self.lr_scheduler_kwargs or {}))
+            self.refuse_unread(f"with lr_scheduler_type={schedule}, which reads lr_scheduler_kwargs", "warmup_steps")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would take the captions out of the rows; leave it out.")
+        if "tensorboard" in (self.report_to or ()) and not is_tensorboard_available():
+            raise ValueError(f"report_to=tensorboard: tensorboard is not installed; {install('tensorboard')}.")
         self.check_at_least_one("generation_num_beams")
         if self.max_grad_value is not None and self.max_grad_value <= 0:
             raise ValueError(f"max_grad_value must be positive or not given, not {self.max_grad_value}.")
@@ -118,6 +127,18 @@ class CaptionerTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"moving_average_decay must be between 0 and 1 or not given, not {self.moving_average_decay}."
             )
+
+    def refuse_unread(self, where: str, *names: str) -> None:
+        """Raise a `ValueError` for the first of these options that is not what it is by default.
+
+        Args:
+            where (`str`): what does not read them, for the message.
+            names (`str`): of options.
+        """
+        usual = {option.name: option.default for option in fields(self)}
+        for name in names:
+            if vars(self)[name] != usual[name]:
+                raise ValueError(f"{name}={vars(self)[name]!r} has no effect {where}; leave it out.")
 
     def check_at_least_one(self, *names: str) -> None:
         """Raise a `ValueError` for the first of these options that is below 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..data.captions.attached import attach_sentences, has_sentences, parse_sentences
@@ -97,9 +97,8 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     sentences = parse_sentences(arguments.sentences or [])
     if (arguments.annotations is None) == (arguments.data_dir is None):
         raise ValueError("give --annotations (Karpathy's layout) or --data_dir (a folder), one of them.")
+    _refuse_unread(arguments)
     if arguments.data_dir is not None:
-        if arguments.labels is not None:
-            raise ValueError("--labels belongs to --annotations, which is its cocotalk.json.")
         train, evaluation = _load_folder(arguments.data_dir)
     else:
         train, evaluation = (_load_split(arguments, name) for name in (arguments.train_split, arguments.eval_split))
@@ -124,6 +123,21 @@ def _attach_sentences(sentences: dict[str, str], train: Any, evaluation: Any) ->
         if evaluation is not None and has_sentences(evaluation, path):
             evaluation = attach_sentences(evaluation, path, column)
     return train, evaluation
+
+
+def _refuse_unread(arguments: DataArguments) -> None:
+    """Refuse options that nothing reads beside the others."""
+    of_annotations = ("image_root", "labels", "train_split", "eval_split")
+    names = {
+        "--data_dir": of_annotations if arguments.data_dir is not None else (),
+        "--labels, whose rows have no pictures": ("image_root",) if arguments.labels is not None else (),
+        "no --distilled": ("missing_distilled",) if arguments.distilled is None else (),
+    }
+    usual = {option.name: option.default for option in fields(arguments)}
+    for where, unread in names.items():
+        for name in unread:
+            if vars(arguments)[name] != usual[name]:
+                raise ValueError(f"--{name} {vars(arguments)[name]} has no effect with {where}; leave it out.")
 
 
 def _check_rows(arguments: DataArguments, train: Any, evaluation: Any) -> None:

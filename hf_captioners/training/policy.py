@@ -67,6 +67,21 @@ class CaptionerPolicy:
         if length > longest:
             raise ValueError(f"{name}={length} is beyond the model's max_position_embeddings={longest}.")
 
+    def check_candidates(self, model: Any, args: Any) -> None:
+        """Refuse options of candidates that the model's way of writing does not have.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            args ([`RewardTrainingConfig`]): options.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        where = f"on a {type(model).__name__}, which does not write word by word"
+        if args.candidate_strategy == "diverse_beam":
+            raise ValueError(f"candidate_strategy='diverse_beam' has no effect {where}; leave it out.")
+        args.refuse_unread(where, "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
     def vocab_size(self, model: Any) -> int:
         """Words that the model knows."""
         return int(model.config.vocab_size)
@@ -142,6 +157,9 @@ class CaptionerPolicy:
 
 class WordByWordPolicy(CaptionerPolicy):
     """Captioners that write word by word, with `generate` as in transformers."""
+
+    def check_candidates(self, model: Any, args: Any) -> None:
+        """Accept all options: `generate` refuses those of `generation_kwargs` that it does not have."""
 
     def write(
         self, model: Any, encoder_outputs: Any, processor: Any, args: Any, names: Sequence[str], greedy: bool = False

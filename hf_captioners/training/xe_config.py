@@ -47,5 +47,7 @@ class XEConfig(CaptionerTrainingArguments):
         self.check_at_least_one("captions_per_image", "eval_captions_per_image", "extend_min_count")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor must be in [0, 1), not {self.label_smoothing_factor}.")
+        if not self.extend_vocabulary:
+            self.refuse_unread("without extend_vocabulary", "extend_min_count")
         if not 0 <= self.max_unknown_words <= 1:
             raise ValueError(f"max_unknown_words must be from 0 to 1, not {self.max_unknown_words}.")

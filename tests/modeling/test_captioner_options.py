@@ -15,7 +15,7 @@ from contracts.reward_policies import tiny_policy
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, WatermarkingConfig
 from transformers.generation.streamers import BaseStreamer
 
-from hf_captioners.modeling.captioner_options import NEUTRAL
+from hf_captioners.modeling.captioner_options import NEUTRAL, WORD_BY_WORD
 
 BEAMS = {"num_beams": 3}
 DECODINGS = {
@@ -262,3 +262,67 @@ def test_a_start_token_that_is_the_end_token_is_not_repeated_by_the_end(captione
     first = output["sequences"][0, 1]
     if first != start:  # but the first word is not the second one
         assert output["sequences"][0, 2] != first
+
+
+# of a captioner that writes all words at once; what is not here is refused
+AT_ONCE = {
+    "max_length": "effect",
+    "max_new_tokens": "effect",
+    "do_sample": "effect",
+    "num_return_sequences": "effect",
+    "return_dict_in_generate": "effect",
+    "output_scores": "effect",
+    "output_attentions": "effect",
+    "use_cache": "equal",  # there is none
+    "disable_compile": "equal",
+    "remove_invalid_values": "equal",
+    "bos_token_id": "equal",
+}
+
+
+class TestAllWordsAtOnce:
+    @pytest.fixture(scope="class")
+    def write(self):
+        torch.manual_seed(3)
+        model = tiny_policy("scdnet").eval()
+        encoded = model.encode_images(pixel_values=torch.randn(3, 3, 16, 16))
+
+        def run(**options):
+            torch.manual_seed(0)
+            options = {"max_length": LONGEST, "return_dict_in_generate": True, **options}
+            if "max_new_tokens" in options:
+                options["max_length"] = None
+            output = model.generate(encoder_outputs=encoded, **options)
+            if isinstance(output, torch.Tensor):
+                return {"sequences": output}
+            last = output.stages[-1]
+            given = {"steps": len(last.states), "attended": output.cross_attentions is not None}
+            return {"sequences": output.sequences, "state": last.state, **given}
+
+        return run
+
+    def test_every_option_is_known(self):
+        assert AT_ONCE.keys() <= OPTIONS.keys()
+        tokens = {"pad_token_id", "eos_token_id", "decoder_start_token_id"}
+        known = AT_ONCE.keys() | NEUTRAL.keys() | WORD_BY_WORD.keys() | tokens
+        assert known == {name for name, option in OPTIONS.items() if option.kind != "no option"}
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.kind != "no option"])
+    def test_an_option_is_honoured_or_refused(self, write, name):
+        plain, value = write(), OPTIONS[name].value
+        if callable(value) and not isinstance(value, type):
+            value = value(plain["sequences"])
+        value = {"output_scores": True, "max_length": 2, "max_new_tokens": 1}.get(name, value)
+        if name not in AT_ONCE:
+            with pytest.raises(ValueError, match=rf"{name}|has no beams"):
+                write(**OPTIONS[name].beside, **{name: value})
+            return
+        tried = write(**{name: value})
+        same = plain.keys() == tried.keys() and all(
+            one.shape == tried[key].shape and torch.equal(one, tried[key])
+            if isinstance(one, torch.Tensor)
+            else one == tried[key]
+            for key, one in plain.items()
+        )
+        assert same == (AT_ONCE[name] == "equal")

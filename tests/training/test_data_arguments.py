@@ -144,7 +144,7 @@ def test_captions_without_a_word(annotations, features, caption):
     [
         ({}, r"give --annotations .* or --data_dir .*, one of them"),
         ({"annotations": "a", "data_dir": "b"}, "one of them"),
-        ({"data_dir": "b", "labels": "c"}, "--labels belongs to --annotations"),
+        ({"data_dir": "b", "labels": "c"}, "--labels c has no effect with --data_dir; leave it out"),
         ({"data_dir": "nowhere"}, "--data_dir nowhere: no such folder"),
     ],
 )

@@ -82,6 +82,7 @@ def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str
     data, captioner, *rewards, _, args = options
     set_seed(args.seed)
     _check_captioner(captioner, model_type, method, prog)
+    check_switches(args)
     if captioner.model is None:
         check_new_captioner(captioner, data.features, args.train_backbone)
     rows, evaluation = load_rows(data)
@@ -149,6 +150,16 @@ def _check_evaluation(data: DataArguments, evaluation: Any, args: Any) -> None:
             f"--data_dir {data.data_dir}: no validation/ in it to evaluate on (--eval_strategy {strategy}); put some "
             "of the pictures there, or give --eval_strategy no --load_best_model_at_end false."
         )
+
+
+def check_switches(args: Any) -> None:
+    """Refuse switches of transformers' own scripts, and of an evaluation that does not happen."""
+    if args.do_predict:
+        raise ValueError("--do_predict has no effect: `hf-captioners evaluate` scores captions of a test split.")
+    if args.eval_strategy == "no" and not args.eval_on_start:
+        for name in ("do_eval", "eval_with_generation"):
+            if vars(args)[name]:
+                raise ValueError(f"--{name} has no effect without --eval_strategy epoch or steps.")
 
 
 def _check_captioner(captioner: CaptionerArguments, model_type: str | None, method: str, prog: str) -> None:

@@ -38,12 +38,12 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
             Candidates of a picture.
         candidate_strategy (`str`, defaults to `"beam"`):
             `"beam"`, the n-best list of as many beams; `"sample"`; or `"diverse_beam"`, beams in groups of one that
-            avoid each other's words.
+            avoid each other's words. SCD-Net has no beams and draws its candidates with the first two alike.
         max_completion_length (`int`, defaults to 29):
             Longest candidate in tokens behind the start token, end token included.
         temperature (`float`, defaults to 1.0), top_p (`float`, defaults to 1.0), top_k (`int`, defaults to 0), min_p
-            (`float`, *optional*), repetition_penalty (`float`, defaults to 1.0): of `"sample"`, as in `generate`. The
-            loss looks at the model's own distribution, at temperature 1.
+            (`float`, *optional*), repetition_penalty (`float`, defaults to 1.0): of `"sample"`, as in `generate`; the
+            last one of `"diverse_beam"` too. The loss looks at the model's own distribution, at temperature 1.
         diversity_penalty (`float`, defaults to 0.5):
             Of `"diverse_beam"`: taken from a word's log-probability for each earlier candidate that has it there.
         generation_kwargs (`dict`, *optional*):
@@ -67,8 +67,8 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
         disable_dropout (`bool`, defaults to `False`):
             Learn in evaluation mode.
         cache_image_features (`bool`, defaults to `False`):
-            Keep in memory what the frozen backbone has made of each picture. Writing the features to disk
-            first, with `hf-captioners features`, also spares opening the pictures.
+            Keep in memory what the frozen backbone has made of each picture; nothing where rows have features. Writing
+            the features to disk first, with `hf-captioners features`, also spares opening the pictures.
         sync_ref_model (`bool`, defaults to `False`), ref_model_mixup_alpha (`float`, defaults to 0.6),
             ref_model_sync_steps (`int`, defaults to 512): let the reference follow the policy (arXiv 2404.09656).
 
@@ -148,7 +148,23 @@ class RewardTrainingConfig(CaptionerTrainingArguments):
                 f"cache_image_features=True keeps what the backbone sees, but train_backbone={self.train_backbone!r} "
                 "changes it."
             )
+        self._refuse_unread()
         self._check_generation_kwargs()
+
+    def _refuse_unread(self) -> None:
+        """Refuse options that others switch off, and those of cross-entropy."""
+        strategy = f"with candidate_strategy={self.candidate_strategy!r}"
+        if self.candidate_strategy != "sample":
+            self.refuse_unread(strategy, "temperature", "top_p", "top_k", "min_p")
+        if self.candidate_strategy == "beam":
+            self.refuse_unread(f"{strategy} (generation_kwargs may have it)", "repetition_penalty")
+        if self.candidate_strategy != "diverse_beam":
+            self.refuse_unread(strategy, "diversity_penalty")
+        if not self.sync_ref_model:
+            self.refuse_unread("without sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
+        if not self.log_completions:
+            self.refuse_unread("without log_completions", "num_completions_to_print")
+        self.refuse_unread("on rewards", "label_smoothing_factor", "average_tokens_across_devices")
 
     def _check_generation_kwargs(self) -> None:
         """Read what the command line gave; refuse what would break the candidates, or be without effect."""

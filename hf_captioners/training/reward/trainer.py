@@ -108,6 +108,8 @@ class RewardTrainer(CaptionerTrainer):
             **kwargs,
         )
         base = without_adapters(self.model)
+        self.policy.check_candidates(base, args)
+        self._check_cache(base)
         self.policy.check_length(base, "max_completion_length + 1", args.max_completion_length + 1)
         self.reference: ReferenceModel | None = None
         if self.needs_reference():
@@ -142,6 +144,12 @@ class RewardTrainer(CaptionerTrainer):
                 f"ref_model, a {type(ref_model).__name__} of {sizes[1]} tokens, cannot score the captions of a "
                 f"{type(model).__name__} of {sizes[0]} tokens."
             )
+
+    def _check_cache(self, model: Any) -> None:
+        backbone = self.policy.backbone(model)
+        learns = backbone is not None and any(one.requires_grad for one in backbone.parameters())
+        if self.args.cache_image_features and learns:  # by adapters; train_backbone is refused before
+            raise ValueError("cache_image_features=True keeps what the backbone sees, but adapters in it learn.")
 
     def _follow_policy(self) -> None:
         if self.reference is None or self.reference.model is None:
