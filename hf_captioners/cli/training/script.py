@@ -146,9 +146,10 @@ def _check_evaluation(data: DataArguments, evaluation: Any, args: Any) -> None:
     """Refuse evaluation on nothing."""
     strategy = IntervalStrategy(args.eval_strategy).value
     if evaluation is None and strategy != "no":
+        generation = " --eval_with_generation false" if args.eval_with_generation else ""
         raise ValueError(
             f"--data_dir {data.data_dir}: no validation/ in it to evaluate on (--eval_strategy {strategy}); put some "
-            "of the pictures there, or give --eval_strategy no --load_best_model_at_end false."
+            f"of the pictures there, or give --eval_strategy no --load_best_model_at_end false{generation}."
         )
 
 

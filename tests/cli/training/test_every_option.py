@@ -18,8 +18,10 @@ from contracts.reward_policies import TOKENIZER, tiny_policy, tiny_processor, ti
 from PIL import Image
 
 from hf_captioners import DiCOConfig, SCSTConfig, XEConfig
+from hf_captioners.cli.retrieval_options import use_retrieval
 from hf_captioners.cli.training.captioner_arguments import CaptionerArguments, load_captioner
 from hf_captioners.cli.training.reward_arguments import RewardArguments, load_rewards
+from hf_captioners.cli.training.run_report import ReportArguments
 from hf_captioners.cli.training.script import check_switches
 from hf_captioners.data.features.store import FeatureWriter
 from hf_captioners.data.rows import undecoded
@@ -71,6 +73,7 @@ CAPTIONER = {
     "tokenizer": Option("equal", "x", SAVED),
     "new_captioner": Option("equal", {"d_model": 32}, SAVED),
     "model_options": Option("effect", {"group_size": 1}, SAVED),
+    "retrieval": Option("refused", "x", SAVED),  # of SCD-Net: tests/cli/test_retrieval.py
     "lora_rank": Option("effect", 2, SAVED),
     "lora_alpha": Option("effect", 1.0, LORA, alone=True),
     "lora_target_modules": Option("effect", ["linear_q"], LORA, alone=True),
@@ -149,6 +152,7 @@ def rows_of(options: dict[str, Any]) -> Any:
 
 def captioner_of(options: dict[str, Any]) -> Any:
     model, processor, adapters = load_captioner(CaptionerArguments(**options), [{"captions": ["a star"]}])
+    use_retrieval(model, processor, options.get("retrieval"), False)
     state = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
     settings = adapters and {**adapters.to_dict(), "target_modules": sorted(adapters.target_modules or ())}
     return model.config.to_dict(), state, len(processor.tokenizer), settings
@@ -168,6 +172,7 @@ KINDS["rewards"] = (RewardArguments, REWARDS, rewards_of)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_has_an_entry(kind):
+    assert {one.name for one in fields(ReportArguments)} == {"report"}  # see test_script.py
     arguments, options, _ = KINDS[kind]
     assert options.keys() == {one.name for one in fields(arguments)}
 
