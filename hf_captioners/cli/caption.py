@@ -42,6 +42,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
     add_model_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
+    parser.add_argument(
+        "--generation-kwargs",
+        metavar="JSON",
+        type=generation_options,
+        default={},
+        help="further options of generate, as '{\"num_inference_steps\": 20}'",
+    )
     parser.add_argument("--image-column", metavar="NAME", default="image", help="of Parquet files (%(default)s)")
     parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
     dataset = parser.add_argument_group("a data set in the place of paths; its records have `image_id`")
@@ -62,6 +69,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_out_options(parser)
     parser.set_defaults(run=run)
     return parser
+
+
+def generation_options(text: str) -> dict[str, Any]:
+    """Options of `generate` by name, of a JSON object, for argparse."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an object of options and their values")
+    return options
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,6 +170,7 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
     read, count = _sources(args, results)
     model, processor = _load(args)
     options = {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
+    options |= args.generation_kwargs
     with open_output(args, model, processor, options) as output:
         rows = output.rows(read)
         records = caption_rows(model, processor, rows, args.batch_size, **options)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from ..data.captions.distill import read_captions_by_image
+from ..data.captions.records import id_of
+from ..data.files import write_whole
 from ..metrics import DocumentFrequencies
 from ..rewards.cider import CiderDReward
 
@@ -63,3 +69,51 @@ def merge_guides(
         if new > old:
             merged[image] = list(predictions[image])
     return merged
+
+
+def merge_guide_files(
+    guides: str | os.PathLike[str],
+    predictions: str | os.PathLike[str],
+    rows: Any,
+    tokenizer: Any,
+    out: str | os.PathLike[str],
+) -> tuple[int, int]:
+    """Write the guides of the next round: those so far, with what a newly trained model says better.
+
+    Captions are compared as the captioner's token ids.
+
+    Args:
+        guides, predictions (`str` or `os.PathLike`): captions of each image, as `hf-captioners caption --annotations`
+            writes them; of several of an image the first one.
+        rows (`Dataset`): training rows with `image_id` and `captions`.
+        tokenizer (`PreTrainedTokenizerBase`): of the captioner.
+        out (`str` or `os.PathLike`): JSON lines to write, whole or not at all.
+
+    Returns:
+        `tuple[int, int]`: how many guides there are, and how many of them are new.
+
+    Raises:
+        ValueError: see [`merge_guides`]; files in another layout.
+        OSError: a file cannot be read or written.
+    """
+    old, new = (_first_captions(path) for path in (guides, predictions))
+    captions = {
+        id_of(image, "image_id"): texts for image, texts in zip(rows["image_id"][:], rows["captions"][:], strict=True)
+    }
+
+    def ids(texts: Any) -> list[list[int]]:
+        return [row[1:] for row in tokenizer(list(texts)).input_ids]  # words and end token
+
+    encoded, said = (dict(zip(one, ids(one.values()), strict=True)) for one in (old, new))
+    references = {image: ids(texts) for image, texts in captions.items()}
+    merged = merge_guides(encoded, said, references, tokenizer.eos_token_id)
+    taken = {image for image, caption in merged.items() if caption != encoded[image]}
+    lines = [{"image_id": image, "caption": (new if image in taken else old)[image]} for image in old]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_whole(Path(out), lambda file: file.write_text(text, encoding="utf-8"))
+    return len(old), len(taken)
+
+
+def _first_captions(path: str | os.PathLike[str]) -> dict[Any, str]:
+    """The first caption of each image of a file."""
+    return {image: captions[0] for image, captions in read_captions_by_image(path).items() if captions}
