@@ -12,6 +12,7 @@ from typing import IO, Any
 from PIL import Image
 
 from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
+from ..modeling.captioner_image_io import open_image
 from ..modeling.captioner_image_limits import MAX_BYTES, MAX_PIXELS, limit_of, too_many
 from .files import regular_file
 from .printable import printable
@@ -31,8 +32,9 @@ class BrokenImagesError(ValueError):
 def check_images(rows: Any, source: str) -> None:
     """Look at the header of each picture: whether it is there, a picture, and within the limits.
 
-    Pixels are not decoded, so a picture that is cut off behind its header is not noticed. Pictures behind URLs are
-    passed over.
+    A JPEG, PNG, GIF or WebP file that does not end as its format says is decoded, as training would, to see whether it
+    is cut off; pixels of the others are not decoded, and damage in their middle is not noticed. Pictures behind URLs
+    are passed over.
 
     Args:
         rows (`datasets.Dataset`): with a column `image`.
@@ -72,15 +74,39 @@ def _fault(image: Any) -> str | None:
         return None
     try:
         if content is not None:
-            _check_header(io.BytesIO(content), len(content))
+            _check_file(io.BytesIO(content), len(content), content)
         else:
             with regular_file(str(path), "picture").open("rb") as file:
-                _check_header(file, os.fstat(file.fileno()).st_size)
+                _check_file(file, os.fstat(file.fileno()).st_size, str(path))
     except FileNotFoundError:
         return printable(f"{path} (no such file)")
     except _BROKEN as error:
         return printable(f"{path or '<bytes>'} ({error})")
     return None
+
+
+def _check_file(file: IO[bytes], size: int, source: str | bytes) -> None:
+    _check_header(file, size)
+    if not _ends_well(file, size):
+        open_image(source)
+
+
+_ENDS = {  # of whole files, by their beginning; files that go on behind it are valid, too, and are decoded
+    b"\xff\xd8": b"\xff\xd9",
+    b"\x89PNG": b"\0\0\0\0IEND\xaeB`\x82",
+    b"GIF8": b";",
+}
+
+
+def _ends_well(file: IO[bytes], size: int) -> bool:
+    """Tell whether a file ends as its format says; `False` if it must be decoded to be known whole."""
+    file.seek(0)
+    start = file.read(12)
+    if start[:4] == b"RIFF":  # WebP says how long it is
+        return int.from_bytes(start[4:8], "little") + 8 <= size
+    end = next((end for beginning, end in _ENDS.items() if start.startswith(beginning)), b"")
+    file.seek(max(size - len(end), 0))
+    return file.read(len(end)) == end
 
 
 def _check_header(file: IO[bytes], size: int) -> None:

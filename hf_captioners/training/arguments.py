@@ -28,6 +28,11 @@ class CaptionerTrainingArguments(TrainingArguments):
         skip_broken_images (`bool`, defaults to `False`):
             Leave out training pictures that cannot be opened, with a warning, instead of stopping.
 
+        > Parameters that control checkpoints
+
+        check_disk_space (`bool`, defaults to `True`):
+            Do not begin where the disk has no space for the checkpoints that are asked for, as far as that is known.
+
         > Parameters that control what learns
 
         train_backbone (`str`, defaults to `"none"`):
@@ -70,6 +75,9 @@ class CaptionerTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Log every that many optimizer steps."})
     skip_broken_images: bool = field(
         default=False, metadata={"help": "Leave out training pictures that cannot be opened."}
+    )
+    check_disk_space: bool = field(
+        default=True, metadata={"help": "Do not begin without space for the checkpoints on the disk."}
     )
     train_backbone: str = field(
         default="none", metadata={"help": "'none', 'all' or a regular expression over the backbone's parameter names."}

@@ -18,6 +18,7 @@ from transformers.trainer import (
     TRAINING_ARGS_NAME,
     TrainOutput,
 )
+from transformers.trainer_utils import has_length
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..data.files import system_errors
@@ -34,6 +35,7 @@ from .checkpoints import (
     rotate,
     set_aside,
 )
+from .checks import check_disk_space, check_output_dir, checkpoint_bytes, checkpoints_at_once
 from .policy import without_adapters
 
 logger = logging.getLogger(__name__)
@@ -72,9 +74,11 @@ class CheckpointingTrainer(Trainer):
             `TrainOutput`
 
         Raises:
-            ValueError: a checkpoint that lacks something; checkpoints in `output_dir` where training is to begin.
+            ValueError: a checkpoint that lacks something; checkpoints in `output_dir` where training is to begin; see
+                also `check_output`.
         """
         checkpoint = self._chosen_checkpoint(resume_from_checkpoint)
+        self.check_output(0 if checkpoint is None else len(checkpoints_of(Path(self.args.output_dir))))
         self._has_begun = True
         if self.is_local_process_zero():
             discard(Path(self.args.output_dir))
@@ -87,6 +91,26 @@ class CheckpointingTrainer(Trainer):
         if has_ended(checkpoint, self._max_steps()):
             return self._ended(checkpoint)
         return super().train(str(checkpoint), *args, **kwargs)
+
+    def check_output(self, already: int = 0) -> None:
+        """Check before the first step that there is a folder, and space in it, for what is saved.
+
+        Args:
+            already (`int`, defaults to 0): checkpoints of this run that are there.
+
+        Raises:
+            ValueError: the folder cannot be written, or has no space for the checkpoints.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir)
+        check_output_dir(folder)
+        in_parts = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.args.check_disk_space and not in_parts and has_length(self.train_dataset):
+            values = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            number = max(checkpoints_at_once(self.args, max_steps=values[-1], steps_per_epoch=values[1]) - already, 0)
+            model, checkpoint = checkpoint_bytes(self.model, self.args)
+            check_disk_space(folder, model + number * checkpoint, f"the model and {number} checkpoints")
 
     def _chosen_checkpoint(self, choice: str | bool | None) -> Path | None:
         """The checkpoint to go on from, if any."""

@@ -113,6 +113,24 @@ def check_captions(dataset: Any) -> None:
             captions_of(row)
 
 
+def column_names(dataset: Any) -> list[str] | None:
+    """Names of the columns of a data set.
+
+    Args:
+        dataset (`Dataset`, `FeatureDataset` or `list`): rows.
+
+    Returns:
+        `list[str]` or `None`: of a list those of its first row; `None` of other data sets.
+    """
+    from datasets import Dataset
+
+    if isinstance(dataset, FeatureDataset):
+        return [*dataset.dataset.column_names, "image_features"]
+    if isinstance(dataset, Dataset):
+        return list(dataset.column_names)
+    return list(dataset[0]) if isinstance(dataset, list) and dataset else None
+
+
 def check_feature_size(model: Any, dataset: Any) -> None:
     """Check that the features of a data set are as wide as those that a captioner reads.
 

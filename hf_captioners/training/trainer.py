@@ -21,6 +21,7 @@ from ..metrics.suite import CaptionMetrics
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
+from .checks import check_hub_rights, warn_of_few_images
 from .collator import ImageCollator
 from .moving_average import AveragingTrainer
 from .policy import policy_of, without_adapters
@@ -91,6 +92,8 @@ class CaptionerTrainer(AveragingTrainer):
             raise ValueError(
                 f"no parameter of this {type(model).__name__} learns: all of them have requires_grad=False."
             )
+        if args.process_index == 0:
+            check_hub_rights(args)
         super().__init__(
             model=model,
             args=args,
@@ -204,6 +207,9 @@ class CaptionerTrainer(AveragingTrainer):
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for dataset in (self.train_dataset, *datasets.values()):
             check_captions(dataset)
+        if self.args.eval_with_generation:
+            for dataset in datasets.values():
+                warn_of_few_images(dataset, self.args.caption_metrics)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`; batches say their rows, and starting workers draws no random numbers of dropout."""

@@ -1,5 +1,7 @@
 """Pictures that cannot be opened are counted and named before a training begins."""
 
+from pathlib import Path
+
 import datasets
 import pytest
 from PIL import Image
@@ -47,3 +49,23 @@ def test_limits(good, monkeypatch):
         match=r"4 of 4 .*a\.png \(8 x 8 pixels, more than the 63 allowed \(HF_CAPTIONERS_MAX_IMAGE_PIXELS",
     ):
         check_images(rows_of(*good), "mine")
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.jpg", "c.webp", "d.gif"])
+def test_a_file_that_is_cut_off(tmp_path, name):
+    noise = Image.effect_noise((64, 64), 100).convert("RGB")
+    noise.save(tmp_path / name)
+    check_images(rows_of(str(tmp_path / name)), "mine")
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BrokenImagesError, match=f"1 of 1 pictures cannot be opened: .*{name}"):
+        check_images(rows_of(str(tmp_path / name)), "mine")
+    with pytest.raises(BrokenImagesError, match="1 of 1"):
+        check_images(rows_of({"path": None, "bytes": content[:-40]}), "mine")
+
+
+def test_bytes_behind_a_whole_picture_are_no_fault(good, tmp_path):
+    for path in good:
+        with Path(path).open("ab") as file:
+            file.write(b"of a camera")
+    check_images(rows_of(*good), "mine")

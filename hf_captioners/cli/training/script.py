@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ...data.files import system_errors
 from ...data.printable import PrintableFormatter
 from ...training.checkpointing import CheckpointingTrainer
+from ...training.checks import check_hub_rights, check_output_dir
 from ...training.data_arguments import DataArguments, load_rows
 from ...training.dico_config import DiCOConfig
 from ...training.dico_trainer import DiCOTrainer
@@ -81,6 +82,9 @@ def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str
     """The trainer that the options describe."""
     data, captioner, *rewards, _, args = options
     set_seed(args.seed)
+    if args.process_index == 0:
+        check_output_dir(args.output_dir)
+        check_hub_rights(args)
     _check_captioner(captioner, model_type, method, prog)
     check_switches(args)
     if captioner.model is None:

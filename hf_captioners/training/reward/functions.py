@@ -170,6 +170,19 @@ class RewardFunctions:
             )
         return Rewards(list(self.names), per_function, total, log.extra(), log.metrics())
 
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Check, before the first step, that the rows have what the functions need.
+
+        Args:
+            columns (`Iterable[str]`): names of the rows' columns, and of what a trainer gives besides.
+
+        Raises:
+            ValueError: a function needs another one, such as the references, `captions`.
+        """
+        given = {*columns, "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+        for name, function in zip(self.names, self.functions, strict=True):
+            _wanted(name, function, dict.fromkeys(given))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loop": None}  # a thread cannot be pickled; the next call starts another
 

@@ -23,7 +23,7 @@ from ...extras import require
 from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
 from ..policy import policy_of, without_adapters
-from ..rows import ROWS
+from ..rows import ROWS, column_names
 from ..trainer import CaptionerTrainer
 from ..watch.collapse import CollapseCallback
 from ..watch.completions import log_completions
@@ -144,6 +144,17 @@ class RewardTrainer(CaptionerTrainer):
                 f"ref_model, a {type(ref_model).__name__} of {sizes[1]} tokens, cannot score the captions of a "
                 f"{type(model).__name__} of {sizes[0]} tokens."
             )
+
+    def check_data(self) -> None:
+        """Check as [`CaptionerTrainer`] does, and that the rows have the columns that the rewards need.
+
+        Raises:
+            ValueError: see there; a column is missing, such as the references of a reward.
+        """
+        super().check_data()
+        columns = column_names(self.train_dataset)
+        if columns is not None:
+            self.reward_functions.check_columns({*columns, "images", "pixel_values"})
 
     def _check_cache(self, model: Any) -> None:
         backbone = self.policy.backbone(model)
