@@ -86,7 +86,7 @@ def _texts(arrays: dict[Any, Any], words: Sequence[str]) -> list[str]:
     """The sentences of an image; ValueError if they are none."""
     ids = _whole_numbers(arrays.get(IDS), IDS)
     shown = (ids != 0).cumprod(1) if MASK not in arrays else _whole_numbers(arrays[MASK], MASK)
-    if shown.shape != ids.shape or not len(ids):
+    if shown.shape != ids.shape or not ids.numel():
         raise ValueError(f"{IDS} of shape {tuple(ids.shape)} and {MASK} of shape {tuple(shown.shape)}")
     if ids.min() < 0 or ids.max() >= len(words):
         raise ValueError(

@@ -49,6 +49,7 @@ def test_captions_of_a_stage_or_a_teacher_end_at_the_first_zero(tmp_path):
         ({1: [1, 2]}, "image 1: r_tokens_ids is .*expected an array"),
         ({1: {"r_tokens_mask": np.ones((1, 2), np.int64)}}, "image 1: r_tokens_ids is None"),
         ({1: np.array([[1, 6]])}, "image 1: token ids from 1 to 6, but the vocabulary has 6 words"),
+        ({1: np.zeros((1, 0), np.int64)}, "image 1: r_tokens_ids of shape"),
         ({1: np.array([[1.0, 2.0]])}, "image 1: r_tokens_ids is torch.float64"),
         ({1: {**retrieved(), "r_tokens_mask": np.ones((1, 2), np.int64)}}, "image 1: r_tokens_ids of shape"),
     ],

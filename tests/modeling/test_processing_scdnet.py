@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 import hf_captioners
 from hf_captioners import (
+    CaptionCollator,
     CaptionerImageProcessor,
     ScdnetProcessor,
     build_vocabulary,
@@ -140,6 +141,20 @@ class TestRetriever:
         assert main(["caption", str(tmp_path), "--model", str(model.config.name_or_path), "--device", "cpu"]) == 0
         lines = capfd.readouterr().out.splitlines()
         assert [json.loads(line)["caption"] for line in lines] == expected
+
+    def test_training_rows_need_a_picture_only(self, captioner):
+        collator = CaptionCollator(captioner.processor, captions_per_image=2)
+        batch = collator(rows())
+        assert len(batch["labels"]) == len(batch["retrieved_ids"]) == 8
+        own = [{"a red dog", "the dog runs"}, {"a cat sleeps on a mat", "a red dog"}]
+        own += [{"waves on a beach", "the sea at night", "a red dog"}, {"two birds", "a man rides a horse"}]
+        seen = captioner.processor.batch_decode(batch["retrieved_ids"])
+        for place, sentence in enumerate(seen):
+            assert sentence not in own[place // 2]
+        assert all(first != second for first, second in zip(seen[::2], seen[1::2], strict=True))
+        loss = captioner.model.train()(**batch).loss
+        captioner.model.eval()
+        assert torch.isfinite(loss)
 
     def test_where_the_package_is_missing(self, captioner, folder, tmp_path):
         """The folder's code finds sentences too."""
