@@ -84,10 +84,27 @@ def read_sentences(path: str | Path, words: Sequence[str]) -> Iterator[tuple[int
 
 def _texts(arrays: dict[Any, Any], words: Sequence[str]) -> list[str]:
     """The sentences of an image; ValueError if they are none."""
-    ids = _whole_numbers(arrays.get(IDS), IDS)
-    shown = (ids != 0).cumprod(1) if MASK not in arrays else _whole_numbers(arrays[MASK], MASK)
+    ids = whole_numbers(arrays.get(IDS), IDS)
+    shown = (ids != 0).cumprod(1) if MASK not in arrays else whole_numbers(arrays[MASK], MASK)
     if shown.shape != ids.shape or not ids.numel():
         raise ValueError(f"{IDS} of shape {tuple(ids.shape)} and {MASK} of shape {tuple(shown.shape)}")
+    return join_words(ids, shown, words)
+
+
+def join_words(ids: torch.Tensor, shown: torch.Tensor, words: Sequence[str]) -> list[str]:
+    """Join the words of sentences.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(K, L)`): of words.
+        shown (`torch.LongTensor` of shape `(K, L)`): other than 0 for those that count; word 0 never does.
+        words (`Sequence[str]`): of the vocabulary, word 0 included.
+
+    Returns:
+        `list[str]`: K sentences.
+
+    Raises:
+        ValueError: there are no such words.
+    """
     if ids.min() < 0 or ids.max() >= len(words):
         raise ValueError(
             f"token ids from {int(ids.min())} to {int(ids.max())}, but the vocabulary has {len(words)} words"
@@ -96,8 +113,19 @@ def _texts(arrays: dict[Any, Any], words: Sequence[str]) -> list[str]:
     return [" ".join(words[token] for token, is_shown in zip(*row, strict=True) if is_shown and token) for row in rows]
 
 
-def _whole_numbers(value: Any, name: str) -> torch.Tensor:
-    """An array as a tensor (sentences, tokens)."""
+def whole_numbers(value: Any, name: str) -> torch.Tensor:
+    """Read token ids.
+
+    Args:
+        value ([`PickledArray`]): of a pickle.
+        name (`str`): for messages.
+
+    Returns:
+        `torch.LongTensor` of shape `(sentences, tokens)`
+
+    Raises:
+        ValueError: it is something else.
+    """
     if not isinstance(value, PickledArray):
         raise ValueError(f"{name} is {show(value)}, expected an array")
     try:

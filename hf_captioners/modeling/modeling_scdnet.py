@@ -264,6 +264,28 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         model.generation_config.suppress_tokens = None  # words are made of bits; none of them can be ruled out
         return model, processor
 
+    @classmethod
+    def from_stages(cls, first: "ScdnetForImageCaptioning", second: "ScdnetForImageCaptioning") -> Any:
+        """Make a cascade of two stages that were trained one by one.
+
+        Args:
+            first, second ([`ScdnetForImageCaptioning`]): of one vocabulary. Their weights are copied; a backbone is the
+                second stage's.
+
+        Returns:
+            [`ScdnetForImageCaptioning`]: in evaluation mode; the processor of the second stage belongs to it.
+
+        Raises:
+            StrictDataclassError: (huggingface_hub) they are no two stages that fit, by field and value.
+        """
+        own = {**first.config.to_dict(), "vision_config": None, "features_only": True}
+        model = cls(type(second.config)(**{**second.config.to_dict(), "first_stage": own}))
+        below = {
+            f"first_stage.{name}": weight for name, weight in first.state_dict().items() if "backbone." not in name
+        }
+        model.load_state_dict({**second.state_dict(), **below})
+        return cast(Any, model).to(second.dtype).eval()
+
     @property
     def is_cascade(self) -> bool:
         """Tell whether this model owns a first stage."""

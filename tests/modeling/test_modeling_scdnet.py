@@ -315,3 +315,21 @@ class TestReplacedWords:
             model.config.replaced_words = 1.0
             losses = [model(**inputs, previous_ids=ids).loss for ids in (self.previous, changed)]
             assert torch.equal(*losses) == same
+
+
+def test_a_cascade_of_stages_that_were_trained_alone(tmp_path):
+    first, second = small_model(1), small_model(2, sees_previous=True)
+    images = {"image_features": torch.randn(2, 3, 12), "retrieved_ids": torch.tensor([[1, 5, 6], [1, 7, 8]])}
+    model = type(first).from_stages(first, second)
+    options = {"num_inference_steps": [5, 4], "time_difference": [0.0, 0.0], "cascade": "offline"}
+    ids = model.generate(**images, **options)
+    previous = first.generate(**images, num_inference_steps=5)
+    assert model.is_cascade
+    scores = second.sequence_log_probs(ids, **images, previous_ids=previous[:, 1:])
+    torch.testing.assert_close(model.sequence_log_probs(ids, **images, previous_ids=previous[:, 1:]), scores)
+    model.save_pretrained(tmp_path)
+    again = type(first).from_pretrained(tmp_path)
+    assert torch.equal(again.generate(**images, **options), ids)
+    assert torch.equal(again.first_stage.generate(**images, num_inference_steps=5), previous)
+    with pytest.raises(StrictDataclassError, match="first_stage needs sees_previous=True"):
+        type(first).from_stages(first, first)
