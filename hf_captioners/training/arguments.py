@@ -62,7 +62,7 @@ class CaptionerTrainingArguments(TrainingArguments):
             Metrics of [`CaptionMetrics`] for that. Keep the best checkpoint by one with
             `metric_for_best_model="cider_d"`, `greater_is_better=True` and `load_best_model_at_end=True`.
         generation_num_beams (`int`, defaults to 3):
-            Beams of that (ExpansionNet v2's number in its phases).
+            Beams of that (ExpansionNet v2's number in its phases), of captioners that write word by word.
         generation_max_length (`int`, defaults to 20):
             Longest caption in tokens, start token included.
         num_logged_captions (`int`, defaults to 3):

@@ -82,6 +82,17 @@ class CaptionerPolicy:
             raise ValueError(f"candidate_strategy='diverse_beam' has no effect {where}; leave it out.")
         args.refuse_unread(where, "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
+    def evaluation_options(self, args: Any) -> dict[str, Any]:
+        """Options of `generate` for the captions that evaluation is of; only words one after the other have beams.
+
+        Args:
+            args ([`CaptionerTrainingArguments`]): options of the trainer.
+
+        Returns:
+            `dict[str, Any]`
+        """
+        return {"max_length": args.generation_max_length}
+
     def vocab_size(self, model: Any) -> int:
         """Words that the model knows."""
         return int(model.config.vocab_size)
@@ -157,6 +168,9 @@ class CaptionerPolicy:
 
 class WordByWordPolicy(CaptionerPolicy):
     """Captioners that write word by word, with `generate` as in transformers."""
+
+    def evaluation_options(self, args: Any) -> dict[str, Any]:
+        return {**super().evaluation_options(args), "num_beams": args.generation_num_beams}
 
     def check_candidates(self, model: Any, args: Any) -> None:
         """Accept all options: `generate` refuses those of `generation_kwargs` that it does not have."""

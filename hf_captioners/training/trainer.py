@@ -335,7 +335,7 @@ class CaptionerTrainer(AveragingTrainer):
         was_training = model.training
         model.eval()
         if options is None:
-            options = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
+            options = self.policy.evaluation_options(self.args)
         captioner = Captioner(model, self.processing_class, options)
         captions: list[str] = []
         with self._evaluating():

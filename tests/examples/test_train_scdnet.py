@@ -96,7 +96,7 @@ def rows_of(data, split="train"):
 
 
 def test_the_loss_falls_and_the_captioner_captions(train, data):
-    evaluation = {"eval_strategy": "steps", "eval_steps": 30, "eval_with_generation": True, "generation_num_beams": 1}
+    evaluation = {"eval_strategy": "steps", "eval_steps": 30, "eval_with_generation": True}
     options = {"per_device_train_batch_size": 8, "model_options": {**STILL, "hidden_size": 32}}
     folder = train(max_steps=30, generation_max_length=21, **options, **evaluation)
     history = log(folder)

@@ -96,6 +96,17 @@ def test_what_is_evaluated_and_saved(trainer, tmp_path):
     near(weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "checkpoint-2")), spy.steps[2])
 
 
+def test_captions_are_of_the_average(trainer):
+    """With the default options, whose beams this captioner does not have."""
+    run, spy = trainer(eval_with_generation=True, generation_max_length=8)
+    run.train()
+    assert [entry for entry in run.state.log_history if "eval_cider_d" in entry]
+    captions = run.generate_captions(run.eval_dataset)
+    run.average.exchange()
+    assert run.generate_captions(run.eval_dataset) == captions  # exchanged for them
+    near(weights(run.model), spy.steps[4])
+
+
 def test_going_on_is_bit_exact(trainer, tmp_path):
     whole, _ = trainer()
     whole.train()
