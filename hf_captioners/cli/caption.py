@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, cast
 
 from .caption_out import Output, Sources, add_out_options, check_out_options, merge, open_output
+from .caption_sidecars import open_sidecars
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
@@ -168,10 +169,11 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
     from ..inference.captioning import caption_rows
 
     read, count = _sources(args, results)
+    sidecars = None if args.sidecar is None else open_sidecars(args)
     model, processor = _load(args)
     options = {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
     options |= args.generation_kwargs
-    with open_output(args, model, processor, options) as output:
+    with sidecars or open_output(args, model, processor, options) as output:
         rows = output.rows(read)
         records = caption_rows(model, processor, rows, args.batch_size, **options)
         return _write((cast(Mapping[str, Any], record) for record in records), count, output, results)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .common import UsageError, mistakes
 
 if TYPE_CHECKING:
-    from ..inference.caption_run import CaptionRun
+    from ..inference.caption_run import CaptionRun, Share
 
 Sources: TypeAlias = Callable[[Callable[[Any], bool]], Iterator[Iterator[Mapping[str, Any]]]]
 """Function that gives the rows of each source; it is told by their names which ones are wanted."""
@@ -24,6 +24,10 @@ def add_out_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out", metavar="FILE", type=Path, help="captions.jsonl; its run is kept in captions.jsonl.run/"
     )
+    group.add_argument(
+        "--sidecar", metavar="SUFFIX", help="or a file beside each picture: with .txt photos/a.txt of photos/a.jpg"
+    )
+    group.add_argument("--skip-existing", action="store_true", help="leave pictures out that have a file beside them")
     group.add_argument("--retry-failed", action="store_true", help="also caption pictures again that failed before")
     group.add_argument("--summary", metavar="FILE", type=Path, help="also write what was done as JSON")
     group.add_argument(
@@ -41,8 +45,14 @@ def check_out_options(args: argparse.Namespace) -> None:
         UsageError: they do not.
     """
     for name in ("retry_failed", "summary"):
-        if args.out is None and getattr(args, name):
+        if args.out is None and vars(args)[name]:
             raise UsageError(f"--{name.replace('_', '-')} goes with --out")
+    if args.skip_existing and args.sidecar is None:
+        raise UsageError("--skip-existing goes with --sidecar")
+    if args.sidecar is not None and (args.out is not None or args.coco_results is not None):
+        raise UsageError("--sidecar goes without --out and --coco-results")
+    if args.sidecar is not None and (args.annotations is not None or args.data_dir is not None):
+        raise UsageError("--sidecar goes with picture files and folders, not with a data set")
     if args.out is None:
         return
     if args.out.is_dir() or not args.out.resolve().parent.is_dir():
@@ -156,7 +166,7 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
     """
     if args.out is None:
         return Output()
-    from ..inference.caption_run import CaptionRun, RunError, Share
+    from ..inference.caption_run import CaptionRun, RunError
     from ..inference.digests import settings_sha256, weights_sha256
 
     settings = {
@@ -166,7 +176,15 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
         **{name: value for name, value in options.items() if value is not None},
         **{name: value for name in ("retrieval", "sentences") if (value := vars(args)[name])},
     }
-    # as `accelerate launch` and `torchrun` tell; processes do not wait for each other, so that a killed one stops none
-    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     with mistakes(RunError, OSError):
-        return RunOutput(CaptionRun(args.out, settings, share, args.retry_failed), args.summary)
+        return RunOutput(CaptionRun(args.out, settings, share_of_process(), args.retry_failed), args.summary)
+
+
+def share_of_process() -> "Share":
+    """The share of this process, as `accelerate launch` and `torchrun` tell.
+
+    Processes do not wait for each other, so that a killed one stops none.
+    """
+    from ..inference.caption_run import Share
+
+    return Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))

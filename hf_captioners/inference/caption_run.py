@@ -50,7 +50,11 @@ class Share:
 
     def of(self, sources: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """The process's sources with their places among all."""
-        return ((place, source) for place, source in enumerate(sources) if place % self.number == self.index)
+        return ((place, source) for place, source in enumerate(sources) if self.has(place))
+
+    def has(self, place: int) -> bool:
+        """Tell whether the source in a place, counted from 0, is the process's."""
+        return place % self.number == self.index
 
 
 class CaptionRun:

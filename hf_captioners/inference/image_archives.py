@@ -58,7 +58,7 @@ def image_rows(
     ```
     """
     for path in paths:
-        if not _is_archive(path):
+        if not is_archive(path):
             yield {"image": path}
             continue
         for image in _images_of(Path(path), LeftOutFiles(), image_column):
@@ -78,13 +78,14 @@ def image_names(paths: Iterable[_Path], left_out: LeftOutFiles, image_column: st
         `Iterator[str | os.PathLike]`
     """
     for path in paths:
-        if _is_archive(path):
+        if is_archive(path):
             yield from (image.name for image in _images_of(Path(path), left_out, image_column))
         else:
             yield path
 
 
-def _is_archive(path: _Path) -> bool:
+def is_archive(path: _Path) -> bool:
+    """Tell whether the pictures of a path are in a file: an archive or a table."""
     return not is_url(path) and (archive_suffix(path) != "" or _is_parquet(path))
 
 

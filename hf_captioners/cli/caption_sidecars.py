@@ -1,0 +1,67 @@
+"""`hf-captioners caption --sidecar .txt`: captions in files beside the pictures."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .caption_out import Output, Sources, share_of_process
+from .common import UsageError, mistakes
+
+if TYPE_CHECKING:
+    from ..inference.sidecars import Sidecars
+
+
+class SidecarOutput(Output):
+    """A file beside each picture of this process's share.
+
+    Args:
+        sidecars ([`Sidecars`]): the writer.
+        existing (`int`): how many pictures of the share have a file already.
+    """
+
+    def __init__(self, sidecars: "Sidecars", existing: int) -> None:
+        self.sidecars, self.existing, self.written = sidecars, existing, 0
+        self.share = share_of_process()
+
+    def __enter__(self) -> "SidecarOutput":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.sidecars.__exit__(*error)
+
+    def remaining(self, count: int) -> int | None:
+        return None if self.share.number > 1 else max(count - self.existing, 0)
+
+    def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:
+        for _, source in self.share.of(read(lambda name: True)):
+            yield from (row for row in source if not self.sidecars.path_of(row["image"]).exists())
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.sidecars.write(record)
+        self.written += "error" not in record
+
+    def finish(self) -> None:
+        """Say what was done."""
+        line = f"{self.written} files written beside the pictures, {self.existing} were there"
+        print(f"hf-captioners caption: {line}", file=sys.stderr)
+
+
+def open_sidecars(args: argparse.Namespace) -> SidecarOutput:
+    """The output of a run, checked before any work.
+
+    Raises:
+        UsageError: pictures that cannot have files beside them, or that have some already.
+    """
+    from ..inference.image_files import find_images
+    from ..inference.sidecars import SidecarError, Sidecars
+
+    with mistakes(SidecarError):
+        sidecars = Sidecars(args.sidecar)
+        existing = sidecars.check(find_images(args.paths, args.recursive), share_of_process())
+    if existing and not args.skip_existing:
+        raise UsageError(
+            f"--sidecar {args.sidecar}: {existing} of the pictures have such a file; "
+            "--skip-existing leaves these pictures out"
+        )
+    return SidecarOutput(sidecars, existing)
