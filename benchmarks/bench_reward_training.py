@@ -57,7 +57,7 @@ METHODS = {
     "_policy_log_probs": "policy, forward",
 }
 PARTS = [*METHODS.values(), "backward", "optimizer"]
-COMMON = {"max_grad_norm": 0.0, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+COMMON: dict[str, Any] = {"max_grad_norm": 0.0, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 PIXELS = 224
 NEGLIGIBLE = 1e-3  # seconds; smaller times are not printed
 Times = dict[str, float]
@@ -168,7 +168,9 @@ def image_rows(number: int, words: list[str], tokens: int) -> list[dict[str, Any
 
 def scst_step(args: argparse.Namespace, rows: list[dict[str, Any]], words: list[str], clock: Clock) -> TrainerStep:
     """The trainer of the first table."""
-    dropout = {f"{part}_dropout": 0.1 for part in ("encoder", "decoder", "encoder_input", "decoder_input", "other")}
+    dropout: dict[str, Any] = {
+        f"{part}_dropout": 0.1 for part in ("encoder", "decoder", "encoder_input", "decoder_input", "other")
+    }
     model, processor = ExpansionNetV2ForImageCaptioning.new(words, features=1536, min_count=1, **dropout)
     options = SCSTConfig(
         output_dir=args.folder,
@@ -185,7 +187,6 @@ def scst_step(args: argparse.Namespace, rows: list[dict[str, Any]], words: list[
         **COMMON,
     )
     trainer: Any = SCSTTrainer(model, args=options, train_dataset=rows, processing_class=processor)
-    trainer._own_log_probs = clock.timed("reference", trainer._own_log_probs)  # beside the policy's
     return TrainerStep(trainer, clock)
 
 
@@ -207,7 +208,9 @@ def measure_scst(args: argparse.Namespace, clock: Clock) -> dict[str, Times]:
 
 
 class Numbers:
-    """A processor for captions that are never read: token ids as text."""
+    """A processor for captions that are never read: token ids as text, of pictures that are tensors already."""
+
+    image_processor = None
 
     def batch_decode(self, token_ids: torch.Tensor, **kwargs: Any) -> list[str]:
         return [" ".join(map(str, row)) for row in token_ids.tolist()]
@@ -329,7 +332,7 @@ def main() -> None:
     group.add_argument("--beta", type=float, default=0.0, help="above 0 with a reference (default: 0)")
     group.add_argument("--grid", type=int, default=144, help="tokens of a picture (default: 144)")
     group = parser.add_argument_group("DiCO")
-    group.add_argument("--dico-pictures", type=int, default=2, help="of a step (default: 2)")
+    group.add_argument("--dico-images", type=int, default=2, help="of a step (default: 2)")
     group.add_argument("--beams", type=int, default=5, help="captions of a picture (default: 5)")
     group.add_argument("--length", type=int, default=30, help="of a caption in tokens, start included (default: 30)")
     args = parser.parse_args()

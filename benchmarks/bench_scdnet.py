@@ -86,7 +86,7 @@ def measure_speed(args: argparse.Namespace) -> Iterator[list[Any]]:
             for case in cases:
                 dtype, steps, kind = case
                 model = models[dtype][kind == "plain"]
-                features = torch.randn(batch, REGIONS, config.feature_size, dtype=model.dtype)
+                features = torch.randn(batch, REGIONS, int(config.feature_size or 0), dtype=model.dtype)
                 sentences = torch.randint(1, config.vocab_size, (batch, SENTENCE))
                 start = time.process_time()
                 model.generate(image_features=features, retrieved_ids=sentences, num_inference_steps=steps)

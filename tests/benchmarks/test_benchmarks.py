@@ -1,0 +1,52 @@
+"""Smoke runs of benchmarks, so that the tables of docs/results.md can be made again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 40, "unk_token_id": 39}
+SCDNET = json.dumps(SIZES, separators=(",", ":"))
+RUNS = {
+    "bench_reward_training": "--only scst --repeats 1 --pictures 2 --samples 2 --words 3 --vocabulary 60 --grid 4",
+    "bench_satic": "--batch-sizes 2 --group-sizes 1 2 --regions 3 --tokens 2 --repeats 1",
+    "bench_scdnet": f"speed --batch-sizes 1 --steps 2 1 --repeats 1 --sizes {SCDNET}",
+}
+
+
+@pytest.fixture(autouse=True)
+def logs_again():
+    """Benchmarks are silent; other tests read logs."""
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_prints_a_table_of_numbers(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [name, *RUNS[name].split()])
+    importlib.import_module(name).main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 2 and any(character.isdigit() for character in rows[-1])
+    assert "nan" not in " ".join(rows)
+
+
+def test_scdnet_that_computes_everything_in_each_step_writes_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    torch, plain = importlib.import_module("torch"), importlib.import_module("bench_scdnet").PlainScdnet
+    from contracts.tiny_scdnet import small_model
+
+    ours = small_model()
+    other = plain(ours.config).eval()
+    other.load_state_dict(ours.state_dict())
+    features = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0))
+    inputs = {"image_features": features, "retrieved_ids": torch.tensor([[1, 7, 8], [1, 9, 8], [1, 4, 5]])}
+    options = {"num_inference_steps": 6, "return_dict_in_generate": True}
+    states = [model.generate(**inputs, **options).stages[0].state for model in (ours, other)]
+    torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
