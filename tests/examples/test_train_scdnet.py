@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners import CaptionCollator, FeatureStore, load_karpathy
@@ -154,6 +158,25 @@ def test_chance_depends_on_neither_batches_nor_accumulation(train):
         )  # fmt: skip
         ends.append([entry["loss"] for entry in log(folder) if "loss" in entry])
     assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(train, tmp_path, data):
+    options = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.05, "model_options": STILL}
+    one = train("one", per_device_train_batch_size=8, **options)
+    config = tmp_path / "two.yaml"
+    two = {**RECIPE, **data, **options, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "two")}
+    config.write_text(yaml.safe_dump(two))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, "--config", str(config)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    losses = [[entry["loss"] for entry in log(folder) if "loss" in entry] for folder in (one, tmp_path / "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two"))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_without_sentences_training_says_what_is_missing(train):

@@ -135,6 +135,7 @@ RESUMED = {
         {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
     ),
     "older-adapters": ("satic", DiCOConfig, {"adapters": "older", "candidate_strategy": "sample"}),
+    "average": ("scdnet", SCSTConfig, {"baseline": "greedy", "moving_average_decay": 0.8}),
 }
 
 
@@ -215,6 +216,7 @@ def test_two_processes_equal_one(trainer, rows, tmp_path):
         "tied": ("scst", {**tied, "train_backbone": "all"}),
         "dico": ("dico", {**common, "tau": 2.0, "num_iterations": 2, "gradient_accumulation_steps": 2}),
         "adapters": ("dico", {**common, "adapters": True, "candidate_strategy": "sample"}),
+        "average": ("scst", {**SAMPLE, **common, "kind": "scdnet", "baseline": "greedy", "moving_average_decay": 0.5}),
     }
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]  # two, not one
