@@ -15,16 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import colour_detector
+from contracts import colour_detector, tiny_retriever
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, SwinConfig, SwinModel, ViTImageProcessor
 
 from hf_captioners import (
     ExpansionNetV2Config,
     ExpansionNetV2ForImageCaptioning,
+    ScdnetForImageCaptioning,
     build_word_tokenizer,
     special_token_ids,
 )
 from hf_captioners.conversion.expansionnet_v2 import original_name
+from hf_captioners.inference.build_retriever import build_retriever
+from hf_captioners.modeling.captioner_retriever import CaptionRetriever
 from hf_captioners.modeling.tokenization_words import SPECIAL_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +48,22 @@ def place(tmp_path_factory, quickstart_run) -> Path:
         part.save_pretrained(folder / "bottom-up")
     write_clip(folder / "openai/clip-vit-base-patch32")
     write_original_checkpoint(folder)
+    write_scdnet(folder, backbone)
     return folder
+
+
+def write_scdnet(folder: Path, backbone: Path) -> None:
+    """A small SCD-Net with its retriever, and a photograph."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "time_frequencies": 4}
+    captions = [caption for captions in tiny_retriever.CAPTIONS for caption in captions]
+    model, processor = ScdnetForImageCaptioning.new(captions, backbone=backbone, min_count=1, **sizes)
+    model.generation_config.num_inference_steps = 2
+    clip = tiny_retriever.save_clip(folder / "clip")
+    build_retriever(tiny_retriever.rows(), clip, folder / "retrieval", device="cpu")
+    processor.retriever = CaptionRetriever.from_pretrained(folder / "retrieval")
+    for part in (model, processor):
+        part.save_pretrained(folder / "your-name/scdnet")
+    tiny_retriever.rows()[0]["image"].save(folder / "photo.jpg")
 
 
 def write_clip(folder: Path) -> None:
