@@ -15,7 +15,9 @@ from ._version import __version__
 from .captioner_table import CAPTIONERS, captioner_modules
 from .registration import register_with_auto_classes
 
-_PACKAGES = ("conversion", "data", "hub", "inference", "metrics", "modeling", "reports", "rewards", "training")
+_PACKAGES = (
+    *("cli", "conversion", "data", "demo", "hub", "inference", "metrics", "modeling", "reports", "rewards", "training"),
+)
 
 _HOME = {
     "BleuReward": "rewards.bleu",

@@ -1,7 +1,9 @@
 """The public names, for editors and type checkers; at run time `__init__.py` loads them on first use."""
 
+from . import cli as cli
 from . import conversion as conversion
 from . import data as data
+from . import demo as demo
 from . import hub as hub
 from . import inference as inference
 from . import metrics as metrics

@@ -176,7 +176,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def print_error(prog: str, error: object) -> None:
-    """One line on stderr, without what a terminal would obey in names of files."""
+    """A line on stderr, without what a terminal would obey in names of files."""
     from ..data.printable import printable
 
     print(f"{prog}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)

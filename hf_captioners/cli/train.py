@@ -25,8 +25,7 @@ hf-captioners train METHOD --help lists the options of a method. Each may stand 
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """
-    Adds the verb `train` to the command line.
+    """Add the verb `train` to the command line.
 
     Args:
         subparsers: what `ArgumentParser.add_subparsers` returned.
@@ -61,8 +60,7 @@ def add_methods(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """
-    Trains what the options say.
+    """Train what the options say.
 
     Args:
         args (`Namespace`): `method` and `words`, its options.

@@ -35,17 +35,17 @@ def read_words(
     """
     where = str(vocabulary) if isinstance(vocabulary, str | Path) else "vocabulary"
     lines = _lines(Path(vocabulary)) if isinstance(vocabulary, str | Path) else list(vocabulary)
-    seen: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     problems = []
     for index, word in enumerate(lines, start=1):
         if not isinstance(word, str) or not word.strip() or word != word.strip():
             problems.append(f"word {index} is {show(word)}, expected a word without white space around it")
-        elif word in seen:
-            problems.append(f"word {show(word)} stands in lines {seen[word]} and {index}")
+        elif word in line_of:
+            problems.append(f"word {show(word)} stands in lines {line_of[word]} and {index}")
         else:
-            seen[word] = index
+            line_of[word] = index
     raise_problems(where, problems if lines else ["has no words"])
-    end = END if END not in seen else "<end>"
+    end = END if END not in line_of else "<end>"
     unknown = len(lines) if lines[-1].lower() in UNKNOWN else None
     if special:
         if set(special) != {"UNK"} or not 1 <= special["UNK"] <= len(lines):

@@ -165,11 +165,11 @@ def look_up(retriever: CaptionRetriever, rows: Iterable[Mapping[str, Any]], top:
                 embeddings[index] = retriever.embed([row["image"]])
             except ImageError as error:
                 errors[index] = str(error)
-        found: list[list[str]] = []
+        nearest: list[list[str]] = []
         if embeddings:
             ids = [chunk[index]["image_id"] for index in embeddings]
-            found = retriever.nearest(torch.cat(list(embeddings.values())), top, ids)
-        sentences = dict(zip(embeddings, found, strict=True))
+            nearest = retriever.nearest(torch.cat(list(embeddings.values())), top, ids)
+        sentences = dict(zip(embeddings, nearest, strict=True))
         for index, row in enumerate(chunk):
             said = {"error": errors[index]} if index in errors else {"captions": sentences[index]}
             yield {"image_id": row["image_id"], **said}

@@ -273,10 +273,10 @@ class NewCaptioner:
         """
         cls._check_config(config, trust_remote_code)
         fresh = partial(_fitting_image_processor, config.get("vision_config"))
-        pictures = new_image_processor(image_processor, backbone, trust_remote_code, fresh)
+        preprocessor = new_image_processor(image_processor, backbone, trust_remote_code, fresh)
         longest = config.get("max_position_embeddings", cls.config_class.max_position_embeddings)
         words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code, word_rule)
-        processor = cls.processor_class(pictures, words)
+        processor = cls.processor_class(preprocessor, words)
         settings = {"vocab_size": len(words), **special_token_ids(words), **config}
         model = cls._new_model(backbone, features, settings, trust_remote_code)
         suppress_unknown(model, words)

@@ -293,12 +293,12 @@ class CaptionRetriever:
         own = [self._own.get(image_id, []) for image_id in image_ids or [None] * len(queries)]
         use_faiss = self.search == "faiss" or (self.search == "auto" and len(self) > EXACT_UP_TO)
         candidates = (self._faiss_candidates if use_faiss else self._exact_candidates)(queries, own, top)
-        found = []
+        nearest = []
         for row, (query, places) in enumerate(zip(queries, candidates, strict=True)):
             if not len(places):
                 raise RetrieverError(f"image {(image_ids or [row])[row]!r} has all captions of the pool for its own.")
-            found.append([self.captions[place] for place in self._ranked(query, places, top)])
-        return found
+            nearest.append([self.captions[place] for place in self._ranked(query, places, top)])
+        return nearest
 
     def _ranked(self, query: torch.Tensor, places: torch.Tensor, top: int) -> list[int]:
         """The best of some places of the pool, which are in their order."""
@@ -308,7 +308,7 @@ class CaptionRetriever:
 
     def _exact_candidates(self, queries: torch.Tensor, own: list[list[int]], top: int) -> list[torch.Tensor]:
         """For each query the places that may be among its best, in their order."""
-        found = []
+        candidates = []
         rows = max(1, _CELLS // len(self))
         for start in range(0, len(queries), rows):
             similarity = queries[start : start + rows] @ self.embeddings.T  # (rows, captions)
@@ -316,8 +316,8 @@ class CaptionRetriever:
                 similarity[row, places] = -torch.inf
             least = similarity.topk(min(top, len(self)), dim=1).values[:, -1:] - _NOISE  # (rows, 1)
             near = (similarity >= least) & (similarity > -torch.inf)
-            found += [row.nonzero().flatten() for row in near]
-        return found
+            candidates += [row.nonzero().flatten() for row in near]
+        return candidates
 
     def _faiss_candidates(self, queries: torch.Tensor, own: list[list[int]], top: int) -> list[torch.Tensor]:
         """The same of FAISS, which does not know of own captions: so many more are asked for."""

@@ -56,10 +56,10 @@ def word_rule() -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
     Returns:
         `tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]`
     """
-    one_form = normalizers.Sequence(
+    normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace("\u2019", "'"), normalizers.NFC()]
     )
-    return one_form, pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    return normalizer, pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
 
 
 def split_unicode_words(captions: Iterable[str]) -> list[list[str]]:
@@ -80,8 +80,8 @@ def split_unicode_words(captions: Iterable[str]) -> list[list[str]]:
 
     ```
     """
-    one_form, splitter = word_rule()
-    pieces = (splitter.pre_tokenize_str(one_form.normalize_str(caption)) for caption in captions)
+    normalizer, splitter = word_rule()
+    pieces = (splitter.pre_tokenize_str(normalizer.normalize_str(caption)) for caption in captions)
     return [[word for word, _ in caption] for caption in pieces]
 
 
@@ -137,11 +137,11 @@ def segment_words(captions: Iterable[str], segmenter: Segmenter) -> list[list[st
     Raises:
         TypeError: the function gives something else than words.
     """
-    one_form, _ = word_rule()
+    normalizer, _ = word_rule()
     splitter = pre_tokenizers.Split(Regex(f"{_RUN}|{WORD}"), behavior="removed", invert=True)
     words: list[list[str]] = []
     for caption in captions:
-        pieces: Any = segmenter(one_form.normalize_str(caption))
+        pieces: Any = segmenter(normalizer.normalize_str(caption))
         if isinstance(pieces, str) or not all(isinstance(piece, str) for piece in pieces):
             raise TypeError(f"segmenter {segmenter!r} makes {pieces!r:.80} of {caption!r:.80}, expected words.")
         words.append([word for piece in pieces for word, _ in splitter.pre_tokenize_str(piece)])

@@ -215,8 +215,8 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         captions, tokenizer = list(captions), tokenizer or gpt2 or WORDS
         fresh = GPT2Config(**(text_config or {}))
         words = new_tokenizer(captions, tokenizer, min_count, fresh.n_positions, trust_remote_code, word_rule)
-        pictures = new_image_processor(image_processor, backbone, trust_remote_code, CLIPImageProcessorPil)
-        processor = ClipGpt2Processor(pictures, words, tags=build_tags(captions, num_tags) if num_tags else None)
+        preprocessor = new_image_processor(image_processor, backbone, trust_remote_code, CLIPImageProcessorPil)
+        processor = ClipGpt2Processor(preprocessor, words, tags=build_tags(captions, num_tags) if num_tags else None)
         if num_tags:
             config["tag_token_ids"] = processor.tag_token_ids()
         if backbone is None:

@@ -27,7 +27,7 @@ _INK = (255, 255, 255)
 
 
 def draw_regions(
-    picture: Image.Image,
+    image: Image.Image,
     boxes: Sequence[Sequence[float]],
     labels: Sequence[str],
     *,
@@ -37,7 +37,7 @@ def draw_regions(
     """Draw boxes with labels over a picture.
 
     Args:
-        picture (`PIL.Image.Image`): the picture; it is not changed.
+        image (`PIL.Image.Image`): the picture; it is not changed.
         boxes (`Sequence` of x1, y1, x2, y2): in its pixels.
         labels (`Sequence[str]`): a text for each box; an empty one draws the box alone.
         kinds (`Sequence[str]`, *optional*): names that share a colour; by default the labels.
@@ -63,7 +63,7 @@ def draw_regions(
     kinds = labels if kinds is None else kinds
     if not len(boxes) == len(labels) == len(kinds):
         raise ValueError(f"{len(boxes)} boxes have {len(labels)} labels and {len(kinds)} kinds; expected as many")
-    page = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    page = image.convert("RGB") if image.mode != "RGB" else image.copy()
     pen = ImageDraw.Draw(page, "RGBA")
     size = max(11, min(28, round(min(page.size) / 26)))
     letters = ImageFont.load_default(size) if font is None else ImageFont.truetype(str(font), size)
@@ -79,12 +79,12 @@ def draw_regions(
 
 
 def draw_best(
-    picture: Image.Image, records: Sequence[Mapping[str, Any]], count: int = BEST, font: str | Path | None = None
+    image: Image.Image, records: Sequence[Mapping[str, Any]], count: int = BEST, font: str | Path | None = None
 ) -> Image.Image:
     """Draw the regions of a detector that are named most surely, with attribute, object and its probability.
 
     Args:
-        picture (`PIL.Image.Image`): the picture.
+        image (`PIL.Image.Image`): the picture.
         records (`Sequence[Mapping]`): of each region `refined_box`, `object`, `score` and `attribute`.
         count (`int`, defaults to 12): how many.
         font: as in [`draw_regions`].
@@ -95,7 +95,7 @@ def draw_best(
     best = sorted(records, key=lambda record: -record["score"])[:count]
     labels = [f"{record['attribute']} {record['object']} {record['score']:.2f}".strip() for record in best]
     boxes = [record["refined_box"] for record in best]
-    return draw_regions(picture, boxes, labels, kinds=[record["object"] for record in best], font=font)
+    return draw_regions(image, boxes, labels, kinds=[record["object"] for record in best], font=font)
 
 
 def save_regions(page: Image.Image, path: str | Path) -> None:

@@ -54,8 +54,8 @@ def checkpoint_bytes(model: PreTrainedModel, args: Any) -> tuple[int, int]:
     Returns:
         `tuple[int, int]`: bytes of the model (of adapters alone, where there are some), and of a checkpoint, at least.
     """
-    learning = sum(one.nbytes for one in model.parameters() if one.requires_grad)
-    tensors = {one.data_ptr(): one.nbytes for one in model.state_dict().values()}
+    learning = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     saved = sum(tensors.values()) if without_adapters(model) is model else learning
     if args.save_only_model:
         return saved, saved

@@ -104,7 +104,7 @@ def merge_guide_files(
     def ids(texts: Any) -> list[list[int]]:
         return [row[1:] for row in tokenizer(list(texts)).input_ids]  # words and end token
 
-    encoded, said = (dict(zip(one, ids(one.values()), strict=True)) for one in (old, new))
+    encoded, said = (dict(zip(texts, ids(texts.values()), strict=True)) for texts in (old, new))
     references = {image: ids(texts) for image, texts in captions.items()}
     merged = merge_guides(encoded, said, references, tokenizer.eos_token_id)
     taken = {image for image, caption in merged.items() if caption != encoded[image]}

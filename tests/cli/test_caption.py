@@ -214,7 +214,7 @@ def test_a_folder_that_lacks_a_part(
 
 
 def without_progress(stderr: bytes) -> bytes:
-    """What stderr has besides the lines of progress that a slow machine shows."""
+    """Lines on stderr besides those of progress that a slow machine shows."""
     return b"".join(line for line in stderr.splitlines(True) if not re.search(rb"\d+/\d+ \[", line))
 
 

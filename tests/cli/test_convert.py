@@ -157,7 +157,7 @@ def test_help_of_a_source_has_its_options_only(source: str, capsys: pytest.Captu
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_examples_are_read(source: str) -> None:
-    """What the example of a source gives is what its function takes."""
+    """The example of a source gives what its function takes."""
     command = find_command(source)
     read = vars(build_parser(command).parse_args(command.example.split()))
     assert set(read) - {"checkpoint", "out"} <= set(command.options)

@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture()
 def asked(monkeypatch):
-    """What the verb asks to be drawn."""
+    """Arguments with which the verb asks for a drawing."""
     calls = []
     draw = run_plots.plot_runs
 

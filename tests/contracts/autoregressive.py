@@ -1,4 +1,4 @@
-"""What captioners that write word by word must do besides: caches, beams, scores of their words."""
+"""The contract of captioners that write word by word, besides that of all: caches, beams, scores of their words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every captioner must do. A model's test module subclasses `CaptionerContract` with a tiny model."""
+"""The contract of every captioner. A model's test module subclasses `CaptionerContract` with a tiny model."""
 
 from __future__ import annotations
 

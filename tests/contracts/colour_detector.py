@@ -26,7 +26,7 @@ NAMES = list(COLORS)
 
 
 def darkness(pixels: np.ndarray) -> np.ndarray:
-    """How much darker than `PALE` values of 0 to 255 are."""
+    """Darkness of values of 0 to 255, compared with `PALE`."""
     return np.maximum(PALE - pixels, 0)
 
 

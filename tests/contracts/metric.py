@@ -1,5 +1,5 @@
-"""What every metric must do. A metric's test module subclasses `MetricContract`, or `ReferenceContract` where there are
-numbers of the reference tools."""
+"""The contract of every metric. A metric's test module subclasses `MetricContract`, or `ReferenceContract` where
+there are numbers of the reference tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of reward training share: a tiny model of every kind, by `model_type`, and trainers for them."""
+"""Parts of the tests of reward training: a tiny model of every kind, by `model_type`, and trainers for them."""
 
 from __future__ import annotations
 

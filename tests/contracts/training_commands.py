@@ -1,4 +1,4 @@
-"""What the tests of `hf-captioners train` share: a drawn world, a tiny captioner's sizes, and a recipe of two steps."""
+"""Parts of the tests of `hf-captioners train`: a drawn world, a tiny captioner's sizes, and a recipe of two steps."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def is_obeyed(character: str) -> bool:
 
 
 def test_all_characters():
-    """What is obeyed becomes an escape, and else at most what has no shape at all."""
+    """Characters that are obeyed become escapes, and else at most what has no shape at all."""
     characters = [
         *map(chr, range(0x20000)),
         *map(chr, range(0xE0000, 0xE0200)),

@@ -38,7 +38,7 @@ COMMAND = re.compile(r"(examples/train_\w+\.py)((?: \w+)?) --config (\S+)|hf-cap
 
 
 def method_of(name: str) -> str:
-    """What a recipe is for, as its header comment says: a training method, `mini_clip` or `features`."""
+    """Purpose of a recipe, from its header comment: a training method, `mini_clip` or `features`."""
     text = (RECIPES / name).read_text("utf-8")
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     if name in OF_BENCHMARKS:

@@ -96,7 +96,7 @@ def test_with_a_clip_and_its_tokenizer(main, world, clip, tmp_path):
 
 
 def test_padding_in_the_loss(main, world, clip, tmp_path):
-    """What is learned, and logged, is then the original's mean over all places instead of over the words."""
+    """The loss that is learned and logged is then the original's, a mean over all places instead of the words."""
     data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images"}
     parts = ("encoder", "encoder_attention", "decoder_input", "decoder", "decoder_attention")
     changes = {"pad_in_loss": True, **{f"{part}_dropout": 0.0 for part in parts}}

@@ -1,4 +1,4 @@
-"""What metrics refuse, by name."""
+"""Inputs that metrics refuse, by name."""
 
 import numpy as np
 import pytest

@@ -170,7 +170,7 @@ class TestScorers:
 
 
 class TestSuite:
-    """What the suite itself takes."""
+    """Arguments of the suite itself."""
 
     def test_every_argument_is_known_here(self):
         known = {"metrics", "document_frequencies", "in_sequence", "options", "tokenizer"}

@@ -1,4 +1,4 @@
-"""How captions become the words that metrics compare."""
+"""Captions become the words that metrics compare."""
 
 import gzip
 import json

@@ -30,7 +30,7 @@ LONGEST = 8
 
 @dataclass
 class Option:
-    """What an option does.
+    """Effect of an option.
 
     Attributes:
         kind (`str`): "effect": other captions, scores or outputs; "equal": the same ones; "refused"; "no option".

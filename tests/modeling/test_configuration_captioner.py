@@ -1,4 +1,4 @@
-"""What a configuration may declare before anything is made of it."""
+"""Values that a configuration may declare before anything is made of it."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def paths(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def captions(tiny_captioner_dir, pictures):
-    """What the model and the processor say without a pipeline."""
+    """Captions of the model and the processor without a pipeline."""
     model = AutoModelForImageTextToText.from_pretrained(tiny_captioner_dir).eval()
     processor = AutoProcessor.from_pretrained(tiny_captioner_dir)
     texts = [processor.decode(model.generate(**processor(images=one), num_beams=1)[0]) for one in pictures]

@@ -1,4 +1,4 @@
-"""How much a tokenizer file may make of a text."""
+"""Bounds of what a tokenizer file may make of a text."""
 
 from __future__ import annotations
 

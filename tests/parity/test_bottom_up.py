@@ -217,7 +217,7 @@ def test_the_extractors_own_file(case):
 
 @pytest.mark.parametrize("dtype", [torch.float64])
 def test_in_float64(case, dtype):
-    """What the fixtures were chosen to survive."""
+    """Rounding that the fixtures were chosen to survive."""
     model = AutoModel.from_pretrained(case.out_dir, dtype=dtype).eval()
     for index in range(len(case.paths)):
         numbers = case.numbers(index)

@@ -128,7 +128,7 @@ class Step(DiCOTrainer):
         return loss
 
     def all(self, name: str, like: torch.Tensor, pad: int = 0) -> torch.Tensor:
-        """What was seen of all pictures, in the shape of the fixture's tensor."""
+        """Values of all pictures, in the shape of the fixture's tensor."""
         parts = [self.seen[image_id][name] for image_id in sorted(self.seen)]
         if like.ndim == 3:
             parts = [torch.nn.functional.pad(one, (0, like.shape[2] - one.shape[1]), value=pad) for one in parts]
@@ -173,7 +173,7 @@ def gammas(step: Step, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def check(step: Step, case: Case, kind: str, ids: torch.Tensor) -> None:
-    """What the fixture has of a step with candidates `ids`."""
+    """Numbers of the fixture for a step with candidates `ids`."""
     chosen = case[f"{kind}_chosen_mask"]
     assert torch.equal(step.all("weight", chosen) == 1, chosen)
     close(gammas(step, chosen), case[f"{kind}_gamma"])

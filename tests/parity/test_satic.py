@@ -185,7 +185,7 @@ def test_length_penalties(case, penalty):
 
 
 def sampled_log_probs(case: Case) -> torch.Tensor:
-    """What the original's loop gave for its samples, in one parallel pass: of all draws, the zeroed ones included."""
+    """Scores of the original's loop for its samples, in one parallel pass: of all draws, the zeroed ones too."""
     seq, size = case["nsc.gen_seq"], case.opt["K"]
     whole = size * (case.longest // size)
     start = seq.new_zeros(len(seq), 1)

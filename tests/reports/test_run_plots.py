@@ -118,7 +118,7 @@ def drawn(tmp_path, monkeypatch):
 
 
 def texts(artist):
-    """What is written on an axes or a figure."""
+    """Texts on an axes or a figure."""
     from matplotlib.text import Text
 
     found = [one.get_text() for one in artist.findobj(Text) if one.get_visible() and one.get_text().strip()]

@@ -41,7 +41,7 @@ VOID = {"meta", "img", "source", "br", "link"}
 
 
 class Page(HTMLParser):
-    """What a page holds; fails where tags are not closed in order."""
+    """Content of a page; fails where tags are not closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ def encoded(picture: Image.Image) -> bytes:
 
 @pytest.fixture
 def sizes(scorer: ClipScorer) -> Iterator[list[int]]:
-    """How many pictures the model was given, at each call."""
+    """Number of pictures that the model was given, at each call."""
     seen: list[int] = []
     hook = scorer.model.vision_model.register_forward_hook(
         lambda _, inputs, outputs: seen.append(len(outputs.pooler_output))

@@ -1,4 +1,4 @@
-"""What training with adapters leaves: loaded from any folder, moved, from a checkpoint, and gone on with."""
+"""Folders that training with adapters leaves: loaded from any folder, moved, from a checkpoint, and gone on with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is checked before the first step: the output folder, its disk, rights on the Hub, columns of rewards."""
+"""Checks before the first step: the output folder, its disk, rights on the Hub, columns of rewards."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 class Hub:
-    """What the Hub says of the owner of a token."""
+    """Answer of the Hub about the owner of a token."""
 
     def __init__(self, said):
         self.said = said

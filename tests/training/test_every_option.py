@@ -27,7 +27,7 @@ CONFIGS = {"xe": XEConfig, "scst": SCSTConfig, "dico": DiCOConfig}
 
 @dataclass
 class Option:
-    """What an option does.
+    """Effect of an option.
 
     Attributes:
         kind (`str`): "effect": other weights, logs or files, or an error that was none; "equal": the same ones.

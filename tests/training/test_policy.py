@@ -1,4 +1,4 @@
-"""What the trainers ask of a model: a captioner of this package, and transformers' VisionEncoderDecoderModel."""
+"""Methods that trainers ask of a model: a captioner of this package, and transformers' VisionEncoderDecoderModel."""
 
 from __future__ import annotations
 

@@ -107,11 +107,11 @@ def optimizer_of(
     model: VisionTextDualEncoderModel, options: MiniClipArguments, args: TrainingArguments
 ) -> torch.optim.Optimizer:
     """AdamW: the pretrained layers at their own rate, no decay for biases, norms and the temperature."""
-    fresh = [one for name, one in model.named_parameters() if not name.startswith("vision_model.")]
+    fresh = [parameter for name, parameter in model.named_parameters() if not name.startswith("vision_model.")]
     groups: list[dict[str, Any]] = [
         {"params": list(model.vision_model.parameters()), "lr": options.vision_learning_rate},
-        {"params": [one for one in fresh if one.dim() > 1]},
-        {"params": [one for one in fresh if one.dim() < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in fresh if parameter.dim() > 1]},
+        {"params": [parameter for parameter in fresh if parameter.dim() < 2], "weight_decay": 0.0},
     ]
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, weight_decay=args.weight_decay)

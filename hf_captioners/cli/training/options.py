@@ -152,7 +152,7 @@ def _fitting(hint: Any, value: Any) -> Any:
     if isinstance(value, str):
         return [value] if list in kinds and str not in kinds else value
     accepted = {float: (float, int), str: (str, int, float)}  # a name may be a number
-    fitting = tuple(kind for one in kinds & _IN_WORDS.keys() for kind in accepted.get(one, (one,)))
+    fitting = tuple(kind for member in kinds & _IN_WORDS.keys() for kind in accepted.get(member, (member,)))
     if not isinstance(value, fitting) or (isinstance(value, bool) and not kinds & {bool, str}):
         expected = " or ".join(said for kind, said in _IN_WORDS.items() if kind in kinds)
         raise ValueError(f"expected {expected}, not {reprlib.repr(value)}")

@@ -179,11 +179,11 @@ def _imported(name: str) -> Any:
     """The function that `module:function` names."""
     module, function = name.split(":", 1)
     try:
-        found = vars(importlib.import_module(module))[function]
+        function_object = vars(importlib.import_module(module))[function]
     except ImportError as error:
         raise ValueError(f"--rewards {name}: {error}") from error
     except KeyError as error:
         raise ValueError(f"--rewards {name}: the module {module} has no {function}.") from error
-    if isinstance(found, type) or not callable(found):
+    if isinstance(function_object, type) or not callable(function_object):
         raise ValueError(f"--rewards {name}: {function} is no function; name one, or an object that can be called.")
-    return found
+    return function_object

@@ -131,9 +131,9 @@ def read_captions_by_image(path: _Path) -> dict[ImageId, list[str]]:
     name, content = os.fspath(path), records.read_content(path)
     if isinstance(content, dict):
         places = [(f"key {key!r}", (key, value)) for key, value in content.items()]
-        entries = records.parse_each(name, places, records.keyed_reference)
+        entries = records.parse_records(name, places, records.keyed_reference)
     else:
-        entries = records.parse_each(name, content, _teacher_record)
+        entries = records.parse_records(name, content, _teacher_record)
     return {image_id: captions for image_id, _, captions in entries}
 
 

@@ -169,15 +169,15 @@ def _splits(root: Path, shown: Path, names: list[str]) -> dict[str, str]:
     """Split -> the name of its folder or archive. An archive beside the folder that was made of it is left alone."""
     splits: dict[str, str] = {}
     for is_taken in (lambda path: path.is_dir(), lambda path: path.is_file() and archive_suffix(path)):
-        found: dict[str, str] = {}
+        names_of: dict[str, str] = {}
         for name in names:
             split = split_name(_stem(root / name))
             if split is not None and split not in splits and is_taken(root / name):
-                if split in found:
-                    both = f"{_called(Path(found[split]))} and {_called(Path(name))}"
+                if split in names_of:
+                    both = f"{_called(Path(names_of[split]))} and {_called(Path(name))}"
                     raise CaptionFileError(f"{shown}: {both} are both {split}, expected one")
-                found[split] = name
-        splits |= found
+                names_of[split] = name
+        splits |= names_of
     return splits
 
 

@@ -110,10 +110,10 @@ class FolderImages:
             for called, archive in self._archives.items():
                 self._list(called, unpacked(archive), self._members)
         for name in names:
-            found = self._members.get(name, {})
-            if len(found) > 1:
-                raise CaptionFileError(f"picture {name!r} is in {' and '.join(found.values())}, expected it once")
-            for path, called in found.items():
+            archives = self._members.get(name, {})
+            if len(archives) > 1:
+                raise CaptionFileError(f"picture {name!r} is in {' and '.join(archives.values())}, expected it once")
+            for path, called in archives.items():
                 self._used.add(called)
                 return str(path)
         return None

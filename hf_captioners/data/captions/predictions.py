@@ -101,11 +101,11 @@ def read_predictions(path: _Path) -> Predictions:
     name, content = os.fspath(path), records.read_content(path)
     if isinstance(content, list):
         records.refuse_failures(name, content)
-        entries = records.parse_each(name, content, records.prediction)
+        entries = records.parse_records(name, content, records.prediction)
     elif _is_coco(content) or _is_karpathy(content):
         raise CaptionFileError(f"{name}: holds annotated images ('images'), which are references; expected predictions")
     else:
-        entries = records.parse_each(name, _by_key(content), records.keyed_prediction)
+        entries = records.parse_records(name, _by_key(content), records.keyed_prediction)
     return Predictions(name, {image_id: captions[0] for image_id, _, captions in entries}, _image_paths(entries))
 
 
@@ -149,11 +149,11 @@ def read_references(path: _Path, split: str | None = None) -> References:
     elif split is not None and split != "all":
         raise CaptionFileError(f"{name}: split={split!r}: only files in Karpathy's layout have splits, leave it out")
     elif isinstance(content, list):
-        entries = records.parse_each(name, content, records.reference)
+        entries = records.parse_records(name, content, records.reference)
     elif _is_coco(content):
         entries = records.coco(name, content)
     else:
-        entries = records.parse_each(name, _by_key(content), records.keyed_reference)
+        entries = records.parse_records(name, _by_key(content), records.keyed_reference)
     return References(name, {image_id: captions for image_id, _, captions in entries}, _image_paths(entries))
 
 

@@ -119,7 +119,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def parse_each(path: str, places: Iterable[Located], parse: Callable[[Any], Entry]) -> list[Entry]:
+def parse_records(path: str, places: Iterable[Located], parse: Callable[[Any], Entry]) -> list[Entry]:
     """The entries of a file, each image once.
 
     Args:
@@ -302,7 +302,7 @@ def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
     if images is not None and not isinstance(images, list):
         raise CaptionFileError(f"{path}: field 'images' is {reprlib.repr(images)}, expected a list of images")
     places = [(f"images[{index}]", image) for index, image in enumerate(images or [])]
-    described = parse_each(path, places, _coco_image) if places else []
+    described = parse_records(path, places, _coco_image) if places else []
     names = {image_id: name for image_id, name, _ in described}
     captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
     first: dict[tuple[ImageId, ImageId], int] = {}

@@ -179,9 +179,9 @@ class RewardFunctions:
         Raises:
             ValueError: a function needs another one, such as the references, `captions`.
         """
-        given = {*columns, "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+        available = {*columns, "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
         for name, function in zip(self.names, self.functions, strict=True):
-            _wanted(name, function, dict.fromkeys(given))
+            _wanted(name, function, dict.fromkeys(available))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loop": None}  # a thread cannot be pickled; the next call starts another

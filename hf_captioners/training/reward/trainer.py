@@ -357,7 +357,7 @@ class RewardTrainer(CaptionerTrainer):
             return self.policy.run_backbone(model, image_inputs)
         pixels = image_inputs["pixel_values"]
         content = pixels.cpu().flatten(1).view(torch.uint8).numpy()  # an image_id may be another picture's elsewhere
-        keys = [hashlib.blake2b(picture, digest_size=16).digest() for picture in content]
+        keys = [hashlib.blake2b(image, digest_size=16).digest() for image in content]
         new = {key: row for row, key in enumerate(keys) if key not in self._features}
         for key, row in new.items():  # alone: its last bit depends on how many others are run with it
             self._features[key] = self._features_of(model, pixels[row : row + 1])
@@ -408,16 +408,16 @@ class RewardTrainer(CaptionerTrainer):
             name: [value for value in values for _ in range(k)] for name, values in batch["columns"].items()
         }
         if "pixel_values" in batch:
-            columns["pixel_values"] = [picture for picture in batch["pixel_values"] for _ in range(k)]
+            columns["pixel_values"] = [image for image in batch["pixel_values"] for _ in range(k)]
         return self.reward_functions(texts, ids, trainer_state=self.state, **self._with_images(columns))
 
     def _with_images(self, columns: dict[str, Any]) -> dict[str, Any]:
         """The columns with `images`, which are open to who looks at them, as is `image` where we have closed it."""
         if "image" not in columns:
             return columns
-        pictures = OpenedImages(columns["image"], self.processing_class.image_processor)
+        images = OpenedImages(columns["image"], self.processing_class.image_processor)
         closed = any(isinstance(image, dict) for image in columns["image"])
-        return {"images": pictures, **columns, **({"image": pictures} if closed else {})}
+        return {"images": images, **columns, **({"image": images} if closed else {})}
 
     def _reference_log_probs(
         self, model: Any, pixels: dict[str, Any], image_inputs: dict[str, Any], candidates: Candidates

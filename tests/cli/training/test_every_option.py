@@ -34,7 +34,7 @@ SPLITS = ["train", "train", "restval", "val", "val", "test", "test"]
 
 @dataclass
 class Option:
-    """What an option does.
+    """Effect of an option.
 
     Attributes:
         kind (`str`): "effect": other rows, another captioner or rewards, or an error in their place; "equal": the same;

@@ -14,7 +14,7 @@ from hf_captioners.cli.training.options import RecipeParser, read_options
 
 @dataclass
 class Food:
-    """What is eaten; a test reads it.
+    """Options of a meal; a test reads them.
 
     Attributes: see the fields.
     """

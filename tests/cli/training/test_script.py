@@ -1,4 +1,4 @@
-"""What a training says at its end: a mistake, a full disk or Ctrl-C is one line; an error of the program is itself."""
+"""Last lines of a training: a mistake, a full disk or Ctrl-C is one line; an error of the program is itself."""
 
 from __future__ import annotations
 

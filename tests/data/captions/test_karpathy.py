@@ -163,7 +163,7 @@ class TestStreaming:
 
 
 class TestCache:
-    """What was built is used again until a source changes: `datasets` alone would not notice."""
+    """A built table is used again until a source changes: `datasets` alone would not notice."""
 
     def test_edited_annotations(self, tmp_path, load):
         assert ids(load(write_annotations(tmp_path, [entry(1)]))) == [1]

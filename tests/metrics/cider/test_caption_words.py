@@ -1,4 +1,4 @@
-"""What is a word of a caption: texts and token ids, with the end and without."""
+"""Words of a caption: texts and token ids, with the end and without."""
 
 from __future__ import annotations
 

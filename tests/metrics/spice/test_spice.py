@@ -378,7 +378,7 @@ class TestCache:
 
 
 def _gone(pid: int) -> bool:
-    """Whether a process ends; a dead one whose parent has not asked counts as ended."""
+    """Wait for the end of a process; a dead one whose parent has not asked counts as ended."""
     for _ in range(int(10 * HANGING_S)):
         try:
             os.kill(pid, 0)

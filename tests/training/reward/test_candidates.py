@@ -174,7 +174,7 @@ def speaker(request, tiny_captioner_dir) -> Speaker:
 
 
 def draw(scores: torch.Tensor, uniforms: list[float]) -> list[int]:
-    """What is drawn from one row of scores with each of some numbers."""
+    """Words drawn from a row of scores with each of some numbers."""
     choice = SampledChoice(torch.tensor(uniforms, dtype=torch.float64)[:, None])
     out = choice(torch.zeros(len(uniforms), 1), scores.expand(len(uniforms), -1))
     assert out.dtype == scores.dtype

@@ -1,4 +1,4 @@
-"""How reward functions are called: TRL's way, its own functions, and what is refused."""
+"""Calls of reward functions: TRL's way, its own functions, and what is refused."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def adapted(model, trained: bool = True, **options):
 
 
 def state(model) -> tuple:
-    """What `in_use` must leave as it was."""
+    """State that `in_use` must leave as it was."""
     learning = {name: one.requires_grad for name, one in model.named_parameters() if f".{ADAPTER}" not in name}
     return learning, model.training, [module.training for module in model.modules()]
 

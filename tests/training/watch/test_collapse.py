@@ -33,7 +33,7 @@ def run(*parts):
 
 
 def first_stop(history, **limits):
-    """How many logs there are when the run is stopped, and why; `None` if it is not."""
+    """Number of logs when the run is stopped, and the reason; `None` if it is not."""
     callback = CollapseCallback(**limits)
     for number in range(1, len(history) + 1):
         diagnosis = callback.diagnose(history[:number])
