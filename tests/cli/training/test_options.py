@@ -107,7 +107,7 @@ def test_help_has_the_own_options_first():
     places = [
         text.index(part)
         for part in (
-            "usage: cook [--config RECIPE.yaml]", "--config", "What is eaten:", "--fruit", "Options of the cook:",
+            "usage: cook [--config RECIPE.yaml]", "--config", "Options of a meal:", "--fruit", "Options of the cook:",
             "--heat", "Options of transformers' TrainingArguments:", "--per_device_train_batch_size", "--push_to_hub",
         )
     ]  # fmt: skip
