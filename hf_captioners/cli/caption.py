@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .caption_out import Output, Sources, add_out_options, check_out_options, merge, open_output
+from .caption_out import Output, Sources, add_merge_option, add_out_options, check_out_options, merge, open_output
 from .caption_sidecars import open_sidecars
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
@@ -40,7 +40,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="PATH",
         help="a picture, a folder or archive (zip, tar) or Parquet file of pictures, or an http(s) URL",
     )
-    parser.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    add_merge_option(work)
     add_model_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
     parser.add_argument(
@@ -87,8 +89,6 @@ def run(args: argparse.Namespace) -> int:
     """Caption the pictures; returns the exit status."""
     if args.merge is not None:
         return merge(args.merge)
-    if not args.model:
-        raise UsageError("the following arguments are required: --model")
     check_out_options(args)
     results = None if args.coco_results is None else _CocoResults(args.coco_results, args.num_return_sequences)
     try:

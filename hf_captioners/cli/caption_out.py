@@ -30,6 +30,10 @@ def add_out_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-existing", action="store_true", help="leave pictures out that have a file beside them")
     group.add_argument("--retry-failed", action="store_true", help="also caption pictures again that failed before")
     group.add_argument("--summary", metavar="FILE", type=Path, help="also write what was done as JSON")
+
+
+def add_merge_option(group: argparse._ActionsContainer) -> None:
+    """`--merge`, in the place of captioning."""
     group.add_argument(
         "--merge",
         metavar="FILE",

@@ -15,10 +15,10 @@ import datasets
 import pytest
 import torch
 from contracts.reward_policies import TOKENIZER, tiny_policy, tiny_processor, tiny_rows
-from hf_captioners.cli.retrieval_options import use_retrieval
 from PIL import Image
 
 from hf_captioners import DiCOConfig, SCSTConfig, XEConfig
+from hf_captioners.cli.image_options import use_retrieval
 from hf_captioners.cli.training.captioner_arguments import CaptionerArguments, load_captioner
 from hf_captioners.cli.training.reward_arguments import RewardArguments, load_rewards
 from hf_captioners.cli.training.run_report import ReportArguments
