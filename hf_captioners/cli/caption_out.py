@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .common import UsageError, mistakes
+from .common import UsageError, mistakes, needed
 
 if TYPE_CHECKING:
     from ..inference.caption_run import CaptionRun, Share
+
+_OTHER_FILES = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".gz")
 
 Sources: TypeAlias = Callable[[Callable[[Any], bool]], Iterator[Iterator[Mapping[str, Any]]]]
 """Function that gives the rows of each source; it is told by their names which ones are wanted."""
@@ -22,7 +24,10 @@ def add_out_options(parser: argparse.ArgumentParser) -> None:
     """`--out` and the options that go with it."""
     group = parser.add_argument_group("a file in the place of stdout, which the same command goes on with")
     group.add_argument(
-        "--out", metavar="FILE", type=Path, help="captions.jsonl; its run is kept in captions.jsonl.run/"
+        "--out",
+        metavar="OUT",
+        type=Path,
+        help="captions.jsonl, whose run is kept in captions.jsonl.run/; or a folder of Parquet files, any other name",
     )
     group.add_argument(
         "--sidecar", metavar="SUFFIX", help="or a file beside each picture: with .txt photos/a.txt of photos/a.jpg"
@@ -36,9 +41,9 @@ def add_merge_option(group: argparse._ActionsContainer) -> None:
     """`--merge`, in the place of captioning."""
     group.add_argument(
         "--merge",
-        metavar="FILE",
+        metavar="OUT",
         type=Path,
-        help="join the parts of FILE that the processes of `accelerate launch` have written, and stop",
+        help="join the parts of OUT that the processes of `accelerate launch` have written, and stop",
     )
 
 
@@ -59,10 +64,30 @@ def check_out_options(args: argparse.Namespace) -> None:
         raise UsageError("--sidecar goes with picture files and folders, not with a data set")
     if args.out is None:
         return
-    if args.out.is_dir() or not args.out.resolve().parent.is_dir():
-        raise UsageError(f"--out {args.out}: expected a file such as captions.jsonl, in a folder that exists")
+    _check_out(args.out)
     if args.coco_results is not None:
         raise UsageError("--coco-results goes with stdout, without --out")
+
+
+def _check_out(out: Path) -> None:
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"--out {out}: expected a file such as captions.jsonl or a folder, in a folder that exists")
+    if _is_file(out):
+        if out.is_dir():
+            raise UsageError(f"--out {out}: expected a file, found a folder")
+    elif out.suffix in _OTHER_FILES or out.is_file():
+        raise UsageError(f"--out {out}: expected a file such as captions.jsonl, or a folder for Parquet files")
+    elif out.is_dir() and any(out.iterdir()) and not _records_of(out).parent.is_dir():
+        raise UsageError(f"--out {out} is there, and not from such a run; give another name")
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix == ".jsonl"
+
+
+def _records_of(out: Path) -> Path:
+    """The file of records of `--out`: itself, or one in a folder of Parquet files."""
+    return out if _is_file(out) else out / ".run" / "captions.jsonl"
 
 
 def merge(path: Path) -> int:
@@ -70,9 +95,19 @@ def merge(path: Path) -> int:
     from ..inference.caption_run import RunError, merge_parts
 
     with mistakes(RunError, OSError, ValueError):
-        count = merge_parts(path)
+        count = merge_parts(_records_of(path))
+        if not _is_file(path):
+            _write_tables(path)
     print(f"hf-captioners caption: {path}: {count} records", file=sys.stderr)
     return 0
+
+
+def _write_tables(out: Path) -> None:
+    from ..data.json_lines import read_json_lines
+    from ..inference.record_tables import write_tables
+
+    with needed():
+        write_tables(out, lambda: read_json_lines(_records_of(out)))
 
 
 class Output:
@@ -123,11 +158,12 @@ class RunOutput(Output):
 
     Args:
         run ([`CaptionRun`]): the run.
+        out (`Path`): of `--out`: the file of the run's records, or a folder.
         summary (`Path`, *optional*): where to write what was done.
     """
 
-    def __init__(self, run: "CaptionRun", summary: Path | None) -> None:
-        self.run, self.summary = run, summary
+    def __init__(self, run: "CaptionRun", out: Path, summary: Path | None) -> None:
+        self.run, self.out, self.summary = run, out, summary
 
     def __enter__(self) -> "RunOutput":
         with mistakes(OSError, ValueError):
@@ -155,9 +191,11 @@ class RunOutput(Output):
         from ..data.files import write_whole
 
         summary = self.run.finish()
+        if self.run.share.number == 1 and not _is_file(self.out):
+            _write_tables(self.out)
         line = ", ".join(f"{summary[name]} {name}" for name in ("captioned", "failed", "skipped"))
         rate = f"{summary['seconds']:.0f} s, {summary['images_per_second']:.1f} pictures a second"
-        print(f"hf-captioners caption: {self.run.path}: {line}; {rate}", file=sys.stderr)
+        print(f"hf-captioners caption: {self.out}: {line}; {rate}", file=sys.stderr)
         if self.summary is not None:
             write_whole(self.summary, lambda file: file.write_text(f"{json.dumps(summary, indent=1)}\n"))
 
@@ -181,7 +219,8 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
         **{name: value for name in ("retrieval", "sentences") if (value := vars(args)[name])},
     }
     with mistakes(RunError, OSError):
-        return RunOutput(CaptionRun(args.out, settings, share_of_process(), args.retry_failed), args.summary)
+        run = CaptionRun(_records_of(args.out), settings, share_of_process(), args.retry_failed)
+        return RunOutput(run, args.out, args.summary)
 
 
 def share_of_process() -> "Share":

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from hf_captioners.cli import main
+from hf_captioners.inference import record_tables
 
 BROKEN = "n07.png"
 NAMES = [f"n{number:02d}.png" for number in range(12)]
@@ -129,7 +130,7 @@ def test_processes_share_the_sources(run, sources, tmp_path, monkeypatch):
     "arguments, message",
     [
         (["--retry-failed"], "--retry-failed goes with --out"),
-        (["--out", "."], "--out .: expected a file such as captions.jsonl"),
+        (["--out", "a.json"], "--out a.json: expected a file such as captions.jsonl, or a folder for Parquet files"),
         (["--out", "none/a.jsonl"], "in a folder that exists"),
         (["--out", "a.jsonl", "--coco-results", "b.json"], "--coco-results goes with stdout"),
     ],
@@ -139,6 +140,37 @@ def test_options_that_do_not_go_together(run, sources, arguments, message, tmp_p
     status, _, err = run(sources[0], *arguments)
     assert status == 2 and message in err
     assert list(tmp_path.iterdir()) == []
+
+
+def table_of(out: Path) -> list[dict[str, Any]]:
+    """The records of a folder of Parquet files."""
+    rows = pyarrow.parquet.read_table(out).to_pylist()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def test_a_folder_of_parquet_files(run, sources, tmp_path, monkeypatch):
+    folder, out = Path(sources[0]), tmp_path / "captions"
+    _, expected, _ = run(folder)
+    monkeypatch.setattr(record_tables, "ROWS_PER_FILE", 5)
+    status, records, err = run(folder, "--out", out)
+    assert (status, records) == (1, []) and "captions: 11 captioned, 1 failed, 0 skipped" in err
+    assert table_of(out) == expected
+    status, _, err = run(folder, "--out", out, "--retry-failed")
+    assert status == 1 and "0 captioned, 1 failed, 11 skipped" in err and table_of(out) == expected
+    status, _, err = run(folder, "--out", folder)
+    assert status == 2 and "is there, and not from such a run" in err
+
+
+def test_a_folder_of_parquet_files_of_two_processes(run, sources, tmp_path, monkeypatch):
+    out = tmp_path / "captions"
+    _, expected, _ = run(*sources)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        run(*sources, "--out", out)
+    assert not list(out.glob("*.parquet"))
+    assert main.main(["caption", "--merge", str(out)]) == 0
+    assert table_of(out) == expected
 
 
 def test_another_model_or_other_options(run, sources, tmp_path):
