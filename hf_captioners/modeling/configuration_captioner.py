@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_image_tokens")
 
@@ -63,11 +64,23 @@ class CaptionerConfig(PreTrainedConfig):
                 kwargs.pop(name, None)
         if self.vision_config is None and not self.features_only and self.default_backbone is not None:
             self.vision_config = dict(self.default_backbone)
+        self._check_vision_type()
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.bos_token_id
         super().__post_init__(**kwargs)
         if self.feature_size is None:
             self.feature_size = self._default_feature_size()
+
+    def _check_vision_type(self) -> None:
+        """Refuse a kind of backbone that transformers does not know; its own message lists all that it knows."""
+        kind = self.vision_config.get("model_type") if isinstance(self.vision_config, dict) else None
+        if kind is not None and kind not in CONFIG_MAPPING:
+            near = get_close_matches(str(kind), list(CONFIG_MAPPING), 3)
+            advice = f"; do you mean {' or '.join(near)}?" if near else ", such as swin or vit."
+            raise ValueError(
+                f"{type(self).__name__}: vision_config: model_type must be that of a vision model of transformers, not "
+                f"{kind!r}{advice}"
+            )
 
     def _default_feature_size(self) -> int | None:
         if not isinstance(self.vision_config, PreTrainedConfig):

@@ -1,4 +1,4 @@
-"""The captioner that adapters belong to, kept where it can be loaded again."""
+"""Adapters in training: new ones, and the captioner that they belong to, kept where it can be loaded again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..modeling.captioner_adapters import BASE_FOLDER, may_be_on_hub
+from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .checkpoints import filled_whole
 from .policy import without_adapters
 
@@ -74,3 +76,48 @@ def _take_over(base: Any, folder: Path) -> None:
         own = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         if own in saved:
             value.copy_(saved[own])
+
+
+def with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
+    """Give a model new adapters, which alone learn.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        peft_config (`PeftConfig`): the adapters; a captioner's own `LORA_TARGET_MODULES` are put into it where it names
+            no layers.
+
+    Returns:
+        `PeftModel`
+    """
+    from peft import get_peft_model
+
+    if peft_config.target_modules is None and isinstance(model, CaptionerPreTrainedModel):
+        peft_config.target_modules = model.LORA_TARGET_MODULES
+    return get_peft_model(model, peft_config)
+
+
+def check_adapters(model: Any, peft_config: Any, train_backbone: str) -> None:
+    """Refuse models whose adapters would be lost or would not learn, and a backbone that would not be saved.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): what is to learn.
+        peft_config (`PeftConfig`, *optional*): new adapters.
+        train_backbone (`str`): what of the backbone learns.
+
+    Raises:
+        ValueError: adapters together with a backbone that learns, or on top of others.
+    """
+    if train_backbone != "none" and (peft_config is not None or without_adapters(model) is not model):
+        raise ValueError(
+            f"train_backbone={train_backbone!r} and adapters (lora_rank, peft_config) exclude each other: adapters are "
+            "saved alone, and the backbone would not be; leave train_backbone out, or train the model itself. Adapters "
+            "learn in the backbone too where lora_target_modules names its layers."
+        )
+    if without_adapters(model) is not model:
+        if peft_config is not None:
+            raise ValueError("peft_config: the model is a PeftModel and has adapters already; leave peft_config out.")
+    elif "peft_config" in vars(model):  # put there by transformers' from_pretrained
+        raise ValueError(
+            "the model has adapters that from_pretrained put into it, frozen; open its folder with "
+            "peft.PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train them on."
+        )

@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum
 
 from ..extras import install
+from .option_checks import check_scheduler, check_values
 from .schedules import SCHEDULES, check_schedule, radam_options
 
 ScheduleName = ExplicitEnum("ScheduleName", {name.upper(): name for name in SCHEDULES})  # type: ignore[call-overload]
@@ -110,6 +111,7 @@ class CaptionerTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         optim, schedule = self.optim, self.lr_scheduler_type
+        check_values(self)
         # transformers refuses names that are not its own: it gets its own ones while it checks the other fields
         self.optim = _known("optim", optim, OptimizerNames, ["radam"]) or TrainingArguments.optim
         self.lr_scheduler_type = _known("lr_scheduler_type", schedule, SchedulerType, SCHEDULES) or "constant"
@@ -122,14 +124,22 @@ class CaptionerTrainingArguments(TrainingArguments):
             self.refuse_unread("with optim=radam, which reads optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
         if schedule in SCHEDULES:
             self.lr_scheduler_type = ScheduleName(schedule)
+            if self.learning_rate == 0:
+                raise ValueError(
+                    f"learning_rate must be above 0 with lr_scheduler_type={schedule}, which is a share of it."
+                )
             check_schedule(schedule, cast(dict, self.lr_scheduler_kwargs or {}))
             self.refuse_unread(f"with lr_scheduler_type={schedule}, which reads lr_scheduler_kwargs", "warmup_steps")
+        else:
+            check_scheduler(schedule, cast(dict, self.lr_scheduler_kwargs or {}), self.learning_rate)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take the captions out of the rows; leave it out.")
         if "tensorboard" in (self.report_to or ()) and not is_tensorboard_available():
             raise ValueError(f"report_to=tensorboard: tensorboard is not installed; {install('tensorboard')}.")
-        self.check_at_least_one("generation_num_beams")
-        if self.max_grad_value is not None and self.max_grad_value <= 0:
+        self.check_at_least_one("generation_num_beams", "generation_max_length")
+        if self.num_logged_captions < 0:
+            raise ValueError(f"num_logged_captions must not be negative, it is {self.num_logged_captions}.")
+        if self.max_grad_value is not None and not self.max_grad_value > 0:
             raise ValueError(f"max_grad_value must be positive or not given, not {self.max_grad_value}.")
         if self.moving_average_decay is not None and not 0 < self.moving_average_decay < 1:
             raise ValueError(

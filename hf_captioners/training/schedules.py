@@ -107,13 +107,17 @@ def check_schedule(name: str, options: Mapping[str, Any]) -> None:
         options (`dict`): its `lr_scheduler_kwargs`.
 
     Raises:
-        ValueError: the schedule has no such option, or a warm-up is shorter than a batch.
+        ValueError: the schedule has no such option, a value is no number of 0 or more, or a warm-up is shorter than a
+            batch.
     """
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"lr_scheduler_kwargs: {option} must be a number of 0 or more, not {value!r}.")
     if options.get("warmup_iters", 1) < 1:
         raise ValueError(f"lr_scheduler_kwargs: warmup_iters must be at least 1, not {options['warmup_iters']}.")
     try:
         SCHEDULES[name](0, **{"lr": 1.0, "batches_per_epoch": 1, **options})
-    except TypeError as error:
+    except (TypeError, ZeroDivisionError) as error:
         raise ValueError(f"lr_scheduler_kwargs={dict(options)}: {error}.") from error
 
 

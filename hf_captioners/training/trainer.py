@@ -1,29 +1,24 @@
-"""The common part of the trainers: data, optimizer, schedule, what learns, and evaluation by generation."""
+"""The common part of the trainers: data, optimizer, schedule, and what learns."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.data_loader import DataLoaderAdapter
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length
 
-from ..data.rows import undecoded
 from ..hub.card import write_card
-from ..inference.captioning import Captioner
-from ..metrics.suite import CaptionMetrics
-from ..modeling.captioner_base import CaptionerPreTrainedModel
+from .adapters import check_adapters, with_adapters
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
 from .checks import check_hub_rights, warn_of_few_images
 from .collator import ImageCollator
-from .moving_average import AveragingTrainer
+from .evaluation import CaptionScorer, DefaultMetrics, EvaluatingTrainer
+from .loading import closed, with_own_chance
 from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
@@ -31,12 +26,8 @@ from .summary import card_facts
 from .watch.finite import FiniteCallback
 from .watch.running_metrics import RunningMetrics
 
-logger = logging.getLogger(__name__)
 
-CaptionScorer = Callable[[list[str], list[list[str]]], dict[str, float]]
-
-
-class CaptionerTrainer(AveragingTrainer):
+class CaptionerTrainer(EvaluatingTrainer):
     """A `Trainer` of captioners; [`XETrainer`], [`SCSTTrainer`] and [`DiCOTrainer`] add what is learned.
 
     Args:
@@ -82,12 +73,12 @@ class CaptionerTrainer(AveragingTrainer):
         self.policy = policy_of(model)
         if args.eval_with_generation:
             self.policy.check_length(model, "generation_max_length", args.generation_max_length)
-        _check_adapters(model, peft_config, args.train_backbone)
+        check_adapters(model, peft_config, args.train_backbone)
         self.policy.freeze_backbone(model, args.train_backbone)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_feature_size(without_adapters(model), dataset)
         if peft_config is not None:
-            model = _with_adapters(model, peft_config)
+            model = with_adapters(model, peft_config)
         elif train_dataset is not None and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
                 f"no parameter of this {type(model).__name__} learns: all of them have requires_grad=False."
@@ -97,13 +88,13 @@ class CaptionerTrainer(AveragingTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_closed(train_dataset),
-            eval_dataset=_closed(eval_dataset),
+            train_dataset=closed(train_dataset),
+            eval_dataset=closed(eval_dataset),
             processing_class=processing_class,
             data_collator=data_collator,
             **kwargs,
         )
-        self.compute_caption_metrics = compute_caption_metrics or _DefaultMetrics(args.caption_metrics)
+        self.compute_caption_metrics = compute_caption_metrics or DefaultMetrics(args.caption_metrics)
         self.card_fields: dict[str, Any] = {}
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         if isinstance(data_collator, ImageCollator):
@@ -114,12 +105,6 @@ class CaptionerTrainer(AveragingTrainer):
             self.add_callback(GradientClampCallback(args.max_grad_value))
         if args.moving_average_decay is not None:
             self.keep_average(args.moving_average_decay)
-
-    @property
-    def signature(self) -> str | None:
-        """Signature of the last evaluation by generation, where the metrics are those of `caption_metrics`."""
-        scorer = self.compute_caption_metrics
-        return scorer.signature if isinstance(scorer, _DefaultMetrics) else None
 
     def create_model_card(
         self,
@@ -184,10 +169,11 @@ class CaptionerTrainer(AveragingTrainer):
             `TrainOutput`
 
         Raises:
-            ValueError: see `check_data`, and [`AveragingTrainer`].
+            ValueError: see `check_data`, `check_best_metric`, and [`AveragingTrainer`].
             FloatingPointError: a loss or gradient is no finite number; no parameter has been changed by it.
         """
         self.check_data()
+        self.check_best_metric()
         return super().train(*args, **kwargs)
 
     def check_data(self) -> None:
@@ -217,19 +203,9 @@ class CaptionerTrainer(AveragingTrainer):
         if not isinstance(self.train_dataset, IterableDataset):  # whose batches accelerate cuts, as tensors
             self.data_collator = NamedRows(collator)
         try:
-            return _with_own_chance(super().get_train_dataloader())
+            return with_own_chance(super().get_train_dataloader())
         finally:
             self.data_collator = collator
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """All evaluation pictures: `dataloader_drop_last` is for training."""
-        with self._dropping_nothing():
-            return _with_own_chance(super().get_eval_dataloader(_closed(eval_dataset)))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As [`get_eval_dataloader`]."""
-        with self._dropping_nothing():
-            return _with_own_chance(super().get_test_dataloader(_closed(test_dataset)))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As in `Trainer`; a loss that is no number is an error that names the rows."""
@@ -237,177 +213,3 @@ class CaptionerTrainer(AveragingTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._finite.check_loss(loss, rows, self.state, self.args)
         return loss
-
-    @contextmanager
-    def _dropping_nothing(self) -> Iterator[None]:
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            yield
-        finally:
-            self.args.dataloader_drop_last = drop
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The collator chooses nothing at random and leaves no picture out; the model has its average."""
-        collator = self.data_collator
-        with self.averaged():
-            if not isinstance(collator, ImageCollator):
-                yield
-                return
-            was_training, collator.training = collator.training, False
-            try:
-                yield
-            finally:
-                collator.training = was_training
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """Evaluate the loss and, with `eval_with_generation`, the captions of evaluation pictures and what they are
-        worth, in time for callbacks such as early stopping to see it.
-
-        Args: see `Trainer.evaluation_loop`.
-
-        Returns:
-            `EvalLoopOutput`: with `metrics` such as `eval_loss`, a mean over all words of all pictures whatever the
-            batches and processes, and `eval_cider_d` on its own scale of 0 to 10.
-        """
-        loop = super().evaluation_loop
-        with self._evaluating():
-            output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-            metrics = self._metrics["eval"].pop(self.accelerator)
-            if self.args.eval_with_generation:
-                metrics |= self.score_captions(self.generate_captions(dataloader.dataset), dataloader.dataset)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return output._replace(metrics={**(output.metrics or {}), **named})
-
-    def own_rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """An evaluation batch without the rows that accelerate repeats so that all processes have as many.
-
-        Args:
-            inputs (`dict[str, Any]`): of the collator: tensors with a whole number of rows per picture, and `columns`.
-
-        Returns:
-            `tuple[dict[str, Any], bool]`: the batch, and whether it counts. If all its pictures are repeated, the first
-            is kept, since all processes must run the model equally often, and does not count.
-        """
-        images = self.policy.image_inputs(self.accelerator.unwrap_model(self.model), inputs)
-        size = len(next(iter(images.values())))
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
-            return inputs, True
-        own = min(state.remainder - size * self.accelerator.process_index, size)
-        return _first_images(inputs, max(own, 1), size), own > 0
-
-    def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
-        """Score generated captions of a data set's pictures, by name.
-
-        Args:
-            captions (`list[str]`): of the rows, in their order.
-            dataset (`Dataset`): rows with `captions`.
-
-        Returns:
-            `dict[str, float]`
-        """
-        references = [list(dataset[index]["captions"]) for index in range(len(captions))]
-        for caption, reference in list(zip(captions, references, strict=True))[: self.args.num_logged_captions]:
-            logger.info("generated: %s | reference: %s", caption, reference[0])
-        scores = {"caption_words": sum(len(caption.split()) for caption in captions) / len(captions)}
-        return scores | self.compute_caption_metrics(captions, references)
-
-    @torch.inference_mode()
-    def generate_captions(self, dataset: Any, options: Mapping[str, Any] | None = None) -> list[str]:
-        """The captions of a data set's pictures, in its order, on every process.
-
-        Args:
-            dataset (`Dataset`): rows as for training.
-            options (`Mapping[str, Any]`, *optional*): of `generate`; by default those of evaluation by generation.
-
-        Returns:
-            `list[str]`
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        if options is None:
-            options = self.policy.evaluation_options(self.args)
-        captioner = Captioner(model, self.processing_class, options)
-        captions: list[str] = []
-        with self._evaluating():
-            for batch in self.get_eval_dataloader(dataset):
-                images = self._prepare_inputs(self.policy.image_inputs(model, batch))
-                written = captioner.caption_inputs(images, len(next(iter(images.values()))))
-                own = [caption for (caption,) in written]
-                captions.extend(self.accelerator.gather_for_metrics(own, use_gather_object=True))
-        model.train(was_training)
-        return captions
-
-
-def _with_own_chance(loader: DataLoader) -> DataLoader:
-    """A loader that seeds its workers from a generator of its own.
-
-    By default torch draws the seed from the generator that dropout uses, when workers are started: in every epoch, but
-    persistent ones only once, and once more after resuming.
-    """
-    inner = loader.base_dataloader if isinstance(loader, DataLoaderAdapter) else loader
-    if inner.generator is None:
-        inner.generator = torch.Generator()
-    return loader
-
-
-def _first_images(values: Any, number: int, size: int) -> Any:
-    """The first `number` of the `size` pictures of a batch, with all their rows."""
-    if isinstance(values, dict):
-        return {name: _first_images(value, number, size) for name, value in values.items()}
-    return values[: len(values) // size * number]
-
-
-class _DefaultMetrics:
-    """The metrics of `caption_metrics`, which keep the signature of their last evaluation."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.metrics = CaptionMetrics(names)
-        self.signature: str | None = None
-
-    def __call__(self, captions: list[str], references: list[list[str]]) -> dict[str, float]:
-        evaluation = self.metrics(captions, references)
-        self.signature = evaluation.signature_text
-        return evaluation.corpus
-
-
-def _closed(dataset: Any) -> Any:
-    """The rows with closed pictures, which the collator opens."""
-    from datasets import Dataset
-
-    return undecoded(dataset) if isinstance(dataset, Dataset) else dataset
-
-
-def _with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
-    from peft import get_peft_model
-
-    if peft_config.target_modules is None and isinstance(model, CaptionerPreTrainedModel):
-        peft_config.target_modules = model.LORA_TARGET_MODULES
-    return get_peft_model(model, peft_config)
-
-
-def _check_adapters(model: Any, peft_config: Any, train_backbone: str) -> None:
-    """Refuse models whose adapters would be lost or would not learn, and a backbone that would not be saved."""
-    if train_backbone != "none" and (peft_config is not None or without_adapters(model) is not model):
-        raise ValueError(
-            f"train_backbone={train_backbone!r} and adapters (lora_rank, peft_config) exclude each other: adapters are "
-            "saved alone, and the backbone would not be; leave train_backbone out, or train the model itself. Adapters "
-            "learn in the backbone too where lora_target_modules names its layers."
-        )
-    if without_adapters(model) is not model:
-        if peft_config is not None:
-            raise ValueError("peft_config: the model is a PeftModel and has adapters already; leave peft_config out.")
-    elif "peft_config" in vars(model):  # put there by transformers' from_pretrained
-        raise ValueError(
-            "the model has adapters that from_pretrained put into it, frozen; open its folder with "
-            "peft.PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train them on."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -96,6 +97,20 @@ class TestMistakes:
             ({"max_steps": [1, 2]}, "max_steps: expected a whole number, not [1, 2]"),
             ({"max_steps": 2.5}, "max_steps: expected a whole number, not 2.5"),
             ({"model_type": {"a": 1}}, "model_type: expected a text, not {'a': 1}"),
+            (
+                {"new_captioner": {**NEW, "vision_config": {**VISION, "model_type": "swim"}}},
+                "model_type must be that of a vision model of transformers, not 'swim'; do you mean swin or swinv2?",
+            ),
+            ({"lr_scheduler_kwargs": {"warmup": 1}}, "lr_scheduler_type=linear has no 'warmup'"),
+            ({"lr_scheduler_kwargs": "warmup"}, "lr_scheduler_kwargs='warmup': expected names and their values as"),
+            ({"optim_args": "beta1"}, "optim_args='beta1': expected names and values"),
+            ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, not 0"),
+            ({"learning_rate": math.nan}, "learning_rate must be 0 or more, not nan"),
+            (
+                {"metric_for_best_model": "cidre", "eval_strategy": "steps", "eval_with_generation": True},
+                "metric_for_best_model='cidre': evaluation has bleu_1, bleu_2, bleu_3, bleu_4, caption_words, cider_d, "
+                "loss, rouge_l.",
+            ),
             ({"learning_rate": 1e30, "max_steps": 9}, "before the optimizer's step, of the rows image_id"),
             ({"report_to": "wandb"}, "--report_to wandb: "),
         ],
@@ -119,6 +134,13 @@ class TestMistakes:
         line = line_of(capsys)
         assert line.startswith("hf-captioners train: error: ") and filled(message) in line
         assert "huggingface.co" not in line
+
+    def test_in_a_line_of_metadata(self, tmp_path, capsys):
+        path = tmp_path / "images" / "train" / "metadata.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text('{"file_name": "a.png", "captions": ["a"]}\n{"file_name": \n')
+        assert train("xe", tmp_path, data_dir=str(tmp_path / "images"), **XE) == 2
+        assert f"{path}: line 2: not JSON: " in line_of(capsys)
 
     @pytest.mark.parametrize(
         ("text", "message"),
