@@ -22,7 +22,7 @@ NAMES = {
     "faiss": "faiss-cpu",
 }  # of distributions
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "PIL", "tqdm"}
-CORE |= {"typing_extensions"} | set(sys.stdlib_module_names)
+CORE |= {"typing_extensions", "jinja2"} | set(sys.stdlib_module_names)
 
 VERBS = "from hf_captioners.cli.main import main; sys.exit(main())"
 # a process in which libraries are not there, as where they are not installed

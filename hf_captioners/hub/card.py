@@ -2,84 +2,33 @@
 
 Whoever knows something of a captioner, as a trainer does, gives [`CardFacts`]; a template of the captioner
 (`hub/cards/<model_type>.md`) and huggingface_hub's `ModelCard` do the rest. Scores stand there twice: as a table, and
-as evaluation results that the Hub reads, with the evaluation signature.
+as evaluation results that the Hub reads, with the evaluation signature. The facts are kept beside the card, so that it
+can be filled in further; sections that somebody has changed by hand stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader
 
 from ..data.files import write_whole
 from ..data.printable import printable
 from ..metric_table import printed
+from .facts import CardFacts, CardResults, known_facts, write_facts
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "cards"
 NAME = "README.md"
 TASK = "image-to-text"
-
-
-@dataclass(frozen=True)
-class CardSample:
-    """A caption as it came.
-
-    Args:
-        image (`str`): name of the picture.
-        caption (`str`): the captioner's.
-        reference (`str`): one by a person.
-    """
-
-    image: str
-    caption: str
-    reference: str
-
-
-@dataclass
-class CardFacts:
-    """Facts about a captioner; what is not known stays as it is.
-
-    Args:
-        name (`str`): of the captioner.
-        config (`Mapping[str, Any]`): its configuration, with `model_type`.
-        model_class (`str`, *optional*): name of its class.
-        repo_id (`str`, *optional*): repository on the Hub; by default the name stands in its place.
-        base_models (`Sequence[str]`): Hub names of what it was made of.
-        adapters (`bool`, defaults to `False`): the folder has LoRA adapters.
-        ships_code (`bool`, defaults to `False`): the folder has the code that runs it.
-        training (`Mapping[str, str]`): facts of its training by their labels.
-        scores (`Mapping[str, float]`): on the metrics' own scales.
-        scores_note (`str`): what was scored.
-        signature (`str`, *optional*): of the evaluation.
-        dataset (`str`, *optional*), split (`str`, *optional*): name of the evaluation data and the part of it.
-        samples (`Sequence[CardSample]`): captions of evaluation pictures.
-        curves, contact_sheet (`str`, *optional*): files beside the card, with the curves of its training and with
-            pictures and their captions.
-        licence (`str`, *optional*): of the weights.
-        languages (`Sequence[str]`): codes, such as `"en"`.
-    """
-
-    name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    model_class: str | None = None
-    repo_id: str | None = None
-    base_models: Sequence[str] = ()
-    adapters: bool = False
-    ships_code: bool = False
-    training: Mapping[str, str] = field(default_factory=dict)
-    scores: Mapping[str, float] = field(default_factory=dict)
-    scores_note: str = ""
-    signature: str | None = None
-    dataset: str | None = None
-    split: str | None = None
-    samples: Sequence[CardSample] = ()
-    curves: str | None = None
-    contact_sheet: str | None = None
-    licence: str | None = None
-    languages: Sequence[str] = ()
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def make_card(facts: CardFacts) -> ModelCard:
@@ -94,28 +43,34 @@ def make_card(facts: CardFacts) -> ModelCard:
     Example:
 
     ```python
-    >>> from hf_captioners.hub.card import CardFacts, make_card
-    >>> card = make_card(CardFacts("mine", {"model_type": "satic"}, scores={"cider_d": 0.5}, dataset="my_images"))
+    >>> from hf_captioners.hub.card import make_card
+    >>> from hf_captioners.hub.facts import CardFacts, CardResults
+    >>> results = [CardResults({"cider_d": 0.5}, dataset="my_images")]
+    >>> card = make_card(CardFacts("mine", {"model_type": "satic"}, results=results))
     >>> card.data.pipeline_tag, [(one.metric_name, one.metric_value) for one in card.data.eval_results]
     ('image-to-text', [('CIDEr-D', 0.5)])
 
     ```
     """
-    path = TEMPLATES / f"{facts.config.get('model_type')}.md"
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = templates.select_template([f"{facts.config.get('model_type')}.md", "captioner.md"])
     values: dict[str, Any] = {
         **facts.config,
+        "card_data": card_data(facts).to_yaml(),
         "model_class": facts.model_class,
         "model_name": printable(facts.name),
-        "repo_id": facts.repo_id or printable(facts.name),
+        "repo_id": printable(facts.repo_id or facts.name),
         "ships_code": facts.ships_code,
         "example": "features" if facts.config.get("features_only") else None,
         "training": _parts(_table(("", ""), facts.training.items()), _figure("curves of the training", facts.curves)),
-        "results": _results(facts),
-        "signature": facts.signature,
+        "results": _parts(*map(_results, facts.results)),
+        "has_signature": any(result.signature for result in facts.results),
         "samples": _samples(facts),
     }
-    template = path if path.is_file() else TEMPLATES / "captioner.md"
-    return ModelCard.from_template(card_data(facts), template_path=str(template), **values)
+    text = template.render(values)
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
 
 
 def card_data(facts: CardFacts) -> ModelCardData:
@@ -127,29 +82,31 @@ def card_data(facts: CardFacts) -> ModelCardData:
     Returns:
         `huggingface_hub.ModelCardData`
     """
-    name = printable(facts.name)
+    scores = {name for result in facts.results for name in result.scores}
     known = {
         "license": facts.licence,
-        "language": list(facts.languages) or None,
-        "base_model": list(facts.base_models) or None,
-        "metrics": sorted(name for name in facts.scores if printed(name)) or None,
-        "eval_results": _eval_results(facts) or None,
+        "language": list(facts.languages),
+        "base_model": list(facts.base_models),
+        "datasets": [name for name in facts.datasets if _HUB_NAME.fullmatch(name)],
+        "metrics": sorted(name for name in scores if printed(name)),
+        "eval_results": [one for result in facts.results for one in _eval_results(result)],
     }
     return ModelCardData(
-        model_name=name,
+        model_name=printable(facts.name),
         library_name="peft" if facts.adapters else "hf_captioners",
         pipeline_tag=TASK,
         tags=["image-captioning", *([facts.config["model_type"]] if "model_type" in facts.config else [])],
-        **{key: value for key, value in known.items() if value is not None},  # type: ignore[arg-type]
+        **{key: value for key, value in known.items() if value},  # type: ignore[arg-type]
     )
 
 
-def write_card(facts: CardFacts, folder: str | Path) -> Path:
-    """Write the card into a captioner's folder, in the place of another one.
+def write_card(facts: CardFacts, folder: str | Path, text: str | None = None) -> Path:
+    """Write the card into a captioner's folder, in the place of another one, and the facts beside it.
 
     Args:
         facts ([`CardFacts`]): what is known.
         folder (`str` or `Path`): the folder.
+        text (`str`, *optional*): the card, such as one that was changed by hand; by default that of the facts.
 
     Returns:
         `Path`: the card.
@@ -157,43 +114,109 @@ def write_card(facts: CardFacts, folder: str | Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    path, text = Path(folder) / NAME, str(make_card(facts))
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    path, content = Path(folder) / NAME, text or str(make_card(facts))
+    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_facts(facts, folder)
     return path
 
 
-def _eval_results(facts: CardFacts) -> list[EvalResult]:
+def updated_card(folder: str | Path, facts: CardFacts) -> str:
+    """Make the card of new facts from the card of a folder, in which what was written by hand stays.
+
+    Sections, and fields of the front matter, that stand as the old facts had them are made anew.
+
+    Args:
+        folder (`str` or `Path`): with the card; without one the card of the facts is made.
+        facts ([`CardFacts`]): the new facts.
+
+    Returns:
+        `str`
+
+    Raises:
+        ValueError: the card or its facts cannot be read.
+    """
+    path, fresh = Path(folder) / NAME, make_card(facts)
+    if not path.is_file():
+        return str(fresh)
+    mine, before = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True), make_card(known_facts(folder))
+    data = _merged(mine.data.to_dict(), before.data.to_dict(), fresh.data.to_dict())
+    sections = _merged(_sections(mine.text), _sections(before.text), _sections(fresh.text))
+    front = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
+    return f"---\n{front}\n---\n{''.join(sections.values())}"
+
+
+def add_results(folder: str | Path, results: CardResults) -> Path:
+    """Add the scores of an evaluation to the card of a captioner's folder, in the place of those of the same one.
+
+    Args:
+        folder (`str` or `Path`): the folder.
+        results ([`CardResults`]): the scores. Two evaluations are the same if data and split are.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        ValueError: the card or its facts cannot be read.
+        OSError: the folder cannot be written.
+    """
+    old = known_facts(folder)
+    others = [one for one in old.results if (one.dataset, one.split) != (results.dataset, results.split)]
+    facts = replace(old, results=[*others, results])
+    return write_card(facts, folder, updated_card(folder, facts))
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Sections of a card by their headings, the first without; each with its heading."""
+    parts = re.split(r"^(?=## )", text, flags=re.M)
+    return {part.partition("\n")[0] if part.startswith("## ") else "": part.rstrip() + "\n\n" for part in parts}
+
+
+def _merged(mine: dict[str, Any], before: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """What was changed by hand, and what is new of the rest; in the new order, with sections of one's own behind."""
+    merged: dict[str, Any] = {}
+    for name in (*fresh, *(name for name in mine if name not in fresh)):
+        by_hand = mine.get(name) != before.get(name)
+        value = mine.get(name) if by_hand else fresh.get(name)
+        if by_hand and fresh.get(name) not in (before.get(name), mine.get(name)):
+            logger.warning("the card's %s was changed by hand and stays as it is", name or "beginning")
+        if value is not None:
+            merged[name] = value
+    return merged
+
+
+def _eval_results(result: CardResults) -> list[EvalResult]:
     """Scores of papers in the Hub's form, which asks for the name of their data."""
-    if facts.dataset is None:
+    if result.dataset is None:
         return []
-    data = printable(facts.dataset)
+    data = printable(result.dataset)
     shared: dict[str, Any] = {
         **{"task_type": TASK, "task_name": "Image captioning"},
-        **{"dataset_type": data, "dataset_name": data, "dataset_split": facts.split},
-        "metric_args": None if facts.signature is None else {"signature": facts.signature},
+        **{"dataset_type": data, "dataset_name": data, "dataset_split": result.split},
+        "metric_args": None if result.signature is None else {"signature": result.signature},
     }
-    forms = {name: printed(name) for name in facts.scores}
+    forms = {name: printed(name) for name in result.scores}
     return [
-        EvalResult(metric_type=name, metric_name=form.label, metric_value=round(facts.scores[name], 6), **shared)
+        EvalResult(metric_type=name, metric_name=form.label, metric_value=round(result.scores[name], 6), **shared)
         for name, form in forms.items()
         if form is not None
     ]
 
 
-def _results(facts: CardFacts) -> str:
-    forms = {name: printed(name) for name in facts.scores}
+def _results(result: CardResults) -> str:
+    forms = {name: printed(name) for name in result.scores}
     rows = [
-        (name, f"{facts.scores[name]:.4f}") if form is None else (form.full_label, form.text(facts.scores[name]))
+        (name, f"{result.scores[name]:.4f}") if form is None else (form.full_label, form.text(result.scores[name]))
         for name, form in forms.items()
     ]
-    return _parts(facts.scores_note, _table(("metric", "score"), rows))
+    data = " ".join(filter(None, (result.dataset and printable(result.dataset), result.split)))
+    signature = f"Signature: `{printable(result.signature)}`." if result.signature else ""
+    return _parts(f"{_cell(data)}:" if data else "", result.note, _table(("metric", "score"), rows), signature)
 
 
 def _samples(facts: CardFacts) -> str:
     rows = [(sample.image, sample.caption, sample.reference) for sample in facts.samples]
     table = _table(("picture", "caption", "a reference"), rows)
-    sheet = _figure("pictures with their captions", facts.contact_sheet)
-    return _parts("## Captions as they came" if table or sheet else "", table, sheet)
+    return _parts(table, _figure("pictures with their captions", facts.contact_sheet))
 
 
 def _figure(title: str, file: str | None) -> str:

@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from .._version import __version__
-from ..data.rows import FeatureDataset, training_captions
-from ..hub.card import CardFacts
+from ..data.rows import FeatureDataset, captions_by_image
+from ..hub.facts import CardFacts, CardResults
+from ..metrics.signature import hash_captions
 from .policy import without_adapters
 
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -22,13 +23,14 @@ def card_facts(trainer: Any, **known: Any) -> CardFacts:
 
     Args:
         trainer ([`CaptionerTrainer`]): after training.
-        known: further fields of [`CardFacts`], or other values of them.
+        known: further fields of [`CardFacts`], or other values of them; `dataset` and `split` of its scores.
 
     Returns:
         [`CardFacts`]
     """
     model = without_adapters(trainer.accelerator.unwrap_model(trainer.model))
     scores, note = _scores(trainer)
+    data = {"dataset": known.pop("dataset", None), "split": known.pop("split", None)}
     facts: dict[str, Any] = {
         "name": Path(trainer.args.output_dir).resolve().name,
         "config": model.config.to_dict(),
@@ -36,9 +38,7 @@ def card_facts(trainer: Any, **known: Any) -> CardFacts:
         "repo_id": trainer.args.hub_model_id,
         "adapters": model is not trainer.accelerator.unwrap_model(trainer.model),
         "training": _training(trainer),
-        "scores": scores,
-        "scores_note": note,
-        "signature": trainer.signature if scores else None,
+        "results": [CardResults(scores, note, trainer.signature, **data)] if scores else [],
     }
     return CardFacts(**{**facts, **known})
 
@@ -72,7 +72,8 @@ def _data(trainer: Any) -> str:
         return ""
     said = f"{len(rows):,} pictures"
     if "captions" in (rows.dataset if isinstance(rows, FeatureDataset) else rows).column_names:
-        said += f" with {len(training_captions(rows)):,} captions"
+        captions = captions_by_image(rows)
+        said += f" with {sum(map(len, captions)):,} captions (hash {hash_captions(captions)})"
     return said + (f", {len(evaluation):,} to evaluate on" if isinstance(evaluation, (Dataset, FeatureDataset)) else "")
 
 

@@ -3,23 +3,25 @@
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from hf_captioners.hub.card import TEMPLATES, CardFacts, CardSample, make_card, write_card
+from hf_captioners.hub.card import TEMPLATES, add_results, make_card, updated_card, write_card
+from hf_captioners.hub.facts import FACTS, CardFacts, CardResults, CardSample, known_facts, read_facts
 
 CARDS = sorted(TEMPLATES.glob("*.md"))
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_templates_render_with_and_without_values(path):
-    data = ModelCardData(license="apache-2.0", library_name="hf_captioners", pipeline_tag="image-to-text")
-    bare = ModelCard.from_template(data, template_path=str(path))
-    assert bare.data.to_dict() == data.to_dict()
-    assert "{{" not in bare.text and "Not measured." in bare.text and "Signature" not in bare.text
-    values = {"repo_id": "me/captioner", "results": "| CIDEr-D x 100 |", "signature": "metrics:cider_d"}
-    card = ModelCard.from_template(data, template_path=str(path), **values, samples="## Captions as they came")
-    assert all(value in card.text for value in (*values.values(), "## Captions as they came"))
-    assert "Not measured." not in card.text
+    bare = make_card(CardFacts("mine", {"model_type": path.stem}))
+    assert "{{" not in bare.text and "Evaluation" not in bare.text and "## Training" not in bare.text
+    assert "\n\n\n" not in bare.text and bare.text.count("## Limits") == 1
+    assert ("```bibtex" in bare.text) == (path.stem != "captioner")
+    results = [CardResults({"cider_d": 0.5}, signature="metrics:cider_d")]
+    values = {"results": results, "samples": [CardSample("a.png", "two dogs", "dogs")], "training": {"seed": "3"}}
+    card = make_card(CardFacts("mine", {"model_type": path.stem}, repo_id="me/captioner", **values))
+    for said in ("me/captioner", "| CIDEr-D x 100 |", "`metrics:cider_d`", "## Captions as they came", "| seed | 3 |"):
+        assert said in card.text, said
 
 
 def test_there_is_one_for_every_captioner():
@@ -35,11 +37,16 @@ def test_what_is_known():
         repo_id="me/mine",
         base_models=["org/swin"],
         training={"steps": "12"},
-        scores={"cider_d": 0.12345678, "bleu_4": 0.5, "loss": 3.25},
-        scores_note="After step 12.",
-        signature="metrics:cider_d",
-        dataset="my_images",
-        split="validation",
+        results=[
+            CardResults(
+                {"cider_d": 0.12345678, "bleu_4": 0.5, "loss": 3.25},
+                "After step 12.",
+                "metrics:cider_d",
+                "my_images",
+                "validation",
+            )
+        ],
+        datasets=["org/pictures", "my_images"],
         samples=[CardSample("a|b.png", "<b>two</b>\n dogs_", "[two](dogs)")],
         curves="training.png",
         licence="cc-by-4.0",
@@ -47,6 +54,7 @@ def test_what_is_known():
     )
     card = make_card(facts)
     assert card.data.base_model == ["org/swin"] and card.data.metrics == ["bleu_4", "cider_d"]
+    assert card.data.datasets == ["org/pictures"]  # a folder is no data set of the Hub
     assert (card.data.license, card.data.language) == ("cc-by-4.0", ["en"])
     results = {result.metric_type: result for result in ModelCard(str(card)).data.eval_results}
     assert set(results) == {"cider_d", "bleu_4"}  # a loss is no score of papers
@@ -74,8 +82,10 @@ def test_what_nobody_knows_is_left_out():
         "tags": ["image-captioning", "vision-encoder-decoder"],
         "model_name": "mine",
     }
-    assert "Not described." in card.text and "Not measured." in card.text and "VisionEncoderDecoderModel" in card.text
-    scored = make_card(CardFacts("mine", {"model_type": "satic"}, scores={"cider_d": 0.5}))  # of no named data
+    assert "## Training" not in card.text and "## Evaluation" not in card.text
+    assert "VisionEncoderDecoderModel" in card.text
+    results = [CardResults({"cider_d": 0.5})]  # of no named data
+    scored = make_card(CardFacts("mine", {"model_type": "satic"}, results=results))
     assert scored.data.eval_results is None and "| CIDEr-D x 100 | 50.00 |" in scored.text
     cached = make_card(CardFacts("mine", {"model_type": "satic", "features_only": True}, adapters=True))
     assert cached.data.library_name == "peft" and "print(captioner(features))" in cached.text
@@ -85,4 +95,39 @@ def test_is_written_in_the_place_of_another(tmp_path):
     (tmp_path / "README.md").write_text("trained from scratch on an unknown dataset")
     path = write_card(CardFacts("mine", {"model_type": "dico"}), tmp_path)
     assert path == tmp_path / "README.md" and ModelCard.load(path).data.model_name == "mine"
-    assert list(Path(tmp_path).iterdir()) == [path]
+    assert sorted(Path(tmp_path).iterdir()) == [path, tmp_path / FACTS]
+
+
+def test_facts_are_kept_beside_the_card(tmp_path):
+    results = [CardResults({"cider_d": 0.5}, dataset="mine", split="test")]
+    facts = CardFacts("mine", {"model_type": "satic"}, results=results, samples=[CardSample("a", "b", "c")])
+    write_card(facts, tmp_path)
+    assert str(make_card(read_facts(tmp_path))) == str(make_card(facts))
+    (tmp_path / FACTS).write_text('{"name": "mine", "licens": "mit"}')
+    with pytest.raises(ValueError, match=r"no facts of a card: unknown field 'licens'"):
+        read_facts(tmp_path)
+    (tmp_path / FACTS).unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "dico", "architectures": ["DiCOForImageCaptioning"]}')
+    found = known_facts(tmp_path)
+    assert (found.name, found.model_class, found.config["model_type"]) == (
+        tmp_path.name, "DiCOForImageCaptioning", "dico",
+    )  # fmt: skip
+
+
+def test_results_are_added_and_what_was_written_by_hand_stays(tmp_path, caplog):
+    write_card(CardFacts("mine", {"model_type": "satic"}, training={"seed": "3"}), tmp_path)
+    path = tmp_path / "README.md"
+    changed = path.read_text().replace("## Limits\n", "## Limits\n\nOnly squares.\n\n## Thanks\n\nTo all.\n")
+    path.write_text(changed.replace("model_name: mine", "model_name: mine\nlicense: mit"))
+    for score in (0.25, 0.5):  # the second one replaces the first one
+        add_results(tmp_path, CardResults({"cider_d": score}, "", "metrics:cider_d", "squares", "test"))
+    add_results(tmp_path, CardResults({"cider_d": 0.125}, "", "metrics:cider_d", "squares", "val"))
+    card = ModelCard.load(path)
+    found = [(one.dataset_split, one.metric_value) for one in card.data.eval_results]
+    assert found == [("test", 0.5), ("val", 0.125)] and card.data.license == "mit"
+    assert "Only squares." in card.text and "To all." in card.text and card.text.count("## Evaluation") == 1
+    assert "squares test:" in card.text and "| CIDEr-D x 100 | 12.50 |" in card.text
+    assert not caplog.records
+    path.write_text(path.read_text().replace("| seed | 3 |", "| seed | 4 |"))
+    facts = CardFacts("mine", {"model_type": "satic"}, training={"seed": "5"})
+    assert "| seed | 4 |" in updated_card(tmp_path, facts) and "## Training was changed by hand" in caplog.text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.rows import FeatureDataset, undecoded
-from ...hub.card import CardSample
+from ...hub.facts import CardSample
 from ...reports.contact_sheet import SheetItem, contact_sheet
 from ...reports.run_plots import plot_runs, read_run
 from ...training.data_arguments import DataArguments
