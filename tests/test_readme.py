@@ -158,5 +158,13 @@ def check_results(place: Path) -> None:
         records = [json.loads(line) for line in (place / file).read_text("utf-8").splitlines()]
         assert [record["image"] for record in records] == names
         assert all(isinstance(record["caption"], str) for record in records)
-    for file in ("runs/mine/model.safetensors", "runs/scst/checkpoint-2", "curves.png", "regions.png", "report"):
+    pushed = ("to_be_pushed/model.safetensors", "to_be_pushed/README.md")
+    for file in (
+        "runs/mine/model.safetensors",
+        "runs/scst/checkpoint-2",
+        "curves.png",
+        "regions.png",
+        "report",
+        *pushed,
+    ):
         assert (place / file).exists(), file

@@ -125,6 +125,8 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
     parser.add_argument("--per-image", action="store_true", help="with --json: the scores of every image as well")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also write an HTML report with charts and pictures")
+    parser.add_argument("--update-card", metavar="RUN", type=Path, help="also add the scores to the card in the folder "
+                        "of the captioner")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,11 +138,15 @@ def run(args: argparse.Namespace) -> int:
 
             check_report_folder(args.report)
         _check_sources(args)
+        if args.update_card is not None:
+            _check_card(args.update_card, args.model)
         suite = _suite(args)
         captions = _read_captions(args) if args.predictions is not None else _write_captions(args)
         evaluation = _evaluate(suite, captions)
         if args.report is not None:
             _report(args, captions, evaluation)
+        if args.update_card is not None:
+            _update_card(args, captions, evaluation)
     print(_as_json(evaluation, args.per_image) if args.json else _as_table(evaluation))
     return 1 if captions.failed else 0
 
@@ -153,6 +159,7 @@ class _Captions:
     predictions: list[str]
     references: list[list[str]]
     images: dict[Any, Path]
+    split: str | None = None
     failed: int = 0
 
 
@@ -177,7 +184,8 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
     if any(left_out):
         print(f"--subset: {len(ids)} images scored; left out: {left_out[0]} predictions without references, "
               f"{left_out[1]} images without prediction", file=sys.stderr)  # fmt: skip
-    return _Captions(ids, captions, references_of_ids, image_paths(predictions, references, ids, args.image_root))
+    images = image_paths(predictions, references, ids, args.image_root)
+    return _Captions(ids, captions, references_of_ids, images, args.split)
 
 
 def _write_captions(args: argparse.Namespace) -> _Captions:
@@ -190,7 +198,8 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     from ..inference.captioning import caption_rows
 
     source = Path(args.dataset)
-    references = read_references(source, args.split or _evaluated_split(args.dataset))
+    split = args.split or _evaluated_split(args.dataset)
+    references = read_references(source, split)
     rows, images = _rows_to_caption(args, source, references)
     rows = _with_sentences(rows, args, references)
     number = len(references.captions)
@@ -207,7 +216,16 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
             captions[record["image_id"]] = record["caption"]
     if not captions:
         raise UsageError("none of the pictures could be captioned")
-    return _written(args, captions, references.captions, images)
+    if args.save_predictions is not None:
+        _save_results(args.save_predictions, captions)
+    return _Captions(
+        list(captions),
+        list(captions.values()),
+        [references.captions[image_id] for image_id in captions],
+        images,
+        split,
+        failed=number - len(captions),
+    )
 
 
 def _evaluated_split(dataset: str) -> str | None:
@@ -272,17 +290,6 @@ def _image_paths(references: "References", image_root: Path | None, source: Path
     if is_folder(source) and image_root is None:
         return {image_id: Path(name) for image_id, name in references.file_names.items()}
     return image_paths(Predictions("", {}), references, references.captions, image_root or source.parent)
-
-
-def _written(
-    args: argparse.Namespace, captions: dict[Any, str], references: dict[Any, list[str]], images: dict[Any, Path]
-) -> _Captions:
-    if args.save_predictions is not None:
-        _save_results(args.save_predictions, captions)
-    references_of_ids = [references[image_id] for image_id in captions]
-    return _Captions(
-        list(captions), list(captions.values()), references_of_ids, images, len(references) - len(captions)
-    )
 
 
 def _save_results(path: Path, captions: dict[Any, str]) -> None:
@@ -365,6 +372,29 @@ def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluati
         captions.references,
         signature=evaluation.signature,
         images=captions.images,
+    )
+
+
+def _check_card(folder: Path, models: list[str] | None) -> None:
+    """Refuse, before the work, the card of another captioner, or one that cannot be filled in."""
+    from ..hub.facts import known_facts
+
+    if models is not None and [Path(name).resolve() for name in models] != [folder.resolve()]:
+        raise UsageError(f"--update-card {folder}: the scores are of --model {' '.join(models)}; give the same folder")
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise UsageError(f"--update-card {folder}: no folder of a captioner (config.json)")
+    known_facts(folder)
+
+
+def _update_card(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> None:
+    from ..hub.card import add_results
+    from ..hub.facts import CardResults
+
+    source = args.references if args.dataset is None else args.dataset
+    note = f"Scored on {len(captions.image_ids):,} pictures."
+    dataset = Path(source).resolve().stem
+    add_results(
+        args.update_card, CardResults(evaluation.corpus, note, evaluation.signature_text, dataset, captions.split)
     )
 
 

@@ -172,7 +172,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _merged(mine: dict[str, Any], before: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """What was changed by hand, and what is new of the rest; in the new order, with sections of one's own behind."""
+    """Take what was changed by hand, and of the rest what is new; in the new order, sections of one's own behind."""
     merged: dict[str, Any] = {}
     for name in (*fresh, *(name for name in mine if name not in fresh)):
         by_hand = mine.get(name) != before.get(name)

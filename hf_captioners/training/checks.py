@@ -6,16 +6,16 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy, has_length
 
+from ..hub.access import HubError, check_write_rights
 from .policy import without_adapters
 
 logger = logging.getLogger(__name__)
@@ -143,25 +143,8 @@ def check_hub_rights(args: Any, api: HfApi | None = None) -> None:
     """
     if not args.push_to_hub:
         return
-    later = "or leave push_to_hub out and upload the folder later: hf upload NAME FOLDER"
     try:
-        who = (api or HfApi()).whoami(args.hub_token)
-    except OfflineModeIsEnabled as error:
-        raise ValueError(f"push_to_hub=True, but HF_HUB_OFFLINE is set; unset it, {later}.") from error
-    except LocalTokenNotFoundError as error:
-        raise ValueError(f"push_to_hub=True, but nobody is logged in; do so with `hf auth login`, {later}.") from error
-    except HTTPError as error:
-        raise ValueError(f"push_to_hub=True, but the Hub says: {' '.join(str(error).split())}; {later}.") from error
-    token = who.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not _may_write(token)):
-        raise ValueError(f"push_to_hub=True, but the token may only read; log in with one that may write, {later}.")
-    owner, slash, _ = (args.hub_model_id or "").partition("/")
-    owners = [who["name"], *(one["name"] for one in who.get("orgs", []))]
-    if slash and owner not in owners:
-        raise ValueError(f"hub_model_id {args.hub_model_id}: {owner} is none of {', '.join(owners)}.")
-
-
-def _may_write(token: Mapping[str, Any]) -> bool:
-    """Tell whether a token with rights of its own may write into any repository."""
-    scopes = token.get("fineGrained", {}).get("scoped", [])
-    return any("repo.write" in scope.get("permissions", []) for scope in scopes)
+        check_write_rights(args.hub_model_id, args.hub_token, api)
+    except HubError as error:
+        later = "or leave push_to_hub out and push the folder later: hf-captioners push FOLDER NAME"
+        raise ValueError(f"push_to_hub=True, hub_model_id={args.hub_model_id}: {error}; {later}.") from error

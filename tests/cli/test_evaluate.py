@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_captioners.cli import evaluate, main
@@ -130,6 +131,20 @@ class TestFiles:
         assert "2 images scored; left out: 1 predictions without references, 1 images without prediction" in err
         expected = CaptionMetrics()([CAPTIONS[1], CAPTIONS[3]], [REFERENCES[1], REFERENCES[3]])
         assert json.loads(out)["corpus"] == expected.corpus
+
+    def test_update_card(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        inputs = ("--predictions", files[0], "--references", files[1], "--metrics", "cider_d")
+        status, _, err = run(*inputs, "--update-card", tmp_path / "mine")
+        assert status == 2 and "no folder of a captioner (config.json)" in err
+        (tmp_path / "mine/config.json").write_text('{"model_type": "satic"}')
+        assert run(*inputs, "--update-card", tmp_path / "mine")[0] == 0
+        card = ModelCard.load(tmp_path / "mine/README.md")
+        (result,) = card.data.eval_results
+        expected = self.expected(metrics=["cider_d"])
+        assert result.metric_value == round(expected.corpus["cider_d"], 6)
+        assert result.metric_args == {"signature": expected.signature_text} and expected.signature_text in card.text
+        assert result.dataset_name == files[1].stem and "Scored on 3 pictures." in card.text
 
     def test_report(self, run: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
         for name in CAPTIONS:

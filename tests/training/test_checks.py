@@ -109,7 +109,7 @@ class TestHub:
     @pytest.mark.parametrize(
         ("said", "message"),
         [
-            (OfflineModeIsEnabled("no"), "HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"),
+            (OfflineModeIsEnabled("no"), "HF_HUB_OFFLINE is set; unset it; or leave push_to_hub out"),
             (LocalTokenNotFoundError("no"), "nobody is logged in; do so with `hf auth login`"),
             (owner("read"), "the token may only read; log in with one that may write"),
             (owner("fineGrained", fineGrained={"scoped": []}), "the token may only read"),
@@ -121,7 +121,7 @@ class TestHub:
         self.check(said, push_to_hub=False)
 
     def test_of_somebody_else(self):
-        with pytest.raises(ValueError, match="hub_model_id you/model: you is none of me, us"):
+        with pytest.raises(ValueError, match="hub_model_id=you/model: you/model: you is none of me, us"):
             self.check(owner("write"), hub_model_id="you/model")
 
 

@@ -1,0 +1,182 @@
+"""One folder with what of a captioner is for others: model, processor, card, and code if asked for.
+
+Of a run only what is named here is taken: no checkpoints, optimizer states, logs, arguments or weights beside the
+captioner. Names of folders of this machine are removed from what is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from ..data.files import regular_file
+from ..modeling.captioner_adapters import may_be_on_hub
+from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_foreign import check_can_caption, load_captioner_model, load_processor
+from ..modeling.configuration_captioner import CaptionerConfig
+from .card import updated_card, write_card
+from .facts import CardFacts, known_facts
+
+ADAPTERS = "adapter_config.json"
+_OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors", "preprocessor_config.json", "processor_config.json",
+                "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # fmt: skip
+_FOLDERS = ("onnx", "openvino")  # exports of the captioner
+_NAMES = ("_name_or_path", "name_or_path")  # where transformers notes what something was loaded from
+
+
+class StagingError(ValueError):
+    """Captioner that cannot be pushed as it is; the message says why."""
+
+
+def stage(
+    captioner: Any,
+    processor: Any,
+    folder: Path,
+    repo_id: str,
+    ship_code: bool = False,
+    contact_sheet: bool = False,
+    trust_remote_code: bool = False,
+    **card: Any,
+) -> list[Path]:
+    """Write what is pushed into a folder.
+
+    Args:
+        captioner (`PreTrainedModel`, `str` or `Path`): the model, or the folder of a captioner or of adapters.
+        processor (`ProcessorMixin`, *optional*): its processor; by default that of the folder.
+        folder (`Path`): an empty folder.
+        repo_id (`str`): the repository, for the card.
+        ship_code (`bool`, defaults to `False`): add the code that runs it.
+        contact_sheet (`bool`, defaults to `False`): add the contact sheet of a run, which shows evaluation pictures.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with the captioner may run here.
+        card: fields of [`CardFacts`], such as `licence`.
+
+    Returns:
+        `list[Path]`: the files, relative to the folder, sorted.
+
+    Raises:
+        StagingError: there is no captioner, or one that others could not load.
+        ValueError, OSError: it cannot be loaded or saved.
+    """
+    source = Path(captioner) if isinstance(captioner, (str, os.PathLike)) else None
+    if source is not None and not source.is_dir():
+        raise StagingError(f"{source}: no such folder of a captioner")
+    if source is not None and (source / ADAPTERS).is_file() and not (source / "config.json").is_file():
+        _copy_adapters(source, folder, ship_code)
+    else:
+        _save(captioner, processor, folder, source, ship_code, trust_remote_code)
+    _write_card(source, folder, repo_id, ship_code, contact_sheet, card)
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _save(
+    captioner: Any, processor: Any, folder: Path, source: Path | None, ship_code: bool, trust_remote_code: bool
+) -> None:
+    model = captioner
+    if source is not None:
+        with _quiet():
+            model = load_captioner_model(source, trust_remote_code, dtype="auto")
+            check_can_caption(model, str(source))
+            processor = load_processor(model, source, trust_remote_code) if processor is None else processor
+    if processor is None:
+        raise StagingError(f"a {type(model).__name__} without its processor; give both")
+    ours = isinstance(model, CaptionerPreTrainedModel)
+    if ship_code and not ours:
+        raise StagingError(f"a {type(model).__name__} is one of transformers and needs no code; leave ship_code out")
+    code: dict[str, Any] = {"ship_code": ship_code} if ours else {}
+    with _quiet():
+        model.save_pretrained(folder, **code)
+        processor.save_pretrained(folder, **code)
+    _copy_detector(model, source, folder)
+    for name in _FOLDERS if source is not None else ():
+        if source is not None and (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
+    for path in folder.glob("*.json"):
+        _forget_places(path)
+
+
+def _copy_detector(model: Any, source: Path | None, folder: Path) -> None:
+    """The detector that a captioner of regions names: of the Hub, or in its own folder, which travels along."""
+    named = model.config.detector if isinstance(model.config, CaptionerConfig) else None
+    if named is None or may_be_on_hub(named):
+        return
+    inside = None if source is None or Path(named).is_absolute() else (source / named).resolve()
+    if source is None or inside is None or not inside.is_relative_to(source.resolve()) or not inside.is_dir():
+        raise StagingError(
+            f"its detector {named} is on this machine only; push that first and name it in config.json, or copy it "
+            "into the captioner's folder and name it from there"
+        )
+    shutil.copytree(inside, folder / named)
+
+
+def _copy_adapters(source: Path, folder: Path, ship_code: bool) -> None:
+    """Files of adapters whose captioner others can load."""
+    if ship_code:
+        raise StagingError(f"{source}: adapters have no code; push the captioner that they belong to with it")
+    base = json.loads(regular_file(source / ADAPTERS, "configuration of adapters").read_text("utf-8"))
+    named = base.get("base_model_name_or_path")
+    if not isinstance(named, str) or not may_be_on_hub(named):
+        raise StagingError(
+            f"{source}: its adapters belong to {named}, which nobody else has; push that captioner first and write its "
+            f"name on the Hub into base_model_name_or_path of {ADAPTERS}"
+        )
+    for name in _OF_ADAPTERS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _forget_places(path: Path) -> None:
+    """Remove from a file of settings what something was loaded from, where that is a folder of this machine."""
+    content = json.loads(path.read_text("utf-8"))
+    if _without_places(content):
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_places(settings: Any) -> bool:
+    """Remove such names at any depth; whether there were some."""
+    if not isinstance(settings, dict):
+        return False
+    places = [name for name in _NAMES if isinstance(settings.get(name), str) and not _is_public(settings[name])]
+    for name in places:
+        del settings[name]
+    return any([bool(places), *(_without_places(value) for value in settings.values())])
+
+
+def _is_public(name: str) -> bool:
+    return not name or may_be_on_hub(name)
+
+
+def _write_card(
+    source: Path | None, folder: Path, repo_id: str, ship_code: bool, contact_sheet: bool, card: dict[str, Any]
+) -> None:
+    """The card of the folder's facts, and the figures that it shows."""
+    old = known_facts(folder if source is None else source)
+    unnamed = old.name == (folder if source is None else source).resolve().name
+    name = repo_id.rpartition("/")[2] if unnamed else old.name
+    facts: CardFacts = replace(old, **{"name": name, **card}, repo_id=repo_id, ships_code=ship_code)
+    if not contact_sheet:
+        facts = replace(facts, contact_sheet=None)
+    for file in (facts.curves, facts.contact_sheet):
+        if source is not None and file is not None and Path(file).name == file and (source / file).is_file():
+            shutil.copyfile(source / file, folder / file)
+    text = None if source is None else updated_card(source, facts)
+    write_card(facts, folder, text)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
