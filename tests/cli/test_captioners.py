@@ -95,7 +95,7 @@ class TestMistakes:
 
     def test_another_precision(self, tiny_captioner_dir: Path, second: Path) -> None:
         AutoModelForImageTextToText.from_pretrained(second).to(torch.bfloat16).save_pretrained(second)
-        with pytest.raises(UsageError, match=r"is in torch.bfloat16 and the first one in torch.float32; give --dtype"):
+        with pytest.raises(UsageError, match=r"is in torch.bfloat16 and the first one in torch.float32; give dtype"):
             load(tiny_captioner_dir, second)
         load_captioners([str(tiny_captioner_dir), str(second)], "cpu", "float32", False)
 

@@ -16,11 +16,11 @@ from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...data.rows import FeatureDataset, training_captions
+from ...inference.loading import missing_part
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
 from ...modeling.captioner_foreign import NoCaptionerError, load_captioner_model, load_processor
 from ...modeling.captioner_new import check_fields, loading_problem
 from ...modeling.captioner_trust import foreign_code, load_pretrained
-from ..captioners import missing_part
 from ..common import TrustArguments
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,127 @@
+"""A captioner, or an ensemble of several, loaded by name with an error that says what is missing."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from ..modeling.captioner_adapters import AdapterError
+from ..modeling.captioner_foreign import NoCaptionerError, check_can_caption, load_captioner_model, load_processor
+from ..modeling.captioner_trust import RemoteCodeError
+from .device import choose_device
+from .ensemble import CaptionerEnsemble
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class CaptionerLoadError(ValueError):
+    """A captioner that cannot be loaded, or several that are no ensemble; the message says which and why."""
+
+
+def load_captioners(
+    names: Sequence[str], device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Load a captioner, or several of one kind as an ensemble, and the processor.
+
+    Args:
+        names (`Sequence[str]`): folders or Hub names.
+        device (`str`, defaults to `"auto"`): see [`choose_device`].
+        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is that of the weights.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with them may run.
+
+    Returns:
+        `tuple[PreTrainedModel, ProcessorMixin]`: the captioner on the device, in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: there is no such device here.
+        CaptionerLoadError: no such folder or model, or one that brings code which may not run; captioners that
+            differ in kind, words, precision or in how images are prepared.
+    """
+    loaded = [_load(name, device, dtype, trust_remote_code) for name in names]
+    first, processor = loaded[0]
+    if len(loaded) == 1:
+        return first, processor
+    try:
+        ensemble = CaptionerEnsemble([model for model, _ in loaded])
+    except ValueError as error:
+        raise CaptionerLoadError(f"{' '.join(names)}: {error}") from error
+    for name, (model, other) in zip(names[1:], loaded[1:], strict=True):
+        difference = _difference(processor, other)
+        if model.dtype != first.dtype:
+            difference = f"is in {model.dtype} and the first one in {first.dtype}; give dtype (--dtype)"
+        if difference is not None:
+            raise CaptionerLoadError(f"{' '.join(names)}: not an ensemble: {name} {difference}")
+    return ensemble, processor
+
+
+def _difference(first: Any, other: Any) -> str | None:
+    """Describe in what two processors differ that must be the same in an ensemble; `None` if in nothing."""
+    ours, theirs = first.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    if ours != theirs:
+        word, _ = min(ours.items() ^ theirs.items())
+        ids = theirs.get(word, "none"), ours.get(word, "none")
+        return f"has another vocabulary: the id of {word!r} is {ids[0]}, and {ids[1]} in the first one"
+    ours, theirs = first.image_processor.to_dict(), other.image_processor.to_dict()
+    for setting in sorted(ours.keys() | theirs.keys()):
+        if ours.get(setting) != theirs.get(setting):
+            values = f"{setting} {theirs.get(setting)} instead of {ours.get(setting)}"
+            return f"prepares pictures in another way than the first one: {values}"
+    return None
+
+
+def _load(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A captioner, ready to caption, and its processor; see [`load_captioners`]."""
+    logging.disable_progress_bar()
+    target = choose_device(device)
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        raise CaptionerLoadError(f"{name}: no such folder")
+    try:
+        model = load_captioner_model(name, trust_remote_code, dtype=dtype)
+        check_can_caption(model, name)
+        processor = load_processor(model, name, trust_remote_code)
+    except (AdapterError, NoCaptionerError, RemoteCodeError) as error:
+        raise CaptionerLoadError(str(error)) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        raise CaptionerLoadError(f"{name} cannot be loaded: {missing_part(Path(name)) or error}") from error
+    return model.to(target).eval(), processor
+
+
+_PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none
+    "configuration (config.json)": (
+        ("config.json", "adapter_config.json"),
+        "give the folder of a captioner, or convert an original checkpoint with `hf-captioners convert`",
+    ),
+    "weights (model.safetensors)": (
+        ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"),
+        "copy them from where the captioner was trained or converted",
+    ),
+    "image processor (preprocessor_config.json or processor_config.json)": (
+        ("preprocessor_config.json", "processor_config.json"),
+        "save that of its backbone there: AutoImageProcessor.from_pretrained(backbone).save_pretrained(folder)",
+    ),
+    "tokenizer (tokenizer.json)": (
+        ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
+        "save its tokenizer there (`hf-captioners convert` has --tokenizer for captioners with that of CLIP or GPT-2)",
+    ),
+}
+
+
+def missing_part(folder: Path) -> str | None:
+    """The part that a captioner's folder lacks and how to get it.
+
+    Args:
+        folder (`Path`): of a captioner, or a Hub name.
+
+    Returns:
+        `str` or `None`: `None` if nothing is known to be missing.
+    """
+    if not folder.is_dir():
+        return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
+    for part, (patterns, advice) in _PARTS.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            return f"the folder has no {part}; {advice}"
+    return None
