@@ -5,7 +5,7 @@ OUT ?= quickstart
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test lint types stub clean
 
 # Train a small captioner on drawn pictures and caption unseen ones: no download, about 4 minutes of processor time.
 # Threads that wait must not spin, on cores that others use too; benchmarks/bench_threads.py measures what that costs.
@@ -21,6 +21,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The public names for editors, after a new captioner or another public name.
+stub: $(READY)
+	$(BIN)/python tests/test_architecture.py
 
 # torch first: with it there, nothing pulls another build of it
 $(READY): setup.py constraints.txt

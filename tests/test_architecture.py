@@ -167,17 +167,26 @@ def test_all_public_names_exist():
         _ = hf_captioners.nothing
 
 
-def test_editors_know_the_public_names():
+def public_stub() -> str:
+    """Text of `__init__.pyi`: the public names and packages, from the tables that `__init__.py` loads them by."""
     import hf_captioners
 
-    stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
-    lines = {f"from .{node.module or ''} import {alias.name} as {alias.asname}" for node in stub.body
-             if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
     home = {**hf_captioners._HOME, "__version__": "_version", **dict.fromkeys(hf_captioners._PACKAGES, "")}
-    assert lines == {f"from .{module} import {name} as {name}" for name, module in home.items()}
+    names = sorted(home, key=lambda name: (home[name], name.islower(), name))
+    title = "The public names, for editors and type checkers; at run time `__init__.py` loads them on first use."
+    lines = (f"from .{home[name]} import {name} as {name}" for name in names)
+    return "\n".join([f'"""{title}"""', "", *lines, ""])
+
+
+def test_editors_know_the_public_names():
+    assert (PACKAGE / "__init__.pyi").read_text("utf-8") == public_stub(), "write it anew: make stub"
 
 
 def test_tests_reach_no_network():
     from huggingface_hub import constants
 
     assert constants.HF_HUB_OFFLINE
+
+
+if __name__ == "__main__":  # make stub
+    (PACKAGE / "__init__.pyi").write_text(public_stub(), "utf-8")

@@ -48,7 +48,7 @@ from .captioner_layers import (
 from .captioner_losses import smoothed_divergence
 from .captioner_options import NEUTRAL, WORD_BY_WORD, refuse_options
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
-from .chance_scdnet import drawn_words, number_of, numbers_of, step_of
+from .chance_scdnet import SamplerNoise, drawn_words, number_of, numbers_of, of_stage, step_of
 from .configuration_scdnet import ScdnetConfig
 from .diffusion_scdnet import TRAINING_END, Denoised, SamplingPlan, bits_needed, bits_to_ids, corrupt, denoise, log_snr
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
@@ -695,7 +695,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         self._refuse_words(config)
         encoded = cast(ScdnetEncoderOutput, encoder_outputs)
         copies = config.num_return_sequences if copies is None else copies
-        noise = _Noise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
+        noise = SamplerNoise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
         weights: list[torch.Tensor] | None = [] if config.output_attentions else None
         stages = self._write_stages(encoded, options, noise, bool(config.output_scores), weights)
         ids = self._to_sequences(stages[-1].state)  # (B * copies, 1 + L)
@@ -732,7 +732,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         self,
         encoded: ScdnetEncoderOutput,
         options: dict[str, Any],
-        noise: "_Noise",
+        noise: SamplerNoise,
         keep: bool,
         all_weights: list[torch.Tensor] | None,
     ) -> list[Denoised]:
@@ -753,16 +753,16 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         self,
         networks: list[tuple[Any, Any, Any]],
         options: dict[str, Any],
-        noise: "_Noise",
+        noise: SamplerNoise,
         stage: int,
         keep: bool,
         all_weights: list[torch.Tensor] | None = None,
     ) -> Denoised:
         """Run a sampler on networks, each with its encoded pictures and previous sentences, together."""
-        number = _of_stage(options["num_inference_steps"], stage)
-        ahead = float(_of_stage(options["time_difference"], stage))
+        number = of_stage(options["num_inference_steps"], stage)
+        ahead = float(of_stage(options["time_difference"], stage))
         spacing = options["time_spacing"]
-        spacing = 1.0 if spacing is None else float(_of_stage(spacing, stage))  # None in folders of earlier versions
+        spacing = 1.0 if spacing is None else float(of_stage(spacing, stage))  # None in folders of earlier versions
         device = self.codec.table.device
         # the networks of a cascade share the schedule's points, each in its own schedule would not be one state
         plan = SamplingPlan.of(number, ahead, self.config.noise_schedule, device, spacing)
@@ -851,47 +851,6 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         return ids[:, : 1 + int((~ended).sum(1).max())]
 
 
-class _Noise:
-    """The noise of a call of `generate`: that of its options, or drawn once for all pictures, or for each of them."""
-
-    def __init__(
-        self, options: dict[str, Any], shape: tuple[int, ...], images: int, copies: int, do_sample: bool
-    ) -> None:
-        self.start_noise, self.step_noise = options["noise"], options["step_noise"]
-        self.shape, self.images, self.copies = tuple(shape), images, copies
-        self.shared = options["generator"] is None and not do_sample
-        self.generator = options["generator"]
-        if self.shared:
-            self.generator = torch.Generator().manual_seed(options["seed"] or 0)
-
-    def of_stage(
-        self, stage: int, steps: int, noisy: bool, device: torch.device
-    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-        """Noise at the start (N, L, n), and to add in each step, where it is wanted."""
-        start = self._of_option("noise", self.start_noise, stage, ())
-        start = self._draw() if start is None else start
-        added: Any = self._of_option("step_noise", self.step_noise, stage, (steps,))
-        if added is None and noisy:
-            added = [self._draw() for _ in range(steps)]
-        return start.to(device), None if added is None else [noise.to(device) for noise in added]
-
-    def _of_option(self, name: str, value: Any, stage: int, in_front: tuple[int, ...]) -> torch.Tensor | None:
-        if value is None:
-            return None
-        value = value if isinstance(value, torch.Tensor) else value[stage]
-        expected = (*in_front, self.images * self.copies, *self.shape)
-        if value.shape != expected:
-            raise ValueError(f"{name} must be {expected}, not {tuple(value.shape)}.")
-        return value.float()
-
-    def _draw(self) -> torch.Tensor:
-        """(N, L, n); captions of a picture stand side by side."""
-        images = 1 if self.shared else self.images
-        device = "cpu" if self.generator is None else self.generator.device
-        drawn = torch.randn((images, self.copies, *self.shape), generator=self.generator, device=device)
-        return drawn.expand(self.images, *drawn.shape[1:]).flatten(0, 1)
-
-
 def _visible(mask: torch.Tensor | None) -> torch.Tensor | None:
     """(R, L) -> (R, 1, 1, L), True for what is visible."""
     return None if mask is None else mask.bool()[:, None, None]
@@ -902,7 +861,3 @@ def _spread(name: str, rows: torch.Tensor, captions: int) -> torch.Tensor:
     if captions % len(rows):
         raise ValueError(f"{len(rows)} rows of {name} cannot be shared out among {captions} captions evenly.")
     return rows if captions == len(rows) else rows.repeat_interleave(captions // len(rows), dim=0)
-
-
-def _of_stage(value: Any, stage: int) -> Any:
-    return value[stage] if isinstance(value, list | tuple) else value
