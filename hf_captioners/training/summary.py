@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from .._version import __version__
-from ..data.rows import FeatureDataset, captions_by_image
+from ..data.rows import FeatureDataset, captions_by_image, training_captions
 from ..hub.facts import CardFacts, CardResults
 from ..metrics.signature import hash_captions
 from .policy import without_adapters
@@ -53,6 +53,7 @@ def _training(trainer: Any) -> dict[str, str]:
     facts = {
         "trainer": type(trainer).__name__,
         "data": _data(trainer),
+        "hash of the captions": _captions_hash(trainer.train_dataset),
         "steps": f"{state.global_step:,} of the optimizer, {state.epoch or 0:.3g} epochs",
         "batch": f"{images:,} pictures a step",
         "learning rate": f"{args.learning_rate:g}, {schedule.value if isinstance(schedule, Enum) else schedule}",
@@ -72,9 +73,18 @@ def _data(trainer: Any) -> str:
         return ""
     said = f"{len(rows):,} pictures"
     if "captions" in (rows.dataset if isinstance(rows, FeatureDataset) else rows).column_names:
-        captions = captions_by_image(rows)
-        said += f" with {sum(map(len, captions)):,} captions (hash {hash_captions(captions)})"
+        said += f" with {len(training_captions(rows)):,} captions"
     return said + (f", {len(evaluation):,} to evaluate on" if isinstance(evaluation, (Dataset, FeatureDataset)) else "")
+
+
+def _captions_hash(rows: Any) -> str:
+    """A fingerprint of the training captions, such as signatures have of references."""
+    from datasets import Dataset
+
+    table = rows.dataset if isinstance(rows, FeatureDataset) else rows
+    if not isinstance(table, Dataset) or "captions" not in table.column_names:
+        return ""
+    return hash_captions(captions_by_image(rows))
 
 
 def _time(trainer: Any) -> str:

@@ -153,5 +153,5 @@ def test_without_validation(my_images, clip, tmp_path, capsys):
     assert f"--data_dir {alone}: no validation/ in it to evaluate on" in capsys.readouterr().err
     nothing = {"eval_strategy": "no", "load_best_model_at_end": False, "eval_with_generation": False}
     assert train("satic", alone, tmp_path / "out", SMALL, backbone=clip, **nothing) == 0
-    assert "Not measured." in (tmp_path / "out" / "README.md").read_text()
+    assert "## Evaluation" not in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "contact_sheet.png").exists()
