@@ -20,7 +20,7 @@ from typing import Any, cast
 from .caption_out import Output, Sources, add_merge_option, add_out_options, check_out_options, merge, open_output
 from .caption_sidecars import open_sidecars
 from .captioners import load_captioners
-from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
+from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error, refuse_unread
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
 _KEEP_EVERY = 1000  # captions
@@ -182,12 +182,15 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
 def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Sources, int]:
     """Function that reads the rows, and their number."""
     if args.annotations is not None or args.data_dir is not None:
+        of_paths = {"no_recursive": not args.recursive, "image_column": args.image_column != "image"}
+        refuse_unread("a data set has pictures of its own", **of_paths)
         return _sources_of_dataset(args)
     if args.sentences:
         raise UsageError("--sentences are of a data set's pictures, and go with --annotations or --data-dir")
     if args.features or args.image_root or not args.paths:
         swallowed = "; --model takes all words up to the next option, so give paths before it" if args.model[1:] else ""
         raise UsageError(f"give paths, or --annotations with --image-root or --features{swallowed}")
+    refuse_unread("paths have no splits and labels", split=args.split is not None, labels=args.labels is not None)
     from ..inference.image_archives import image_names, image_rows
     from ..inference.image_files import LeftOutFiles, find_images
 

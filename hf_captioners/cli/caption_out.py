@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .common import UsageError, mistakes, needed
+from .common import UsageError, check_file, mistakes, needed
 
 if TYPE_CHECKING:
     from ..inference.caption_run import CaptionRun, Share
@@ -67,6 +67,8 @@ def check_out_options(args: argparse.Namespace) -> None:
     _check_out(args.out)
     if args.coco_results is not None:
         raise UsageError("--coco-results goes with stdout, without --out")
+    if args.summary is not None:
+        check_file("summary", args.summary)
 
 
 def _check_out(out: Path) -> None:

@@ -143,36 +143,36 @@ def report(prog: str, error: UsageError) -> int:
     return failure_status(error)
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The options of a YAML file.
+def check_file(option: str, path: Path) -> None:
+    """Check, before the work is done, that a file can be written.
 
     Args:
-        path (`str` or `Path`): the file of `--config`.
-
-    Returns:
-        `dict[str, Any]`
+        option (`str`): that names it, without dashes.
+        path (`Path`): the file.
 
     Raises:
-        UsageError: it cannot be read or is no mapping of options; with the line.
+        UsageError: it is a folder, or its folder does not exist or may not be written.
     """
-    with needed("train"):
-        import yaml
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir():
+        raise UsageError(f"--{option} {path}: expected a file in a folder that exists")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--{option} {path}: its folder may not be written")
 
-    try:
-        recipe = yaml.safe_load(Path(path).read_text("utf-8"))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        raise UsageError(f"--config {path}{place}: {error.problem or error.context}") from error
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path}: no YAML: {error}") from error
-    if recipe is None:
-        return {}
-    if not isinstance(recipe, dict):
-        raise UsageError(f"--config {path}: must be lines of `option: value`")
-    return recipe
+
+def refuse_unread(where: str, **given: bool) -> None:
+    """Refuse options that would be without effect.
+
+    Args:
+        where (`str`): what does not read them, for the message.
+        given (`bool`): by the name of an option whether it was given.
+
+    Raises:
+        UsageError: naming them.
+    """
+    names = [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]
+    if names:
+        raise UsageError(f"{', '.join(names)} without effect: {where}; leave out what is not meant")
 
 
 def print_error(prog: str, error: object) -> None:

@@ -9,13 +9,13 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .captioners import load_captioners
-from .common import MODEL_HELP, UsageError, add_model_options, mistakes
+from .common import MODEL_HELP, UsageError, add_model_options, check_file, mistakes, refuse_unread
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         if args.update_card is not None:
             _check_card(args.update_card, args.model)
         suite = _suite(args)
-        captions = _read_captions(args) if args.predictions is not None else _write_captions(args)
+        captions = _read_captions(args) if args.predictions is not None else _write_captions(args, suite)
         evaluation = _evaluate(suite, captions)
         if args.report is not None:
             _report(args, captions, evaluation)
@@ -173,6 +173,23 @@ def _check_sources(args: argparse.Namespace) -> None:
         raise UsageError("--sentences and --retrieval are for captions that --model writes")
     if of_model and (args.dataset is None or args.references is not None):
         raise UsageError("--model goes with --dataset, which holds the references and names the pictures")
+    if args.save_predictions is not None:
+        check_file("save-predictions", args.save_predictions)
+    _refuse_unread(args)
+
+
+def _refuse_unread(args: argparse.Namespace) -> None:
+    """Refuse options that would be without effect."""
+    refuse_unread("the table has no scores of single images, --json has", per_image=args.per_image and not args.json)
+    if "spice" not in args.metrics:
+        spice = {name: getattr(args, name) is not None for name in ("spice_java", "spice_jar", "spice_cache")}
+        refuse_unread("--metrics has no spice", **spice)
+    if args.model is not None:
+        refuse_unread("all images of --dataset are captioned", subset=args.subset)
+        return
+    names = ("features", "save_predictions", "num_beams", "max_new_tokens", "detector")
+    given = {name: getattr(args, name) is not None for name in names}
+    refuse_unread("the captions are those of --predictions", **given, dtype=args.dtype != "auto")
 
 
 def _read_captions(args: argparse.Namespace) -> _Captions:
@@ -188,7 +205,7 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
     return _Captions(ids, captions, references_of_ids, images, args.split)
 
 
-def _write_captions(args: argparse.Namespace) -> _Captions:
+def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Captions:
     """Caption the images of the data set; an image that cannot be captioned is named and left out."""
     from tqdm import tqdm
 
@@ -201,6 +218,7 @@ def _write_captions(args: argparse.Namespace) -> _Captions:
     split = args.split or _evaluated_split(args.dataset)
     references = read_references(source, split)
     rows, images = _rows_to_caption(args, source, references)
+    _check_images(suite, references.captions, images)
     rows = _with_sentences(rows, args, references)
     number = len(references.captions)
     model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
@@ -315,17 +333,22 @@ def _suite(args: argparse.Namespace) -> "CaptionMetrics":
 
 
 def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
-    from ..metric_table import METRICS
-
     images = None
-    on_images = [name for name in suite.metrics if "images" in METRICS[name].reads]
-    if on_images:
-        missing = [image_id for image_id in captions.image_ids if image_id not in captions.images]
-        if missing:
-            raise UsageError(f"{' and '.join(on_images)} read pictures, and that of image {missing[0]} is not named; "
-                             "give --image-root and references with file names")  # fmt: skip
+    if _check_images(suite, captions.image_ids, captions.images):
         images = [captions.images[image_id] for image_id in captions.image_ids]
     return suite(captions.predictions, captions.references, captions.image_ids, images)
+
+
+def _check_images(suite: "CaptionMetrics", image_ids: Iterable[Any], images: Mapping[Any, Path]) -> bool:
+    """Tell whether the metrics read pictures, which then must be named."""
+    from ..metric_table import METRICS
+
+    on_images = [name for name in suite.metrics if "images" in METRICS[name].reads]
+    missing = [image_id for image_id in image_ids if image_id not in images]
+    if on_images and missing:
+        raise UsageError(f"{' and '.join(on_images)} read pictures, and that of image {missing[0]} is not named; "
+                         "give --image-root and references with file names")  # fmt: skip
+    return bool(on_images)
 
 
 def _scorer(name: str, model: str | None, args: argparse.Namespace) -> Any:

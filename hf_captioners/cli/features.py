@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import UsageError, add_trust_option, count, mistakes, positive, read_recipe
+from .common import UsageError, add_trust_option, count, mistakes, positive
+from .recipe import read_recipe
 from .regions import add_detector_options, load_detector
 
 # Named again here because the modules that own them import torch and datasets, too much for `--help`.
@@ -142,7 +143,11 @@ def with_config(argv: Sequence[str]) -> list[str]:
         if str(name).replace("-", "_") == "trust_remote_code":
             raise UsageError(f"--config {known.config}: {name} is not for a file; give it on the command line")
         values = value if isinstance(value, list) else [value]
-        words += [f"--{str(name).replace('_', '-')}", *map(str, values)]
+        if any(isinstance(one, (list, dict)) for one in values):
+            raise UsageError(f"--config {known.config}: {name}: expected a text, a number or a list of these")
+        if value is None or value is False:  # as if it did not stand there
+            continue
+        words += [f"--{str(name).replace('_', '-')}", *map(str, values if value is not True else ())]
     return [*words, *rest]
 
 

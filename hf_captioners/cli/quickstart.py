@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import mistakes, needed
+from .common import mistakes, needed, positive
 
 NUM_SHOWN = 12
 
@@ -16,8 +16,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "count how many captions name shape and colour right, and write a contact sheet.",
     )
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="folder to write to (default: quickstart)")
-    parser.add_argument("--num-train", type=int, default=3500, metavar="N", help="training pictures (default: 3500)")
-    parser.add_argument("--epochs", type=int, default=9, metavar="N", help="passes over them (default: 9)")
+    parser.add_argument("--num-train", type=positive, default=3500, metavar="N", help="training pictures (default: 3500)")
+    parser.add_argument("--epochs", type=positive, default=9, metavar="N", help="passes over them (default: 9)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the world and the training (default: 0)")
     parser.set_defaults(run=run)
     return parser
@@ -25,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Run the quickstart and print what it found; returns the exit status."""
-    with mistakes(FileExistsError, ValueError), needed("train"):
+    with mistakes(OSError, ValueError), needed("train"):
         from ..demo.quickstart import quickstart
 
         result = quickstart(args.out, num_train=args.num_train, epochs=args.epochs, seed=args.seed)

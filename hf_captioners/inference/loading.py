@@ -85,8 +85,11 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[
         processor = load_processor(model, name, trust_remote_code)
     except (AdapterError, NoCaptionerError, RemoteCodeError) as error:
         raise CaptionerLoadError(str(error)) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise CaptionerLoadError(f"{name} cannot be loaded: {missing_part(Path(name)) or error}") from error
+    except (TypeError, AttributeError, KeyError, IndexError) as error:  # values of a kind that a loader did not expect
+        reason = missing_part(Path(name)) or f"a setting in its files is of a wrong kind or missing: {error!r:.300}"
+        raise CaptionerLoadError(f"{name} cannot be loaded: {reason}") from error
     return model.to(target).eval(), processor
 
 

@@ -135,6 +135,13 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
             check_whole(cls.__name__, args[0] if args else "", report)
         return (model, report) if output_loading_info else model
 
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """Load the generation config as transformers does; a folder without one has the model's own decoding."""
+        own = self.generation_config
+        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.generation_config._from_model_config:  # made of config.json, which has no options of generate
+            self.generation_config = own
+
     def get_input_embeddings(self) -> nn.Module:
         return self.get_submodule(self.input_embeddings)
 
@@ -220,10 +227,13 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         if (pixel_values is None) == (image_features is None):
             number = "neither" if pixel_values is None else "both"
             raise ValueError(f"give pixel_values or image_features, exactly one of them; {number} was given.")
-        if image_features is None:
+        if pixel_values is not None:
             if image_attention_mask is not None:
                 raise ValueError("image_attention_mask belongs to image_features; pixel_values have no padding.")
+            if not self.training and values_are_known(pixel_values):
+                check_features(pixel_values, "pixel_values")
             return
+        assert image_features is not None
         width = self.config.feature_size
         if image_features.ndim != 3 or image_features.shape[-1] != width:
             raise ValueError(f"image_features must be (pictures, tokens, {width}), not {tuple(image_features.shape)}.")

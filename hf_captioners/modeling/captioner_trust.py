@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,11 @@ from transformers.utils import find_adapter_config_file
 from .captioner_adapters import AdapterError, absent_base, base_of
 from .tokenization_limits import check_tokenizer
 
+MAX_SETTINGS_BYTES = 64 * 2**20
+_SETTINGS = (
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+)
 _REFUSED = "trust_remote_code=True"  # stands in each refusal of transformers
 _ONLY_IF = f"which runs only with --trust_remote_code (in Python {_REFUSED}); read it before you allow it"
 
@@ -49,8 +55,10 @@ def foreign_code(source: Any, allowed: bool) -> Iterator[None]:
     patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # an error at once where transformers would ask
     try:
-        if not allowed and isinstance(source, (str, os.PathLike)):
-            _refuse_named_modules(source)
+        if isinstance(source, (str, os.PathLike)):
+            check_settings(source)
+            if not allowed:
+                _refuse_named_modules(source)
         yield
     except RemoteCodeError:
         raise
@@ -60,6 +68,30 @@ def foreign_code(source: Any, allowed: bool) -> Iterator[None]:
         raise RemoteCodeError(_refusal(source, "brings Python code of its own")) from error
     finally:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
+
+
+def check_settings(folder: str | os.PathLike[str]) -> None:
+    """Check that the settings in a folder are files of reasonable size with a JSON object each.
+
+    Args:
+        folder (`str` or `os.PathLike`): of a model; what is no folder passes.
+
+    Raises:
+        ValueError: naming the file and what is in it.
+    """
+    for path in (Path(folder, name) for name in _SETTINGS):
+        if not path.exists():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a JSON file, found something that is not a regular file")
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes; the limit is {MAX_SETTINGS_BYTES}")
+        try:
+            settings = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: expected a JSON object, found {reprlib.repr(settings)}")
 
 
 def load_pretrained(

@@ -116,8 +116,8 @@ class CaptionerTrainingArguments(TrainingArguments):
         self.optim = _known("optim", optim, OptimizerNames, ["radam"]) or TrainingArguments.optim
         self.lr_scheduler_type = _known("lr_scheduler_type", schedule, SchedulerType, SCHEDULES) or "constant"
         super().__post_init__()
-        if str(self.resume_from_checkpoint).lower() in ("true", "false"):  # of a command line
-            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"  # type: ignore[assignment]
+        if (said := str(self.resume_from_checkpoint).strip().lower()) in ("true", "false"):  # of a command line
+            self.resume_from_checkpoint = said == "true"  # type: ignore[assignment]
         if optim == "radam":
             self.optim = optim
             radam_options(self.optim_args)

@@ -153,6 +153,8 @@ def test_dtype(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["{folder}", "--device", "quantum"], None, "device 'quantum' cannot be used"),
         (["{folder}", "--device", "cuda:77"], None, "device 'cuda:77' cannot be used"),
         (["{folder}", "--max-new-tokens", "5000"], None, "max_position_embeddings"),
+        (["{folder}", "--split", "val"], None, "--split without effect: paths have no splits and labels"),
+        (["--data-dir", "{folder}", "--no-recursive"], None, "--no-recursive without effect: a data set has pictures"),
     ],
 )
 def test_mistakes(run: Any, folder: Path, tiny_captioner_dir: Path, arguments: Any, model: Any, reason: str) -> None:
@@ -211,6 +213,32 @@ def test_a_folder_that_lacks_a_part(
     status, records, err = run(folder, model=model)
     assert (status, records, len(err.splitlines())) == (2, [], 1)
     assert f"cannot be loaded: the folder has no {part}" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "null", "config.json: expected a JSON object, found None"),
+        ("generation_config.json", "[]", "generation_config.json: expected a JSON object, found []"),
+        ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json: not valid JSON: maximum recursion"),
+        ("processor_config.json", '"x"', "processor_config.json: expected a JSON object, found 'x'"),
+        ("config.json", '{"model_type": ["x"]}', "a setting in its files is of a wrong kind or missing: TypeError("),
+        ("tokenizer.json", "{}", "a setting in its files is of a wrong kind or missing: KeyError('added_tokens')"),
+        ("generation_config.json", None, "generation_config.json: expected a JSON file, found something that is not"),
+    ],
+)
+def test_a_folder_with_settings_that_are_none(
+    run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    model = shutil.copytree(tiny_captioner_dir, tmp_path / "part")
+    (model / name).unlink()
+    if text is None:
+        os.mkfifo(model / name)
+    else:
+        (model / name).write_text(text)
+    status, records, err = run(folder, model=model)
+    assert (status, records, len(err.splitlines())) == (2, [], 1)
+    assert "cannot be loaded: " in err and message in err
 
 
 def without_progress(stderr: bytes) -> bytes:

@@ -132,6 +132,7 @@ def test_processes_share_the_sources(run, sources, tmp_path, monkeypatch):
         (["--retry-failed"], "--retry-failed goes with --out"),
         (["--out", "a.json"], "--out a.json: expected a file such as captions.jsonl, or a folder for Parquet files"),
         (["--out", "none/a.jsonl"], "in a folder that exists"),
+        (["--out", "a.jsonl", "--summary", "none/s.json"], "--summary none/s.json: expected a file in a folder that"),
         (["--out", "a.jsonl", "--coco-results", "b.json"], "--coco-results goes with stdout"),
     ],
 )

@@ -168,6 +168,14 @@ class TestFiles:
             (["--predictions", "p.json", "--model", "m"], "give --predictions with"),
             (["--model", "m"], "--model goes with --dataset"),
             (["--predictions", "nothing.json", "--references", "r.json"], "nothing.json"),
+            (["--model", "m", "--dataset", "d", "--save-predictions", "/no/x.json"], "expected a file in a folder that"),
+            (["--model", "m", "--dataset", "d", "--subset"], "--subset without effect: all images of --dataset"),
+            (["--model", "m", "--dataset", "d", "--per-image"], "--per-image without effect: the table has no"),
+            (["--model", "m", "--dataset", "d", "--spice-java", "java"], "--spice-java without effect: --metrics has"),
+            (
+                ["--predictions", "p", "--references", "r", "--num-beams", "3", "--dtype", "float16"],
+                "--num-beams, --dtype without effect: the captions are those of --predictions",
+            ),
         ],
     )
     def test_mistakes(self, run: Any, arguments: list[str], message: str) -> None:
@@ -327,7 +335,7 @@ class TestModel:
     def test_metrics_are_checked_before_pictures_are_captioned(
         self, run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(evaluate, "_write_captions", lambda args: pytest.fail("captioned first"))
+        monkeypatch.setattr(evaluate, "_write_captions", lambda *_: pytest.fail("captioned first"))
         status, _, err = run("--model", "captioner", "--dataset", folder, "--metrics", "pac_s")
         assert status == 2 and "--metrics pac_s needs --pac MODEL" in err
 

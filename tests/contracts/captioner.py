@@ -102,6 +102,9 @@ class CaptionerContract:
             wrong[1, 2, 3] = value
             with pytest.raises(ValueError, match=f"image_features .*{message}"):
                 model.encode_images(image_features=wrong)
+        if model.backbone is not None:
+            with pytest.raises(ValueError, match="pixel_values contains NaN or infinity"):
+                model.encode_images(torch.full((1, 3, 32, 32), torch.nan))
         mask = torch.ones(3, 7, dtype=torch.long)
         mask[1, 2] = 0  # padding may be anything
         wrong = features.clone()
@@ -331,6 +334,12 @@ class CaptionerContract:
                 loader.from_pretrained(tmp_path)
         _, report = type(model).from_pretrained(tmp_path, strict=False, output_loading_info=True)
         assert report["missing_keys"] | report["unexpected_keys"] == {name}
+
+    def test_a_folder_without_generation_config_has_the_models_own_decoding(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        (tmp_path / "generation_config.json").unlink()
+        fresh, loaded = type(model)(copy.deepcopy(model.config)), type(model).from_pretrained(tmp_path)
+        assert loaded.generation_config.to_diff_dict() == fresh.generation_config.to_diff_dict()
 
     @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageTextToText])
     def test_save_and_load_keep_weights_buffers_and_decoding(self, model, features, tmp_path, auto_class):

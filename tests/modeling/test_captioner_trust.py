@@ -182,8 +182,8 @@ PLACES: dict[str, Callable[..., Any]] = {
     "train_clip_gpt2 --backbone": script("train_clip_gpt2", "--backbone", "HOSTILE"),
     "train_clip_gpt2, gpt2": script("train_clip_gpt2", "--new_captioner", '{"gpt2": "HOSTILE"}', "--backbone", "x"),
     "train_dico xe --model": script("train_dico", "xe", "--model", "HOSTILE"),
-    "train_dico xe --backbone": script("train_dico", "xe", "--backbone", "HOSTILE", "--new_captioner", WORDS),
-    "train_dico xe, tokenizer": script("train_dico", "xe", "--new_captioner", '{"tokenizer": "HOSTILE"}'),
+    "train_dico xe --backbone": script("train_dico", "xe", "--backbone", "HOSTILE", "--tokenizer", "words"),
+    "train_dico xe, tokenizer": script("train_dico", "xe", "--tokenizer", "HOSTILE", "--backbone", "x"),
     "train_dico dico": script("train_dico", "dico", "--model", "HOSTILE"),
     "train_scst": script(*SCST, "--model", "HOSTILE"),
     "train_scst, base of adapters": scst_adapters,
@@ -343,7 +343,7 @@ class TestRecipes:
     @pytest.mark.parametrize("value", ["true", "'yes'", "1"])
     def test_top_level(self, hostile, mark, world, tmp_path, value):
         (tmp_path / "recipe.yaml").write_text(f"{OPTION}: {value}\n")
-        with pytest.raises(SystemExit, match=rf"--{OPTION} is not for a recipe; .* on the command line"):
+        with pytest.raises(SystemExit, match=rf"{OPTION}(: expected true| is not for a recipe; .* on the command line)"):
             script(*SCST, "--model", "HOSTILE", "--config", tmp_path / "recipe.yaml")(hostile, tmp_path, world, False)
         assert not mark.exists()
 

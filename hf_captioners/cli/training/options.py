@@ -14,7 +14,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..common import TRUST_OPTION, UsageError, mistakes, read_recipe
+from ..common import TRUST_OPTION, UsageError, mistakes
+from ..recipe import read_recipe
 
 _TRUST = TRUST_OPTION.lstrip("-")
 
@@ -178,5 +179,5 @@ def read_options(dataclass_types: Sequence[type], words: Sequence[str] | None, p
     Raises:
         UsageError: an option that cannot be, with its name, or one whose library is missing.
     """
-    with mistakes(ValueError, ImportError):
+    with mistakes(ValueError, OSError, ImportError):  # OSError: of a file that an option names
         return RecipeParser(dataclass_types, prog).read(sys.argv[1:] if words is None else words)
