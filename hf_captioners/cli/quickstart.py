@@ -16,7 +16,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "count how many captions name shape and colour right, and write a contact sheet.",
     )
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="folder to write to (default: quickstart)")
-    parser.add_argument("--num-train", type=positive, default=3500, metavar="N", help="training pictures (default: 3500)")
+    parser.add_argument(
+        "--num-train", type=positive, default=3500, metavar="N", help="training pictures (default: 3500)"
+    )
     parser.add_argument("--epochs", type=positive, default=9, metavar="N", help="passes over them (default: 9)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the world and the training (default: 0)")
     parser.set_defaults(run=run)

@@ -43,7 +43,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             return node
 
     try:
-        recipe = yaml.load(_text(Path(path)), Loader)  # noqa: S506 (a safe loader)
+        recipe = yaml.load(_text(Path(path)), Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"

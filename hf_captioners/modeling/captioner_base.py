@@ -138,7 +138,7 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         """Load the generation config as transformers does; a folder without one has the model's own decoding."""
         own = self.generation_config
-        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().adjust_generation_fn(*args, **kwargs)
         if self.generation_config._from_model_config:  # made of config.json, which has no options of generate
             self.generation_config = own
 

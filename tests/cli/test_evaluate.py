@@ -168,7 +168,10 @@ class TestFiles:
             (["--predictions", "p.json", "--model", "m"], "give --predictions with"),
             (["--model", "m"], "--model goes with --dataset"),
             (["--predictions", "nothing.json", "--references", "r.json"], "nothing.json"),
-            (["--model", "m", "--dataset", "d", "--save-predictions", "/no/x.json"], "expected a file in a folder that"),
+            (
+                ["--model", "m", "--dataset", "d", "--save-predictions", "/no/x.json"],
+                "expected a file in a folder that",
+            ),
             (["--model", "m", "--dataset", "d", "--subset"], "--subset without effect: all images of --dataset"),
             (["--model", "m", "--dataset", "d", "--per-image"], "--per-image without effect: the table has no"),
             (["--model", "m", "--dataset", "d", "--spice-java", "java"], "--spice-java without effect: --metrics has"),

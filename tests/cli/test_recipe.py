@@ -21,7 +21,10 @@ BOMB = "a: &a [x, x]\n" + "".join(
     ("text", "message"),
     [
         ("learning_rate: 1.0\nseed: 3\nlearning_rate: 2.0\n", ", line 3, column 1: learning_rate stands here for the"),
-        ("new_captioner:\n  d_model: 8\n  d_model: 16\n", ", line 3, column 3: d_model stands here for the second time"),
+        (
+            "new_captioner:\n  d_model: 8\n  d_model: 16\n",
+            ", line 3, column 3: d_model stands here for the second time",
+        ),
         (BOMB, ": its aliases (*name) stand for more than 100000 values"),
         ("a: &a [1, *a]", ": its aliases (*name) stand for more than"),
         ("[" * 20_000, ": lists and mappings are nested too deeply"),

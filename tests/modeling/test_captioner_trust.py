@@ -162,7 +162,8 @@ def api(function: Callable[..., Any]) -> Callable[..., Any]:
 FEATURES = ("--annotations", "WORLD/dataset_karpathy.json", "--image-root", "WORLD/images", "--out", "OUT/features")
 SCORES = ("evaluate", "--predictions", "OUT/captions.json", "--references", "OUT/refs.json", "--device", "cpu")
 DATA = ("--dataset", "WORLD/dataset_karpathy.json", "--image-root", "WORLD/images")
-WORDS = '{"tokenizer": "words", "min_count": 1}'
+VISION = '{"vision_config": {"model_type": "swin", "image_size": 32, "embed_dim": 8, "depths": [1], "num_heads": [2]}}'
+FRESH = ("--new_captioner", VISION, "--train_backbone", "all")
 SCST = ("train_scst", "--rewards", "length", "--max_words", 5)
 
 PLACES: dict[str, Callable[..., Any]] = {
@@ -183,7 +184,7 @@ PLACES: dict[str, Callable[..., Any]] = {
     "train_clip_gpt2, gpt2": script("train_clip_gpt2", "--new_captioner", '{"gpt2": "HOSTILE"}', "--backbone", "x"),
     "train_dico xe --model": script("train_dico", "xe", "--model", "HOSTILE"),
     "train_dico xe --backbone": script("train_dico", "xe", "--backbone", "HOSTILE", "--tokenizer", "words"),
-    "train_dico xe, tokenizer": script("train_dico", "xe", "--tokenizer", "HOSTILE", "--backbone", "x"),
+    "train_dico xe, tokenizer": script("train_dico", "xe", "--tokenizer", "HOSTILE", *FRESH),
     "train_dico dico": script("train_dico", "dico", "--model", "HOSTILE"),
     "train_scst": script(*SCST, "--model", "HOSTILE"),
     "train_scst, base of adapters": scst_adapters,
@@ -343,7 +344,9 @@ class TestRecipes:
     @pytest.mark.parametrize("value", ["true", "'yes'", "1"])
     def test_top_level(self, hostile, mark, world, tmp_path, value):
         (tmp_path / "recipe.yaml").write_text(f"{OPTION}: {value}\n")
-        with pytest.raises(SystemExit, match=rf"{OPTION}(: expected true| is not for a recipe; .* on the command line)"):
+        with pytest.raises(
+            SystemExit, match=rf"{OPTION}(: expected true| is not for a recipe; .* on the command line)"
+        ):
             script(*SCST, "--model", "HOSTILE", "--config", tmp_path / "recipe.yaml")(hostile, tmp_path, world, False)
         assert not mark.exists()
 
