@@ -1,6 +1,6 @@
 """Caption the pictures of Parquet files with Ray Data, on any number of GPUs and machines.
 
-    pip install "ray[data]"
+    pip install -e ".[ray]"
     python examples/caption_ray.py photos/ captions/ --model captioner --actors 4 --num-gpus 1
 
 Rows keep their columns, without the pictures, and get `caption` and `error`.

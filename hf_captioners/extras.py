@@ -16,6 +16,7 @@ EXTRAS = {
     "peft": "train",
     "pillow_heif": "heif",
     "pycocoevalcap": "eval",
+    "ray": "ray",
     "rich": "train",
     "snowballstemmer": "eval",
     "tensorboard": "tensorboard",

@@ -20,6 +20,7 @@ NAMES = {
     "yaml": "pyyaml",
     "pillow_heif": "pillow-heif",
     "faiss": "faiss-cpu",
+    "ray": "ray[data]",
 }  # of distributions
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "PIL", "tqdm"}
 CORE |= {"typing_extensions", "jinja2"} | set(sys.stdlib_module_names)

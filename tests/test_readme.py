@@ -153,7 +153,7 @@ def run_block(number, language, code, place, monkeypatch, capsys):
 
 def check_results(place: Path) -> None:
     """The blocks have left captions of all pictures by a captioner and by three, a checkpoint, charts and a report."""
-    names = sorted(f"pictures/{path.name}" for path in (place / "pictures").iterdir())
+    names = sorted(f"pictures/{path.name}" for path in (place / "pictures").glob("*.png"))
     for file in ("captions.jsonl", "ensemble.jsonl"):
         records = [json.loads(line) for line in (place / file).read_text("utf-8").splitlines()]
         assert [record["image"] for record in records] == names
