@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import reprlib
 import uuid
@@ -25,17 +24,13 @@ from safetensors.numpy import save_file
 from ..._version import __version__
 from ...data.files import write_whole
 from ..inputs import MetricInputError, check_image_ids
-from ..ngrams import WORD_BITS, Words, count_ngrams, find, pack, read_words, unpack
+from ..ngrams import Words, count_ngrams, find, pack, read_words
 from ..signature import hash_captions
 from ..tokens import Tokenizer, tokenizer_name
 from .caption_words import CaptionWords
+from .frequency_tree import DocumentFrequencyError, check_n, check_tree, prefix_tree
 
 FORMAT = "hf_captioners.document_frequencies.1"
-MAX_N = 100  # words of an n-gram; what a file declares is bounded before it is counted up to
-
-
-class DocumentFrequencyError(ValueError):
-    """Impossible document frequencies: a damaged file, wrong counts. The message names the file or n-gram."""
 
 
 class DocumentFrequencies:
@@ -78,7 +73,7 @@ class DocumentFrequencies:
         n: int = 4,
         tokenizer: str | None = None,
     ) -> None:
-        _check_tree(words, keys, counts, number_of_images, n)
+        check_tree(words, keys, counts, number_of_images, n)
         self.words = tuple(words)
         self.keys = keys
         self.counts = counts.astype(np.int32)
@@ -117,7 +112,7 @@ class DocumentFrequencies:
         """
         if not references:
             raise MetricInputError("no references to count document frequencies in; expected at least one image")
-        _check_n(n)
+        check_n(n)
         names = range(len(references)) if image_ids is None else image_ids
         check_image_ids(names, len(references))
         captions = CaptionWords(tokenized, eos, token_ids, eos_token_id, tokenizer).of_references(references, names)
@@ -167,7 +162,7 @@ class DocumentFrequencies:
 
         ```
         """
-        _check_n(n)
+        check_n(n)
         by_length: list[tuple[list[tuple[str, ...]], list[int]]] = [([], []) for _ in range(n)]
         for ngram, count in counts.items():
             if not isinstance(ngram, tuple) or not 1 <= len(ngram) <= n or not all(isinstance(w, str) for w in ngram):
@@ -187,7 +182,7 @@ class DocumentFrequencies:
             np.array([number[word] for ngram in ngrams for word in ngram], np.int64).reshape(-1, length)
             for length, (ngrams, _) in enumerate(by_length, start=1)
         ]
-        keys, tree_counts = _prefix_tree(words, [np.array(values, np.int64) for _, values in by_length])
+        keys, tree_counts = prefix_tree(words, [np.array(values, np.int64) for _, values in by_length])
         return cls(vocabulary, keys, tree_counts, number_of_images, n)
 
     @classmethod
@@ -373,52 +368,3 @@ def _hash_references(references: Sequence[Sequence[Any]]) -> str:
             for image_references in references
         ]
     )
-
-
-def _prefix_tree(words: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The tree over n-grams, from numbers of words (n-grams, length) and counts (n-grams,) per length."""
-    keys, tree_counts = [np.array([-1])], [np.array([0])]
-    node = [np.zeros(len(of_length), np.int64) for of_length in words]
-    below = 1
-    for order in range(len(words)):
-        lengths = range(order, len(words))  # n-grams that are at least this long
-        key = [pack(node[length], words[length][:, order]) for length in lengths]
-        keys_of_order, number = np.unique(np.concatenate(key), return_inverse=True)
-        ends = np.cumsum([len(part) for part in key])
-        for length, nodes in zip(lengths, np.split(number + below, ends[:-1]), strict=True):
-            node[length] = nodes
-        count = np.zeros(len(keys_of_order), np.int64)
-        count[node[order] - below] = counts[order]
-        below += len(keys_of_order)
-        keys.append(keys_of_order)
-        tree_counts.append(count)
-    return np.concatenate(keys), np.concatenate(tree_counts)
-
-
-def _check_n(n: int) -> None:
-    if not 1 <= n <= MAX_N:
-        raise DocumentFrequencyError(f"n is {n}, the longest n-grams; expected 1 to {MAX_N} words")
-
-
-def _check_tree(words: Sequence[str], keys: np.ndarray, counts: np.ndarray, number_of_images: int, n: int) -> None:
-    _check_n(n)
-    if not 1 <= number_of_images <= np.iinfo(np.int32).max:
-        raise DocumentFrequencyError(f"number_of_images is {number_of_images}; expected 1 to 2^31 - 1")
-    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
-        raise DocumentFrequencyError("the words are no list of strings")
-    if any(a >= b for a, b in itertools.pairwise(words)):
-        raise DocumentFrequencyError("the words are not sorted, each once")
-    if keys.dtype != np.int64 or keys.ndim != 1 or counts.dtype.kind != "i" or counts.shape != keys.shape:
-        raise DocumentFrequencyError("expected as many integer counts as 64-bit keys")
-    if not len(keys) or keys[0] != -1 or np.any(keys[1:] <= keys[:-1]):
-        raise DocumentFrequencyError("the keys are not -1 and then ascending")
-    _, word = unpack(keys[1:])
-    if len(word) and word.max() >= len(words):
-        raise DocumentFrequencyError(f"a key has the word {word.max()}, but there are {len(words)} words")
-    end = 1
-    for _ in range(n):  # the end of the children of all nodes before `end`
-        end = int(np.searchsorted(keys, end << WORD_BITS))
-    if end != len(keys):
-        raise DocumentFrequencyError(f"{len(keys) - end} keys are under no n-gram of up to {n} words")
-    if counts[0] != 0 or counts.min() < 0 or counts.max() > number_of_images:
-        raise DocumentFrequencyError(f"counts from {counts.min()} to {counts.max()}; expected 0 to {number_of_images}")
