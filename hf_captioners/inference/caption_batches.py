@@ -73,7 +73,7 @@ class CaptionBatches:
         self.names = [model] if isinstance(model, str) else list(model)
         self.image_column, self.caption_column, self.error_column = image_column, caption_column, error_column
         self.batch_size, self.num_workers, self.options = batch_size, num_workers, options
-        self._loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        self._loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         self._load()
 
     def _load(self) -> None:
