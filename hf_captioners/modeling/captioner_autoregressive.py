@@ -17,7 +17,7 @@ from .captioner_beam_search import BeamSearch, LogProbabilities, behind_start, l
 from .captioner_cache import CaptionerCache
 from .captioner_layers import ended_before, token_entropies, token_log_probs
 from .captioner_losses import smoothed_cross_entropy
-from .captioner_options import ARGUMENTS, NEUTRAL, OWN_BEAMS, OWN_WORDS, refuse_options
+from .captioner_options import ARGUMENTS, NEUTRAL, OWN_BEAMS, OWN_WORDS, check_numbers, refuse_options
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
 
 
@@ -221,6 +221,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         if kwargs.get("custom_generate") is None:  # which may have options of its own
             refuse_options(merged, NEUTRAL, f"{type(self).__name__}.generate")
             refuse_options(kwargs, ARGUMENTS, f"{type(self).__name__}.generate")
+        check_numbers(merged, self.config.vocab_size)
         loop = self._choose_decoding(merged)
         self._check_longest(merged)
         if loop is not None:

@@ -5,11 +5,25 @@ All others of `GenerationConfig` are honoured, see `tests/modeling/test_captione
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import GenerationConfig
 
+# by option, the smallest whole number that it may be
+COUNTS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "max_length": 1,
+    "max_new_tokens": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+}
+NUMBERS = ("length_penalty", "repetition_penalty", "temperature", "top_p")
+TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 # by option, the values besides None that change nothing, as saved generation configs have them
 NEUTRAL: dict[str, tuple] = {
     # other searches than greedy decoding, sampling and beams
@@ -101,3 +115,37 @@ def refuse_options(options: Mapping[str, Any] | GenerationConfig, neutral: Mappi
     refused = [f"{name}={value!r}" for name, value in asked.items() if value is not None and value not in neutral[name]]
     if refused:
         raise ValueError(f"{where} does not have {', '.join(refused)}: it would be without effect; leave it out.")
+
+
+def check_numbers(options: GenerationConfig, vocab_size: int) -> None:
+    """Refuse numbers that transformers would pass over, or with which it would fail in the middle.
+
+    Args:
+        options (`GenerationConfig`): what was asked for.
+        vocab_size (`int`): of the captioner; tokens are below it.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    values = vars(options)
+    for name, least in COUNTS.items():
+        if values.get(name) is not None and not _is_whole(values[name], least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {values[name]!r}.")
+    for name in NUMBERS:
+        number = values.get(name)
+        if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+            raise ValueError(f"{name} must be a finite number, not {number!r}.")
+    if (values.get("top_p") or 0.0) > 1:
+        raise ValueError(f"top_p must be at most 1, not {values['top_p']!r}.")
+    for name in TOKENS:
+        tokens = values.get(name)
+        several = tokens if isinstance(tokens, (list, tuple)) else [] if tokens is None else [tokens]
+        if not all(_is_whole(token, 0) and token < vocab_size for token in several):
+            raise ValueError(f"{name} must be ids of tokens, from 0 to {vocab_size - 1}, not {tokens!r}.")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) >= least
+    except TypeError:
+        return False

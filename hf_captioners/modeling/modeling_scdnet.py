@@ -46,7 +46,7 @@ from .captioner_layers import (
     values_are_known,
 )
 from .captioner_losses import smoothed_divergence
-from .captioner_options import NEUTRAL, WORD_BY_WORD, refuse_options
+from .captioner_options import NEUTRAL, WORD_BY_WORD, check_numbers, refuse_options
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .chance_scdnet import SamplerNoise, drawn_words, number_of, numbers_of, of_stage, step_of
 from .configuration_scdnet import ScdnetConfig
@@ -692,9 +692,10 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         self._check_longest(config)
         defaults = vars(self.generation_config) | vars(config)
         options = {name: defaults.get(name) for name in OPTIONS} | own
+        config.num_return_sequences = config.num_return_sequences if copies is None else copies
         self._refuse_words(config)
         encoded = cast(ScdnetEncoderOutput, encoder_outputs)
-        copies = config.num_return_sequences if copies is None else copies
+        copies = config.num_return_sequences
         noise = SamplerNoise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
         weights: list[torch.Tensor] | None = [] if config.output_attentions else None
         stages = self._write_stages(encoded, options, noise, bool(config.output_scores), weights)
@@ -716,6 +717,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
 
     def _refuse_words(self, config: GenerationConfig) -> None:
         """Refuse options of captioners that write word by word, and other special tokens than the model's."""
+        check_numbers(config, self.config.vocab_size)
         if cast(int, config.num_beams) > 1:
             raise ValueError("a diffusion captioner has no beams; num_return_sequences gives captions to choose from.")
         tokens = {name: (vars(self.config)[name],) for name in ("eos_token_id", "pad_token_id")}

@@ -335,6 +335,22 @@ class CaptionerContract:
         _, report = type(model).from_pretrained(tmp_path, strict=False, output_loading_info=True)
         assert report["missing_keys"] | report["unexpected_keys"] == {name}
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_beams": 0}, "num_beams must be a whole number of at least 1, not 0"),
+            ({"num_beams": "three"}, "num_beams must be a whole number of at least 1, not 'three'"),
+            ({"num_return_sequences": 0}, "num_return_sequences must be a whole number of at least 1"),
+            ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be a whole number of at least 0"),
+            ({"length_penalty": float("nan")}, "length_penalty must be a finite number, not nan"),
+            ({"top_p": 2.0, "do_sample": True}, "top_p must be at most 1, not 2.0"),
+            ({"suppress_tokens": [10**6]}, "suppress_tokens must be ids of tokens, from 0 to"),
+        ],
+    )
+    def test_refuses_numbers_that_would_be_passed_over(self, model, features, options, message):
+        with pytest.raises(ValueError, match=message):
+            model.generate(image_features=features, **options)
+
     def test_a_folder_without_generation_config_has_the_models_own_decoding(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         (tmp_path / "generation_config.json").unlink()
