@@ -102,8 +102,6 @@ class RecipeParser(HfArgumentParser):
         if unknown:
             name = unknown[0]
             self.error(f"{name} is no option" + self._advice(name.lstrip("-").partition("=")[0].replace("-", "_")))
-        if recipe.get(_TRUST) and TRUST_OPTION not in {word.replace("-", "_").replace("__", "--", 1) for word in words}:
-            raise UsageError(f"{TRUST_OPTION} is not for a recipe; take it out and give it on the command line")
         for read in objects:
             for name, value in recipe.items():
                 if isinstance(value, dict) and isinstance(vars(read).get(name), dict):
@@ -118,6 +116,8 @@ class RecipeParser(HfArgumentParser):
         if path is None:
             return {}
         recipe = read_recipe(path)
+        if recipe.get(_TRUST) and TRUST_OPTION not in {word.replace("-", "_").replace("__", "--", 1) for word in words}:
+            raise UsageError(f"{TRUST_OPTION} is not for a recipe; take it out and give it on the command line")
         hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
         for name, value in recipe.items():
             if name not in self._names():

@@ -13,17 +13,19 @@ from contracts.reward_policies import assert_close, assert_same, changed, weight
 class TestAccumulation:
     @pytest.mark.parametrize(("captions", "backbone"), [(1, "none"), (5, "all")])
     def test_is_exact(self, trainer, new_model, captions, backbone):
-        start = weights(new_model())
+        """In float64, where rounding is 2e-16: in float32 it can reach 1e-3 of a step where gradients cancel."""
+        start = weights(new_model().double())
         ends = []
         for size, accumulation in ((8, 1), (4, 2), (2, 4)):
             run = trainer(
-                max_steps=6, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, optim="sgd",
-                learning_rate=0.005, captions_per_image=captions, train_backbone=backbone, lr_scheduler_type="constant",
+                model=new_model().double(), max_steps=6, per_device_train_batch_size=size, optim="sgd",
+                gradient_accumulation_steps=accumulation, learning_rate=0.005, captions_per_image=captions,
+                train_backbone=backbone, lr_scheduler_type="constant",
             )  # fmt: skip
             run.train()
             ends.append(weights(run.model))
-        assert_close(ends[0], ends[1], start)
-        assert_close(ends[0], ends[2], start)
+        for other in ends[1:]:
+            assert_close(ends[0], other, start, share=1e-11)
 
 
 class TestResume:
