@@ -386,6 +386,7 @@ class CaptionerContract:
     def test_adapters(self, model, features, labels):
         from peft import LoraConfig, get_peft_model
 
+        model, features = model.double(), features.double()  # merging rounds, and differences add up over the layers
         before = model.generate(image_features=features, **self.writing)
         adapted = get_peft_model(model, LoraConfig(target_modules=model.LORA_TARGET_MODULES, r=2))
         assert torch.equal(adapted.generate(image_features=features, **self.writing), before)
