@@ -139,7 +139,12 @@ def test_goes_on_with_a_captioner_and_learns_its_new_words(my_images, clip, tmp_
     for split in ("train", "validation"):
         path = other / split / "metadata.jsonl"
         path.write_text(path.read_text().replace("circle", "tractor").replace("square", "harvester"))
-    assert train("satic", other, second, model=first, extend_vocabulary="false", max_unknown_words=0.01) == 2
+    assert (
+        train(
+            "satic", other, second, model=first, extend_vocabulary="false", extend_min_count=5, max_unknown_words=0.01
+        )
+        == 2
+    )
     assert "of the words of the training captions are unknown to the captioner, such as" in capsys.readouterr().err
     assert train("satic", other, second, model=first) == 0
     words = hf_captioners.pipeline(model=str(second)).tokenizer.get_vocab()
