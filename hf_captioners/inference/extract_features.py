@@ -28,6 +28,7 @@ from ..data.progress import progress
 from ..extras import of_extra
 from ..modeling.captioner_backbone import GridBackbone, PooledBackbone
 from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_new import loading_problem
 from ..modeling.captioner_trust import foreign_code
 from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_for_processor
@@ -101,7 +102,8 @@ class FeatureExtractor:
                 model: Any = _load(str(folder), pooled, options)
                 image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)  # as captioners
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder}: no model with an image processor could be loaded: {error}") from error
+            reason = loading_problem(folder, error) if isinstance(error, OSError) else error
+            raise ValueError(f"{folder}: no model with an image processor could be loaded: {reason}") from error
         return cls(
             model.to(target),
             image_processor,

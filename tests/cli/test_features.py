@@ -106,7 +106,7 @@ def test_missing_picture(arguments, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--model", "{tmp}/none", "no model with an image processor could be loaded"),
+        ("--model", "{tmp}/none", "could be loaded: there is no such file or folder, nor can it be had"),
         ("--annotations", "{tmp}/none.json", "none.json: no such annotation file"),
         ("--annotations", "{tmp}/images/0.png", "not JSON"),
         ("--image-root", "{tmp}/none", "no such folder"),
