@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import json
 import shutil
 import time
@@ -139,8 +140,11 @@ class CaptionRun:
         (self._part / "finished.json").unlink(missing_ok=True)
         self._replace_retried()
         self._lines = self._closing.enter_context(JsonLines(self._records))
-        self._done = NameSet(map(identity, self._read()))
+        own = NameSet(map(identity, self._read()))
+        self._done = NameSet(map(identity, itertools.chain(self._read(), self._merged())))
         self._errors = NameSet(identity(record) for record in self._read() if "error" in record)
+        errors = (identity(record) for record in self._merged() if "error" in record)
+        self._errors_before = NameSet(name for name in errors if name not in own)
         self._again = self._closing.enter_context(JsonLines(self._retried)) if self.retry_failed else None
         return self
 
@@ -152,18 +156,23 @@ class CaptionRun:
     def _read(self) -> Iterator[dict[str, Any]]:
         return read_json_lines(self._records) if self._records.exists() else iter(())
 
+    def _merged(self) -> Iterator[dict[str, Any]]:
+        """Records that an earlier run of several processes has merged."""
+        return read_json_lines(self.path) if self.share.number > 1 and self.path.exists() else iter(())
+
     def wants(self, name: Any) -> bool:
         """Tell whether the image of this name has to be captioned.
 
         Args:
             name (`int` or `str`): `image_id`, or file or address.
         """
-        return name not in self._done or (self.retry_failed and name in self._errors)
+        return name not in self._done or (self.retry_failed and (name in self._errors or name in self._errors_before))
 
     @property
     def done(self) -> int:
         """Number of images that need not be captioned any more."""
-        return len(self._done) - (len(self._errors) if self.retry_failed else 0)
+        again = len(self._errors) + len(self._errors_before) if self.retry_failed else 0
+        return len(self._done) - again
 
     def remaining(self, rows: Iterable[tuple[int, int, Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
         """The rows that have to be captioned.
@@ -260,7 +269,7 @@ def merge_parts(path: Path) -> int:
     """Join the parts of several processes into the file of records, in the order of one process.
 
     Args:
-        path (`Path`): the file, `captions.jsonl`; its parts are removed.
+        path (`Path`): the file, `captions.jsonl`; its parts are removed. Records of an earlier merge stay in front.
 
     Returns:
         `int`: how many records it has.
@@ -276,14 +285,19 @@ def merge_parts(path: Path) -> int:
     unfinished = [part.name for part in expected if not (part / "finished.json").exists()]
     if unfinished:
         raise RunError(f"{path}: not finished: {', '.join(unfinished)}; start the run again, it goes on where it was.")
+    files = [_in_order(read_json_lines(part / "records.jsonl")) for part in expected]
+    new = {
+        identity(record): {name: value for name, value in record.items() if name != "position"}
+        for record in heapq.merge(*files, key=lambda record: record["position"])
+    }
     count = 0
 
     def merged() -> Iterator[dict[str, Any]]:
         nonlocal count
-        files = [read_json_lines(part / "records.jsonl") for part in expected]
-        for record in heapq.merge(*map(_in_order, files), key=lambda record: record["position"]):
+        earlier = read_json_lines(path) if path.exists() else ()  # of an earlier merge, in whose places retries come
+        for record in itertools.chain((new.pop(identity(old), old) for old in earlier), new.values()):
             count += 1
-            yield {name: value for name, value in record.items() if name != "position"}
+            yield record
 
     write_whole(path, lambda file: _write(file, merged()))
     for part in expected:

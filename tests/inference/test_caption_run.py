@@ -113,3 +113,15 @@ def test_parts_of_processes_make_the_file_of_one(tmp_path, seed):
     assert go(path)["skipped"] == 23  # one process can go on with it
     with pytest.raises(RunError, match="has no parts of several processes"):
         merge_parts(path)
+
+
+def test_processes_go_on_behind_a_merge(tmp_path):
+    path, broken, shares = tmp_path / "captions.jsonl", {NAMES[2], NAMES[9]}, [Share(0, 2), Share(1, 2)]
+    for share in shares:
+        go(path, NAMES[:15], share=share, broken=broken)
+    merge_parts(path)
+    summaries = [go(path, share=share, broken={NAMES[9], NAMES[20]}, retry_failed=True) for share in shares]
+    assert sum(summary["captioned"] for summary in summaries) == 8 - 1 + 1  # new ones, and one that had failed
+    assert records(path) == [caption(name, broken) for name in NAMES[:15]]  # until they are merged
+    assert merge_parts(path) == 23
+    assert records(path) == [caption(name, {NAMES[9], NAMES[20]}) for name in NAMES]
