@@ -58,11 +58,13 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
     Attributes:
         decodings (`dict[str, Decoding]`): ways of decoding by name; `"paper"` is the model's own, `"standard"`
             transformers'.
+        text_options (`tuple[str, ...]`): options of `generate` for numbers that may also be texts here.
         word_loss (`Callable`): one of `captioner_losses.py`.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("smoothing",)
     decodings: ClassVar[Mapping[str, Decoding]] = {"standard": Decoding()}
+    text_options: ClassVar[tuple[str, ...]] = ()
     word_loss: ClassVar[Callable[..., torch.Tensor]] = staticmethod(smoothed_cross_entropy)
 
     # -- what a model defines ----------------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         if kwargs.get("custom_generate") is None:  # which may have options of its own
             refuse_options(merged, NEUTRAL, f"{type(self).__name__}.generate")
             refuse_options(kwargs, ARGUMENTS, f"{type(self).__name__}.generate")
-        check_numbers(merged, self.config.vocab_size)
+        check_numbers(merged, self.config.vocab_size, self.text_options)
         loop = self._choose_decoding(merged)
         self._check_longest(merged)
         if loop is not None:

@@ -32,6 +32,7 @@ ImageSource: TypeAlias = EncodedSource | Image.Image
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _DATA_URI = re.compile(r"data:", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_URL_SAFE = str.maketrans("-_", "+/")  # the other alphabet of RFC 4648
 _SNIFFED = 128  # characters of base64 text, 96 bytes
 
 
@@ -107,7 +108,7 @@ def _inline_kind(text: str) -> str | None:
     """
     if _DATA_URI.match(text):
         return "data: URI"
-    head = "".join(text[: 2 * _SNIFFED].split())[:_SNIFFED]
+    head = "".join(text[: 2 * _SNIFFED].split())[:_SNIFFED].translate(_URL_SAFE)
     head = head[: len(head) // 4 * 4]
     if not _BASE64.fullmatch(head) or sniff_format(base64.b64decode(head)) is None:
         return None
@@ -115,7 +116,7 @@ def _inline_kind(text: str) -> str | None:
 
 
 def _decode_base64(payload: str) -> bytes:
-    plain = "".join(urllib.parse.unquote(payload).split()).rstrip("=")
+    plain = "".join(urllib.parse.unquote(payload).split()).rstrip("=").translate(_URL_SAFE)
     try:
         return base64.b64decode(f"{plain}{'=' * (-len(plain) % 4)}", validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII

@@ -117,12 +117,13 @@ def refuse_options(options: Mapping[str, Any] | GenerationConfig, neutral: Mappi
         raise ValueError(f"{where} does not have {', '.join(refused)}: it would be without effect; leave it out.")
 
 
-def check_numbers(options: GenerationConfig, vocab_size: int) -> None:
+def check_numbers(options: GenerationConfig, vocab_size: int, text_options: tuple[str, ...] = ()) -> None:
     """Refuse numbers that transformers would pass over, or with which it would fail in the middle.
 
     Args:
         options (`GenerationConfig`): what was asked for.
         vocab_size (`int`): of the captioner; tokens are below it.
+        text_options (`tuple[str, ...]`, *optional*): options that may be texts, too; the captioner checks these itself.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -133,6 +134,8 @@ def check_numbers(options: GenerationConfig, vocab_size: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, not {values[name]!r}.")
     for name in NUMBERS:
         number = values.get(name)
+        if isinstance(number, str) and name in text_options:
+            continue
         if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
             raise ValueError(f"{name} must be a finite number, not {number!r}.")
     if (values.get("top_p") or 0.0) > 1:

@@ -358,6 +358,7 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
 
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     processor_class = SaticProcessor
+    text_options = ("length_penalty",)
     decodings = {"paper": Decoding(words=group_words, beams=SaticBeams), "standard": Decoding()}
     word_loss = staticmethod(smoothed_divergence)
     input_embeddings, output_embeddings = "model.tgt_embed.0.lut", "model.generator.proj"

@@ -45,6 +45,8 @@ class TestBase64:
             f"DATA:image/png;charset=utf-8;base64,{text}",
             "data:;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
             f"data:image/png;base64,\n{text}\n",
+            base64.urlsafe_b64encode(data).decode(),
+            f"data:image/png;base64,{base64.urlsafe_b64encode(data).decode()}",
         ]
         for source in sources:
             np.testing.assert_array_equal(np.asarray(open_image(source)), PIXELS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from .forward_pass import mode
 from .functions import RewardFunctions, Rewards
 from .reference import ReferenceModel
 from .rollout import Rollout
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutTrainer(CaptionerTrainer):
@@ -36,6 +39,7 @@ class RolloutTrainer(CaptionerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._has_warned = False
         self._features: dict[bytes, torch.Tensor] = {}  # a picture's digest -> what the backbone made of it
 
     @torch.no_grad()
@@ -74,6 +78,15 @@ class RolloutTrainer(CaptionerTrainer):
             total = self._reward(greedy, batch).total
             rollout.greedy_rewards = total.nan_to_num(0.0).view(-1, greedy.k) if greedy.k > 1 else total.nan_to_num(0.0)
             rollout.valid &= ~total.isnan().view(-1, greedy.k)
+        if not self._has_warned and not bool(rollout.valid.any()):
+            self._has_warned = True
+            names = ", ".join(self.reward_functions.names)
+            logger.warning(
+                "none of %d candidates of a batch counts (rewards: %s): nothing is learned from it; said once, "
+                "completions/valid_ratio has the share of those that count",
+                rollout.valid.numel(),
+                names,
+            )
         return rollout
 
     def _run_backbone(self, model: Any, image_inputs: dict[str, Any]) -> dict[str, Any]:

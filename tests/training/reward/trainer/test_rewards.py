@@ -91,7 +91,7 @@ class TestRewards:
 
     @pytest.mark.parametrize("config", [SCSTConfig, DiCOConfig])
     @pytest.mark.parametrize("baseline", ["greedy", "leave_one_out"])
-    def test_none_for_all(self, trainer, config, baseline):
+    def test_none_for_all(self, trainer, config, baseline, caplog):
         options = {"baseline": baseline} if config is SCSTConfig else {}
         run = trainer(config, reward=lambda completions, **_: [None] * len(completions), weight_decay=0.0, **options)
         before = weights(run.model)
@@ -99,6 +99,7 @@ class TestRewards:
         assert changed(before, run.model) == set()
         assert logged(run, "loss") == [0.0, 0.0]
         assert "reward" not in run.state.log_history[0]
+        assert caplog.text.count("counts (rewards: <lambda>): nothing is learned from it") == 1
 
     def test_a_reward_that_raises(self, trainer):
         def broken(completions, **kwargs):
