@@ -67,7 +67,7 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
         _check_members(models)
         super().__init__(models[0].config)
         self.models = nn.ModuleList(models)
-        self.decodings = models[0].decodings
+        self.decodings, self.text_options = models[0].decodings, models[0].text_options
         self.generation_config = models[0].generation_config
         self.eval()
 

@@ -58,13 +58,11 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
     Attributes:
         decodings (`dict[str, Decoding]`): ways of decoding by name; `"paper"` is the model's own, `"standard"`
             transformers'.
-        text_options (`tuple[str, ...]`): options of `generate` for numbers that may also be texts here.
         word_loss (`Callable`): one of `captioner_losses.py`.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("smoothing",)
     decodings: ClassVar[Mapping[str, Decoding]] = {"standard": Decoding()}
-    text_options: ClassVar[tuple[str, ...]] = ()
     word_loss: ClassVar[Callable[..., torch.Tensor]] = staticmethod(smoothed_cross_entropy)
 
     # -- what a model defines ----------------------------------------------------------------------------------------

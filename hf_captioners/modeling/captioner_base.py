@@ -25,6 +25,7 @@ from typing_extensions import Self
 from .captioner_backbone import GridBackbone, check_whole
 from .captioner_layers import LARGEST_FEATURE, check_features, initialize, values_are_known
 from .captioner_new import NewCaptioner
+from .captioner_options import check_numbers
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .captioner_shipping import shipped
 from .configuration_captioner import CaptionerConfig
@@ -40,6 +41,7 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         image_inputs (`tuple[str, ...]`): names of the inputs that make a picture, in their order. `forward`,
             `generate`, `encode_images` and `sequence_log_probs` take them; those after the first three reach `encode`.
         loss_inputs (`tuple[str, ...]`): names of the inputs of `forward` that only the loss reads.
+        text_options (`tuple[str, ...]`): options of `generate` for numbers that may also be texts here.
         decodings (`Mapping[str, Any]`): ways of decoding by name, see `generate`.
         backbone_reader (`type[GridBackbone]`): what is read of the backbone.
         input_embeddings, output_embeddings (`str`): where the word vectors and the layer of the words' scores are.
@@ -56,6 +58,7 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_features", "image_attention_mask")
     loss_inputs: ClassVar[tuple[str, ...]] = ()
+    text_options: ClassVar[tuple[str, ...]] = ()
     decodings: ClassVar[Mapping[str, Any]] = {"standard": None}
     backbone_reader: ClassVar[type[GridBackbone]] = GridBackbone
     input_embeddings: ClassVar[str]
@@ -468,6 +471,8 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         images = {name: kwargs.pop(name, None) for name in self.image_inputs}
         if images["pixel_values"] is None:
             images["pixel_values"] = inputs
+        config = self.generation_config if generation_config is None else generation_config
+        check_numbers({**vars(config), **kwargs}, self.config.vocab_size, self.text_options)
         return self.write_captions(self._encoded(encoder_outputs, images), generation_config, *args, **kwargs)
 
     def write_captions(

@@ -117,18 +117,20 @@ def refuse_options(options: Mapping[str, Any] | GenerationConfig, neutral: Mappi
         raise ValueError(f"{where} does not have {', '.join(refused)}: it would be without effect; leave it out.")
 
 
-def check_numbers(options: GenerationConfig, vocab_size: int, text_options: tuple[str, ...] = ()) -> None:
+def check_numbers(
+    options: Mapping[str, Any] | GenerationConfig, vocab_size: int, text_options: tuple[str, ...] = ()
+) -> None:
     """Refuse numbers that transformers would pass over, or with which it would fail in the middle.
 
     Args:
-        options (`GenerationConfig`): what was asked for.
+        options (`Mapping[str, Any]` or `GenerationConfig`): what was asked for.
         vocab_size (`int`): of the captioner; tokens are below it.
         text_options (`tuple[str, ...]`, *optional*): options that may be texts, too; the captioner checks these itself.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
     """
-    values = vars(options)
+    values = vars(options) if isinstance(options, GenerationConfig) else options
     for name, least in COUNTS.items():
         if values.get(name) is not None and not _is_whole(values[name], least):
             raise ValueError(f"{name} must be a whole number of at least {least}, not {values[name]!r}.")

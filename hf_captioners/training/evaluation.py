@@ -126,6 +126,8 @@ class EvaluatingTrainer(AveragingTrainer):
         """
         wanted, datasets = (self.args.metric_for_best_model or "loss").removeprefix("eval_"), self.eval_dataset
         own = self.args.eval_with_generation and not isinstance(self.compute_caption_metrics, DefaultMetrics)
+        if self.args.eval_strategy == "no" and not self.args.eval_on_start:
+            return  # nothing reads it
         if datasets is None or wanted == "loss" or own or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
         names = []

@@ -24,7 +24,8 @@ SIZES = {
     "decoder_layers": 1, "time_frequencies": 4, "min_count": 1,
 }  # fmt: skip
 TRAINING = (
-    "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --save_strategy steps --save_steps 1 "
+    "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --eval_with_generation false "
+    "--save_strategy steps --save_steps 1 "
     "--load_best_model_at_end false --report_to none --disable_tqdm true --use_cpu"
 )
 
