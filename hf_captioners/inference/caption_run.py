@@ -86,7 +86,7 @@ class CaptionRun:
     ...     with CaptionRun(path, {"model": "mine"}) as run:
     ...         for row in run.remaining((0, place, row) for place, row in enumerate(rows)):
     ...             run.add({**row, "caption": "a dog"})
-    ...         run.finish()
+    ...         _ = run.finish()
     ...     print(run.captioned, run.skipped)
     2 0
     0 2

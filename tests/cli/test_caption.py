@@ -29,6 +29,11 @@ def save_noise(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def hear_interruptions() -> None:
+    """Processes that a shell starts with `&` ignore SIGINT, and so do those that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two good pictures, and one more in a sub-folder."""
@@ -272,7 +277,8 @@ class TestProcess:
     def start(self, model: Path, folder: Path, stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
         arguments = [*COMMAND, str(folder), "--model", str(model), "--batch-size", "1"]
         # without a buffer: what readline takes too much of, communicate would lose, the beginning of a line with it
-        return subprocess.Popen(arguments, bufsize=0, stdout=subprocess.PIPE, stderr=stderr, env=ENVIRONMENT)
+        pipes: Any = {"bufsize": 0, "stdout": subprocess.PIPE, "stderr": stderr}
+        return subprocess.Popen(arguments, **pipes, env=ENVIRONMENT, preexec_fn=hear_interruptions)
 
     def test_reader_that_goes_away(self, tiny_captioner_dir: Path, many: Path) -> None:
         with self.start(tiny_captioner_dir, many) as process:

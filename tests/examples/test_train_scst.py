@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import datasets
@@ -65,6 +66,7 @@ def run_script(world):
 def own_rewards(tmp_path, monkeypatch):
     """A module of reward functions that Python finds."""
     (tmp_path / "rewards_of_the_test.py").write_text(REWARDS)
+    sys.modules.pop("rewards_of_the_test", None)  # of another test
     monkeypatch.syspath_prepend(tmp_path)
     return "rewards_of_the_test"
 
