@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_satic import show
+from train_flickr8k_rewards import interval
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners import ScdnetConfig, ScdnetForImageCaptioning
@@ -38,7 +40,6 @@ from hf_captioners.modeling.captioner_trust import load_pretrained
 from hf_captioners.modeling.modeling_scdnet import Known
 
 REGIONS, SENTENCE = 50, 15
-RESAMPLES = 1000
 
 
 class PlainScdnet(ScdnetForImageCaptioning):
@@ -115,14 +116,6 @@ def caption(model: Any, processor: Any, rows: Any, batch_size: int, **options: A
     return captions, seconds
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean, by resampling pictures."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def measure_curve(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """For every way of sampling its options, scores of all pictures and processor time."""
     model = load_pretrained(AutoModelForImageTextToText, args.model).eval()
@@ -184,14 +177,6 @@ def plot_curve(results: list[dict[str, Any]], path: Path) -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-def show(columns: list[str], rows: Iterator[list[Any]]) -> None:
-    """Print a table as it is measured."""
-    for row in (columns, ["---"] * len(columns)):
-        print(f"| {' | '.join(row)} |")
-    for cells in rows:
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -12,11 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..data.captions.records import id_of
 from ..data.features.region_outputs import NpzFolder, RegionArrays, TsvFile
@@ -29,10 +26,9 @@ from ..data.features.store import (
     ImageId,
 )
 from ..data.progress import progress
-from ..modeling.captioner_detector import with_box_features
+from ..modeling.captioner_detector import load_detector, with_box_features
 from ..modeling.captioner_image_io import open_image
 from ..modeling.captioner_image_source import ImageSource
-from ..modeling.captioner_trust import load_pretrained
 from ..modeling.modeling_bottom_up import BottomUpForRegionFeatures
 from .device import choose_device
 from .digests import settings_sha256, weights_sha256
@@ -136,15 +132,7 @@ class RegionDetector:
             ValueError: there is no such detector or device, or a field has no such value.
         """
         target = choose_device(device)
-        try:
-            config = load_pretrained(AutoConfig, folder, trust_remote_code)
-            if config.model_type != "bottom_up":
-                raise ValueError(f"it is of the type {config.model_type}, expected bottom_up")
-            config = type(config)(**{**config.to_dict(), **changes})  # the changes are checked, too
-            model = load_pretrained(AutoModel, folder, trust_remote_code, config=config)
-            image_processor = load_pretrained(AutoImageProcessor, folder, trust_remote_code)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-            raise ValueError(f"{folder}: no detector could be loaded: {error}") from error
+        model, image_processor = load_detector(folder, trust_remote_code, **changes)
         name = Path(folder).resolve().name if Path(folder).is_dir() else str(folder)
         return cls(model.to(target), image_processor, name, min_regions, max_regions)
 

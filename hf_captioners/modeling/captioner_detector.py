@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
@@ -90,6 +91,32 @@ def with_box_features(
     return np.concatenate([features, geometry.astype(np.float32)], axis=1)[rows], rows
 
 
+def load_detector(source: str | os.PathLike[str], trust_remote_code: bool = False, **changes: Any) -> tuple[Any, Any]:
+    """Load a detector and its image processor.
+
+    Args:
+        source (`str` or `os.PathLike`): folder of `save_pretrained`, or a name on the Hub.
+        trust_remote_code (`bool`, defaults to `False`): whether code that comes with it may run.
+        changes: fields of its configuration that are to differ, as `max_proposals`; they are checked, too.
+
+    Returns:
+        `tuple[PreTrainedModel, BaseImageProcessor]`
+
+    Raises:
+        DetectorError: there is no such detector, or a field has no such value.
+    """
+    try:
+        config = load_pretrained(AutoConfig, source, trust_remote_code)
+        if config.model_type not in DETECTORS:
+            raise ValueError(f"it is of the type {config.model_type}, expected {' or '.join(DETECTORS)}")
+        config = type(config)(**{**config.to_dict(), **changes})
+        model = load_pretrained(AutoModel, source, trust_remote_code, config=config)
+        image_processor = load_pretrained(AutoImageProcessor, source, trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise DetectorError(f"{source}: no detector could be loaded: {error}") from error
+    return model, image_processor
+
+
 class CaptionerDetector:
     """A detector and its image processor, loaded when the first picture comes.
 
@@ -149,20 +176,9 @@ class CaptionerDetector:
         """
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._load()
+                model, image_processor = load_detector(self.source, self.trust_remote_code)  # type: ignore[arg-type]
+                self._loaded = model.to(self.device).eval(), image_processor
             return self._loaded
-
-    def _load(self) -> tuple[Any, Any]:
-        source: Any = self.source
-        try:
-            config = load_pretrained(AutoConfig, source, self.trust_remote_code)
-            if config.model_type not in DETECTORS:
-                raise ValueError(f"it is of the type {config.model_type}, expected {' or '.join(DETECTORS)}")
-            model = load_pretrained(AutoModel, source, self.trust_remote_code)
-            image_processor = load_pretrained(AutoImageProcessor, source, self.trust_remote_code)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise DetectorError(f"{source}: no detector could be loaded: {error}") from error
-        return model.to(self.device).eval(), image_processor
 
     def check(self) -> None:
         """Refuse a captioner that reads features of another width.
