@@ -105,6 +105,7 @@ def new_tokenizer(
     longest: int,
     trust_remote_code: bool = False,
     word_rule: WordRule | None = None,
+    word_order: str = "code_point",
 ) -> Any:
     """The tokenizer of a new captioner.
 
@@ -118,6 +119,7 @@ def new_tokenizer(
             may run.
         word_rule (`str` or `Callable`, *optional*, defaults to `"spaces"`): of `"words"`: how captions are cut into
             words, see [`build_vocabulary`].
+        word_order (`str`, defaults to `"code_point"`): of `"words"`: see [`build_vocabulary`].
 
     Returns:
         `PreTrainedTokenizerBase`
@@ -127,7 +129,8 @@ def new_tokenizer(
     """
     if tokenizer == WORDS:
         rule = _trusted_rule("spaces" if word_rule is None else word_rule, trust_remote_code)
-        return build_word_tokenizer(build_vocabulary(captions, min_count, rule), model_max_length=longest, rule=rule)
+        words = build_vocabulary(captions, min_count, rule, word_order)
+        return build_word_tokenizer(words, model_max_length=longest, rule=rule)
     if word_rule is not None:
         raise ValueError(f"word_rule={word_rule!r} is of tokenizer={WORDS!r}; another tokenizer has its own rule.")
     if isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -229,6 +232,7 @@ class NewCaptioner:
         tokenizer: str | Path | PreTrainedTokenizerBase = WORDS,
         min_count: int = 5,
         word_rule: WordRule | None = None,
+        word_order: str = "code_point",
         image_processor: Any = None,
         trust_remote_code: bool = False,
         **config: Any,
@@ -246,6 +250,7 @@ class NewCaptioner:
             min_count (`int`, defaults to 5): words seen less often become the unknown word.
             word_rule (`str` or `Callable`, *optional*, defaults to `"spaces"`): how captions are cut into words, as
                 `"unicode"` for any language; see `build_vocabulary`.
+            word_order (`str`, defaults to `"code_point"`): of the words' ids, or `"frequency"`; see `build_vocabulary`.
             image_processor (`BaseImageProcessor`, *optional*): by default that of the backbone.
             trust_remote_code (`bool`, defaults to `False`): whether code that comes with the backbone, or a function
                 that `word_rule` names, may run.
@@ -275,7 +280,7 @@ class NewCaptioner:
         fresh = partial(_fitting_image_processor, config.get("vision_config"))
         preprocessor = new_image_processor(image_processor, backbone, trust_remote_code, fresh)
         longest = config.get("max_position_embeddings", cls.config_class.max_position_embeddings)
-        words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code, word_rule)
+        words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code, word_rule, word_order)
         processor = cls.processor_class(preprocessor, words)
         settings = {"vocab_size": len(words), **special_token_ids(words), **config}
         model = cls._new_model(backbone, features, settings, trust_remote_code)

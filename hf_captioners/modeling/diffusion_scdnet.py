@@ -16,6 +16,7 @@ import torch
 
 NOISE_SCHEDULES = ("cosine", "linear")
 SAMPLERS = ("paper", "ddim")
+WORD_CHOICES = ("bits", "likeliest")
 TRAINING_END = 0.999  # times of training are drawn from [0, 0.999)
 
 
@@ -200,16 +201,35 @@ class Denoised:
     """Output of a sampler for N captions of L places.
 
     Attributes:
-        state (`torch.FloatTensor` of shape `(N, L, n)`): behind the last step; the words are its signs.
+        state (`torch.FloatTensor` of shape `(N, L, n)`): behind the last step.
+        likeliest (`torch.LongTensor` of shape `(N, L)`): the likeliest words of the last step.
         states, predictions (`list[torch.FloatTensor]`): what the network saw in each step, and the bits it expected,
             where a trajectory was asked for.
         probabilities (`list[torch.FloatTensor]`): of the words in the first and the last step, `(N, L, V)` each.
     """
 
     state: torch.Tensor
+    likeliest: torch.Tensor | None = None
     states: list[torch.Tensor] = field(default_factory=list)
     predictions: list[torch.Tensor] = field(default_factory=list)
     probabilities: list[torch.Tensor] = field(default_factory=list)
+
+    def words(self, choice: str, vocab_size: int) -> torch.Tensor:
+        """The words that were written.
+
+        The state is a mixture of words' bits: where two words are likely, its signs may be those of a third one.
+
+        Args:
+            choice (`str`): `"bits"`, the words whose bits are the signs of the state, as in the paper; `"likeliest"`,
+                those that the network found likeliest in the last step.
+            vocab_size (`int`): words; bits beyond them are the last one.
+
+        Returns:
+            `torch.LongTensor` of shape `(N, L)`
+        """
+        if choice == "likeliest" and self.likeliest is not None:
+            return self.likeliest
+        return bits_to_ids(self.state).clamp(max=vocab_size - 1)
 
 
 def denoise(
@@ -256,4 +276,5 @@ def denoise(
         known = clean.clamp(-limit, limit)
         added = None if step_noise is None else step_noise[step]
         result.state = plan.update(step, result.state, known, sampler, added)
+    result.likeliest = words.argmax(-1)
     return result

@@ -183,6 +183,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         tokenizer: Any = None,
         min_count: int = 5,
         word_rule: WordRule | None = None,
+        word_order: str = "code_point",
         num_tags: int = 0,
         image_processor: Any = None,
         text_config: dict[str, Any] | None = None,
@@ -192,8 +193,8 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """As for every captioner, from an image tower and a GPT-2.
 
         Args:
-            captions, backbone, features, min_count, word_rule, image_processor, trust_remote_code, config: see
-                [`CaptionerPreTrainedModel.new`]; the backbone pools its output.
+            captions, backbone, features, min_count, word_rule, word_order, image_processor, trust_remote_code, config:
+                see [`CaptionerPreTrainedModel.new`]; the backbone pools its output.
             gpt2 (`str` or `Path`, *optional*): pretrained GPT-2, folder or Hub name; by default a fresh one.
             tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*): `"words"` of the captions or another; by
                 default GPT-2's own, and words for a fresh GPT-2.
@@ -214,7 +215,8 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             raise ValueError(f"{cls.__name__}.new: give backbone or features.")
         captions, tokenizer = list(captions), tokenizer or gpt2 or WORDS
         fresh = GPT2Config(**(text_config or {}))
-        words = new_tokenizer(captions, tokenizer, min_count, fresh.n_positions, trust_remote_code, word_rule)
+        longest = fresh.n_positions
+        words = new_tokenizer(captions, tokenizer, min_count, longest, trust_remote_code, word_rule, word_order)
         preprocessor = new_image_processor(image_processor, backbone, trust_remote_code, CLIPImageProcessorPil)
         processor = ClipGpt2Processor(preprocessor, words, tags=build_tags(captions, num_tags) if num_tags else None)
         if num_tags:

@@ -50,7 +50,16 @@ from .captioner_options import NEUTRAL, WORD_BY_WORD, check_numbers, refuse_opti
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .chance_scdnet import SamplerNoise, drawn_words, number_of, numbers_of, of_stage, step_of
 from .configuration_scdnet import ScdnetConfig
-from .diffusion_scdnet import TRAINING_END, Denoised, SamplingPlan, bits_needed, bits_to_ids, corrupt, denoise, log_snr
+from .diffusion_scdnet import (
+    TRAINING_END,
+    WORD_CHOICES,
+    Denoised,
+    SamplingPlan,
+    bits_needed,
+    corrupt,
+    denoise,
+    log_snr,
+)
 from .image_processing_captioner import CaptionerImageProcessor  # noqa: F401  travels with the model
 from .layers_scdnet import (
     BitCodec,
@@ -71,7 +80,7 @@ logger = logging.get_logger(__name__)
 
 CASCADES = ("online", "offline")
 OPTIONS = (  # of `generate`, beside transformers' own
-    *("num_inference_steps", "time_difference", "time_spacing", "sampler", "sample_noise", "seed"),
+    *("num_inference_steps", "time_difference", "time_spacing", "sampler", "sample_noise", "word_choice", "seed"),
     *("cascade", "cascade_weights", "generator", "noise", "step_noise"),
 )
 
@@ -185,7 +194,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     - `num_inference_steps` (`int`, defaults to 50; `[50, 40]` of a cascade), `time_difference` (`float`, in steps;
       defaults to 0, `[45, 0]` of a cascade), `time_spacing` (`float`, defaults to 1): see [`SamplingPlan`].
     - `sampler` (`str`, defaults to `"paper"`): or `"ddim"`; `sample_noise` (`bool`, defaults to `False`): whether the
-      paper's sampler adds noise in each step.
+      paper's sampler adds noise in each step; `word_choice` (`str`, defaults to `"bits"`): or `"likeliest"`, see
+      [`Denoised`].
     - `seed` (`int`, defaults to 0): of the noise at the start, which is the same for every picture. `generator`
       (`torch.Generator`) or `do_sample=True` (torch's global generator) draw noise for each picture instead.
     - `noise`, `step_noise`: the noise itself, `(captions, L, n)` and `(T, captions, L, n)`; of the online cascade
@@ -298,6 +308,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             "time_spacing": 1.0,
             "sampler": "paper",
             "sample_noise": False,
+            "word_choice": "bits",
             "seed": 0,
         }
         if self.config.first_stage is None:
@@ -693,16 +704,16 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         defaults = vars(self.generation_config) | vars(config)
         options = {name: defaults.get(name) for name in OPTIONS} | own
         config.num_return_sequences = config.num_return_sequences if copies is None else copies
-        self._refuse_words(config)
+        self._check_options(config, options)
         encoded = cast(ScdnetEncoderOutput, encoder_outputs)
         copies = config.num_return_sequences
         noise = SamplerNoise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
         weights: list[torch.Tensor] | None = [] if config.output_attentions else None
         stages = self._write_stages(encoded, options, noise, bool(config.output_scores), weights)
-        ids = self._to_sequences(stages[-1].state)  # (B * copies, 1 + L)
+        ids = self._to_sequences(stages[-1], options)  # (B * copies, 1 + L)
         scores = None
         if copies > 1 or config.return_dict_in_generate:
-            scores = self._scores(ids, encoded, stages)
+            scores = self._scores(ids, encoded, stages, options)
         if copies > 1:
             order = scores.view(-1, copies).argsort(dim=1, descending=True, stable=True)  # type: ignore[union-attr]
             order = (order + torch.arange(0, len(ids), copies, device=order.device)[:, None]).flatten()
@@ -715,8 +726,12 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         steps = None if weights is None else tuple(zip(*[iter(weights)] * layers, strict=True))
         return ScdnetGenerateOutput(ids, scores, stages, steps)
 
-    def _refuse_words(self, config: GenerationConfig) -> None:
-        """Refuse options of captioners that write word by word, and other special tokens than the model's."""
+    def _check_options(self, config: GenerationConfig, options: dict[str, Any]) -> None:
+        """Refuse options of captioners that write word by word, other special tokens than the model's, and choices
+        that there are not."""
+        options["word_choice"] = options["word_choice"] or "bits"  # None in folders of earlier versions
+        if options["word_choice"] not in WORD_CHOICES:
+            raise ValueError(f"word_choice must be one of {', '.join(WORD_CHOICES)}, not {options['word_choice']!r}.")
         check_numbers(config, self.config.vocab_size)
         if cast(int, config.num_beams) > 1:
             raise ValueError("a diffusion captioner has no beams; num_return_sequences gives captions to choose from.")
@@ -724,10 +739,12 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         tokens["decoder_start_token_id"] = (self.config.decoder_start_token_id,)
         refuse_options(config, {**NEUTRAL, **WORD_BY_WORD, **tokens}, f"{type(self).__name__}.generate")
 
-    def _scores(self, ids: torch.Tensor, encoded: ScdnetEncoderOutput, stages: list[Denoised]) -> torch.Tensor:
+    def _scores(
+        self, ids: torch.Tensor, encoded: ScdnetEncoderOutput, stages: list[Denoised], options: dict[str, Any]
+    ) -> torch.Tensor:
         """Log-probabilities (N,) of captions, which a second stage gives with the first one's sentences in sight."""
         if len(stages) > 1:
-            encoded = replace(encoded, previous_ids=self._to_sequences(stages[0].state)[:, 1:])
+            encoded = replace(encoded, previous_ids=self._to_sequences(stages[0], options)[:, 1:])
         return cast(torch.Tensor, self.sequence_log_probs(ids, encoder_outputs=encoded)).sum(1)
 
     def _write_stages(
@@ -745,7 +762,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             raise ValueError(f"cascade must be one of {', '.join(CASCADES)}, not {options['cascade']!r}.")
         alone = (self.first_stage, encoded.first, None)
         first = self._denoise([alone], options, noise, 0, keep)
-        previous = self._to_sequences(first.state)[:, 1:]
+        previous = self._to_sequences(first, options)[:, 1:]
         both: list[Any] = [(self, encoded, previous)]
         if options["cascade"] == "online":
             both.insert(0, alone)
@@ -836,9 +853,9 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             greedy_sequences=likeliest,
         )
 
-    def _to_sequences(self, state: torch.Tensor) -> torch.Tensor:
-        """Captions (N, 1 + L) of final states: start token, words of the vocabulary, end token, padding."""
-        return self._with_start(bits_to_ids(state).clamp(max=self.config.vocab_size - 1))
+    def _to_sequences(self, denoised: Denoised, options: dict[str, Any]) -> torch.Tensor:
+        """Captions (N, 1 + L) of a sampler's output: start token, words of the vocabulary, end token, padding."""
+        return self._with_start(denoised.words(options["word_choice"], self.config.vocab_size))
 
     def _with_start(self, words: torch.Tensor) -> torch.Tensor:
         """Captions (N, 1 + L): start token, words up to the end token, padding."""

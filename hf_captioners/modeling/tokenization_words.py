@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 WordRule: TypeAlias = str | Segmenter
 RULES = ("spaces", "unicode", "expansionnet_v2")
 SPECIAL_TOKENS: dict[str, str] = {"PAD": "PAD", "SOS": "SOS", "EOS": "EOS", "UNK": "UNK"}
+WORD_ORDERS = ("code_point", "frequency")
 MANY_UNKNOWN = 0.05
 """Share of unknown words above which `build_vocabulary` warns."""
 
@@ -107,8 +108,10 @@ def split_words(captions: Iterable[str], rule: WordRule = "spaces") -> list[list
     return [[word for word, _ in caption] for caption in pieces]
 
 
-def build_vocabulary(captions: Iterable[str], min_count: int = 5, rule: WordRule = "spaces") -> list[str]:
-    """The vocabulary of training captions: words seen often enough and the special tokens, sorted by code point.
+def build_vocabulary(
+    captions: Iterable[str], min_count: int = 5, rule: WordRule = "spaces", order: str = "code_point"
+) -> list[str]:
+    """The vocabulary of training captions: words seen often enough and the special tokens, sorted.
 
     The share of the captions' words that become the unknown word is logged, as a warning above 5 %.
 
@@ -117,13 +120,26 @@ def build_vocabulary(captions: Iterable[str], min_count: int = 5, rule: WordRule
         min_count (`int`, defaults to 5): words seen less often become the unknown word.
         rule (`str` or `Callable`, defaults to `"spaces"`): what a word is, see above. Give [`build_word_tokenizer`] the
             same one.
+        order (`str`, defaults to `"code_point"`): of the ids; or `"frequency"`, special tokens first and then the most
+            frequent word, for models to which a word's number means something (the bits of SCD-Net).
 
     Returns:
         `list[str]`: the index of a word is its id.
 
     Raises:
-        ValueError: no word is seen `min_count` times; an unknown rule.
+        ValueError: no word is seen `min_count` times; an unknown rule or order.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners import build_vocabulary
+    >>> build_vocabulary(["a wave", "a zebra", "a zebra"], min_count=1, order="frequency")[4:]
+    ['a', 'zebra', 'wave']
+
+    ```
     """
+    if order not in WORD_ORDERS:
+        raise ValueError(f"order must be one of {', '.join(WORD_ORDERS)}, not {order!r}.")
     counts = Counter(word for words in split_words(captions, rule) for word in words)
     frequent = {word for word, count in counts.items() if count >= min_count}
     if not frequent:
@@ -141,7 +157,10 @@ def build_vocabulary(captions: Iterable[str], min_count: int = 5, rule: WordRule
         counts.total(),
         "; lower min_count, or choose another rule of words (scripts without spaces need one)" if many else "",
     )
-    return sorted(frequent | set(SPECIAL_TOKENS.values()))
+    special = set(SPECIAL_TOKENS.values())
+    if order == "frequency":
+        return [*sorted(special), *sorted(frequent - special, key=lambda word: (-counts[word], word))]
+    return sorted(frequent | special)
 
 
 def build_word_tokenizer(

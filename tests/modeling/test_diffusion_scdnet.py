@@ -75,3 +75,13 @@ def test_time_spacing_is_a_power_of_the_even_times():
     torch.testing.assert_close(plan.log_ratios, expected)
     with pytest.raises(ValueError, match=r"time_spacing must be positive, not 0\.0"):
         SamplingPlan.of(4, time_spacing=0.0)
+
+
+def test_two_likely_words_can_have_the_bits_of_a_third():
+    """Words 1 and 2, bits 01 and 10, at .6 and .4 once each: the signs of the mean are those of the likelier one; with
+    0, 1 and 2 at .3, .35 and .35 every sign is negative and word 0 comes out, the least likely."""
+    table = ids_to_bits(torch.arange(4), 2, 4)
+    words = torch.tensor([[[0.0, 0.6, 0.4, 0.0], [0.3, 0.35, 0.35, 0.0]]])
+    written = denoise(lambda *_: words, SamplingPlan.of(3), torch.zeros(1, 2, 2), table)
+    assert written.words("bits", 4).tolist() == [[1, 0]]
+    assert written.words("likeliest", 4).tolist() == [[1, 1]]

@@ -192,11 +192,19 @@ class TestGenerate:
         torch.testing.assert_close(states[0][0], states[1][0])
         assert states[1][1].std() > 1.2 * states[0][1].std()
 
+    def test_the_likeliest_words_are_those_of_the_last_step(self, model):
+        out = model.generate(**IMAGES, word_choice="likeliest", return_dict_in_generate=True, output_scores=True)
+        best = out.stages[0].probabilities[-1].argmax(-1)
+        for ids, words in zip(out.sequences.tolist(), best.tolist(), strict=True):
+            ended = words.index(2) if 2 in words else len(words)
+            assert ids[1 : 1 + ended] == words[:ended]
+
     @pytest.mark.parametrize(
         "options, message",
         [
             ({"num_beams": 3}, "has no beams"),
             ({"sampler": "dpm"}, "sampler must be one of paper, ddim"),
+            ({"word_choice": "best"}, "word_choice must be one of bits, likeliest, not 'best'"),
             ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
             ({"noise": torch.zeros(2, 3, 5)}, r"noise must be \(2, 12, 5\)"),
         ],

@@ -200,6 +200,14 @@ class TestVocabulary:
         assert build_vocabulary(captions, min_count=2) == ["(", "EOS", "PAD", "SOS", "UNK", "a", "wave", "é"]
         assert "zebra" in build_vocabulary(captions, min_count=1)
 
+    def test_words_by_frequency(self):
+        captions = ["a b b", "c c c b", "a d"]
+        words = build_vocabulary(captions, 1, order="frequency")
+        assert words == ["EOS", "PAD", "SOS", "UNK", "b", "c", "a", "d"]
+        assert sorted(words) == build_vocabulary(captions, 1)
+        with pytest.raises(ValueError, match="order must be one of code_point, frequency, not 'rank'"):
+            build_vocabulary(captions, 1, order="rank")
+
     def test_no_frequent_word(self):
         with pytest.raises(ValueError, match=r"min_count=3 times \(4 different words\)"):
             build_vocabulary(["a b", "c d"], min_count=3)
