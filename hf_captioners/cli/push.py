@@ -23,12 +23,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "push",
         help="push a captioner to the Hub",
-        description="Push weights, processor, generation config and card of a captioner to the Hub as one commit; "
-        "no checkpoints, optimizer states or logs.",
+        description="Push weights, processor, generation config and card of a captioner, or a detector with its card, "
+        "to the Hub as one commit; no checkpoints, optimizer states or logs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a captioner, or of adapters")
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a captioner, of adapters, or of a detector")
     parser.add_argument("repo_id", metavar="NAME", help="repository: org/name, or name for one's own")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--ship-code", action="store_true", help="add the code: it then runs without the package, for "

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "cards"
 NAME = "README.md"
 TASK = "image-to-text"
+_OTHER_TASKS = {"bottom_up": ("object-detection", "region-features")}  # and the tag in place of a captioner's
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -82,6 +83,8 @@ def card_data(facts: CardFacts) -> ModelCardData:
     Returns:
         `huggingface_hub.ModelCardData`
     """
+    model_type = facts.config.get("model_type")
+    task, tag = _OTHER_TASKS.get(str(model_type), (TASK, "image-captioning"))
     scores = {name for result in facts.results for name in result.scores}
     known = {
         "license": facts.licence,
@@ -94,8 +97,8 @@ def card_data(facts: CardFacts) -> ModelCardData:
     return ModelCardData(
         model_name=printable(facts.name),
         library_name="peft" if facts.adapters else "hf_captioners",
-        pipeline_tag=TASK,
-        tags=["image-captioning", *([facts.config["model_type"]] if "model_type" in facts.config else [])],
+        pipeline_tag=task,
+        tags=[tag, *([model_type] if model_type else [])],
         **{key: value for key, value in known.items() if value},  # type: ignore[arg-type]
     )
 

@@ -57,8 +57,10 @@ def push_captioner(
     interrupted is repeated with the same call; large files that have arrived are not sent again.
 
     Args:
-        captioner (`PreTrainedModel`, `str` or `Path`): the model, or the folder of a captioner or of adapters.
-        processor (`ProcessorMixin`, *optional*): its processor; `None` for that of the folder.
+        captioner (`PreTrainedModel`, `str` or `Path`): the model, or the folder of a captioner, of adapters or of a
+            detector.
+        processor (`ProcessorMixin`, *optional*): its processor, of a detector its image processor; `None` for that of
+            the folder.
         repo_id (`str`): `"owner/name"`, or `"name"` for one's own. It is made if there is none.
         private (`bool`, *optional*): whether a new repository is private; by default as its owner has set it.
         ship_code (`bool`, defaults to `False`): add the code, so that it runs where the package is not installed, for
@@ -108,7 +110,7 @@ def push_captioner(
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
-                commit_message=commit_message or "Captioner, processor and card",
+                commit_message=commit_message or "Model, processor and card",
                 revision=revision,
                 create_pr=create_pr,
                 delete_patterns=_OUTDATED,

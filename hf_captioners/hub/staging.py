@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data.files import regular_file
 from ..modeling.captioner_adapters import may_be_on_hub
 from ..modeling.captioner_base import CaptionerPreTrainedModel
+from ..modeling.captioner_detector import DETECTORS, load_detector
 from ..modeling.captioner_foreign import check_can_caption, load_captioner_model, load_processor
 from ..modeling.configuration_captioner import CaptionerConfig
 from .card import updated_card, write_card
@@ -49,8 +51,10 @@ def stage(
     """Write what is pushed into a folder.
 
     Args:
-        captioner (`PreTrainedModel`, `str` or `Path`): the model, or the folder of a captioner or of adapters.
-        processor (`ProcessorMixin`, *optional*): its processor; by default that of the folder.
+        captioner (`PreTrainedModel`, `str` or `Path`): the model, or the folder of a captioner, of adapters or of a
+            detector.
+        processor (`ProcessorMixin`, *optional*): its processor, of a detector its image processor; by default that of
+            the folder.
         folder (`Path`): an empty folder.
         repo_id (`str`): the repository, for the card.
         ship_code (`bool`, defaults to `False`): add the code that runs it.
@@ -82,12 +86,11 @@ def _save(
     model = captioner
     if source is not None:
         with _quiet():
-            model = load_captioner_model(source, trust_remote_code, dtype="auto")
-            check_can_caption(model, str(source))
-            processor = load_processor(model, source, trust_remote_code) if processor is None else processor
+            model, own = _load(source, trust_remote_code)
+        processor = own if processor is None else processor
     if processor is None:
         raise StagingError(f"a {type(model).__name__} without its processor; give both")
-    ours = isinstance(model, CaptionerPreTrainedModel)
+    ours = isinstance(model, CaptionerPreTrainedModel) or model.config.model_type in DETECTORS
     if ship_code and not ours:
         raise StagingError(f"a {type(model).__name__} is one of transformers and needs no code; leave ship_code out")
     code: dict[str, Any] = {"ship_code": ship_code} if ours else {}
@@ -100,6 +103,15 @@ def _save(
             shutil.copytree(source / name, folder / name)
     for path in folder.glob("*.json"):
         _forget_places(path)
+
+
+def _load(source: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Model and processor of the folder of a captioner or of a detector."""
+    if PreTrainedConfig.get_config_dict(source)[0].get("model_type") in DETECTORS:
+        return load_detector(source, trust_remote_code)
+    model = load_captioner_model(source, trust_remote_code, dtype="auto")
+    check_can_caption(model, str(source))
+    return model, load_processor(model, source, trust_remote_code)
 
 
 def _copy_detector(model: Any, source: Path | None, folder: Path) -> None:

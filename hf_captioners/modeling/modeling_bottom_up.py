@@ -9,7 +9,7 @@ Where this differs from the programs that it follows:
    they do in LXMERT's copy, whose anchors lie on the padding.
 2. All sorts are stable, so that ties go to the earlier proposal on every machine.
 3. Suppression per class leaves out scores that cannot matter (`class_nms`). The result is exactly the same.
-4. Stored statistics of normalisation are folded into the convolutions, unless `config.fold_norms` is off.
+4. With `config.fold_norms` stored statistics of normalisation are folded into the convolutions.
 """
 
 from collections.abc import Iterator, Sequence

@@ -25,9 +25,10 @@ def test_templates_render_with_and_without_values(path):
 
 
 def test_there_is_one_for_every_captioner():
+    from hf_captioners.modeling.captioner_detector import DETECTORS
     from hf_captioners.pipelines import CAPTIONERS
 
-    assert {path.stem for path in CARDS} == {*CAPTIONERS, "captioner"}
+    assert {path.stem for path in CARDS} == {*CAPTIONERS, *DETECTORS, "captioner"}
 
 
 def test_what_is_known():

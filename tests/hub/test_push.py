@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from contracts import colour_detector
 from contracts.loopback_hub import READER, WRITER, LoopbackHub
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import AutoModel
 
 from hf_captioners import pipeline
+from hf_captioners.cli.main import main
 from hf_captioners.hub.card import write_card
 from hf_captioners.hub.facts import CardFacts, CardResults
 from hf_captioners.hub.push import push_captioner
@@ -97,6 +100,20 @@ def test_what_others_could_not_load_is_refused(run, tmp_path):
         push_captioner(tmp_path / "nowhere", None, "me/mine", dry_run=tmp_path / "other")
     with pytest.raises(ValueError, match="'me/my mine' is no name of a repository"):
         push_captioner(run, None, "me/my mine", dry_run=tmp_path / "third")
+
+
+def test_a_detector_with_its_code(tmp_path):
+    for part in colour_detector.build():
+        part.save_pretrained(tmp_path / "detector")
+    words = ["push", str(tmp_path / "detector"), "me/regions", "--dry-run", str(tmp_path / "staged")]
+    assert main([*words, "--ship-code", "--licence", "mit"]) == 0
+    staged = {path.name for path in (tmp_path / "staged").iterdir()}
+    assert staged >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "ops_bottom_up.py"}
+    card = ModelCard.load(tmp_path / "staged" / "README.md")
+    assert (card.data.pipeline_tag, card.data.license) == ("object-detection", "mit")
+    assert 'detector="me/regions"' in card.text and "trust_remote_code" in card.text
+    states = [AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("detector", "staged")]
+    assert all(value.equal(states[1][name]) for name, value in states[0].items())
 
 
 WITH_PACKAGE = """

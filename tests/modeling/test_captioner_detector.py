@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from hf_captioners import (
     CaptionerImageProcessor,
+    ClipGpt2ForImageCaptioning,
     FeatureStore,
     SaticForImageCaptioning,
     ScdnetProcessor,
@@ -124,6 +125,19 @@ def test_scdnet_sees_pictures_through_a_detector(detector, width, pictures):
     assert inputs["image_features"].shape[::2] == (2, width)
     row = processor.prepare_rows([{"image": image}])
     torch.testing.assert_close(row["image_features"], inputs["image_features"][:1])
+
+
+def test_clip_gpt2_sees_pictures_through_a_detector(detector, width, pictures, tmp_path):
+    torch.manual_seed(1)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 40}
+    model, processor = ClipGpt2ForImageCaptioning.new(
+        CAPTIONS, features=width, tokenizer="words", min_count=1, prefix_length=1, text_config=sizes
+    )
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    paths, regions = sorted(map(str, pictures.iterdir())), CaptionerDetector(detector)
+    stored = [regions(Image.open(path)) for path in paths]
+    assert pipeline(model=tmp_path, detector=detector)(paths) == pipeline(model=tmp_path)(stored)
 
 
 def test_errors_name_detector_and_captioner(detector, captioner, width, tiny_captioner_dir, tmp_path):
