@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .caption_out import Output, Sources, add_merge_option, add_out_options, check_out_options, merge, open_output
+from .caption_out import Output, Sources, add_merge_option, add_out_options, check_out_options, merge, open_output, tell
 from .caption_sidecars import open_sidecars
 from .captioners import load_captioners
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error, refuse_unread
@@ -176,7 +176,8 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
     with sidecars or open_output(args, model, processor, options) as output:
         rows = output.rows(read)
         records = caption_rows(model, processor, rows, args.batch_size, **options)
-        return _write((cast(Mapping[str, Any], record) for record in records), count, output, results)
+        _write(args, (cast(Mapping[str, Any], record) for record in records), count, output, results)
+    return output.tally.failed
 
 
 def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Sources, int]:
@@ -259,26 +260,31 @@ def _rows(args: argparse.Namespace) -> Any:
     return load_cocotalk(args.annotations, args.labels, split.replace("train+restval", "train"))
 
 
-def _write(records: Iterator[Mapping[str, Any]], count: int, output: Output, results: _CocoResults | None) -> int:
-    """Write the records; returns how many pictures failed."""
+def _write(
+    args: argparse.Namespace,
+    records: Iterator[Mapping[str, Any]],
+    count: int,
+    output: Output,
+    results: _CocoResults | None,
+) -> None:
+    """Write the records, and say what was done."""
     import torch
     from tqdm import tqdm
 
     from ..data.printable import printable
     from ..data.progress import progress
 
-    failed = 0
     try:
-        for record in progress(records, total=output.remaining(count), unit="picture"):
+        bar = progress(records, args.log_every, total=output.remaining(count), unit="picture")
+        for record in bar:
             output.write(record)
             if "error" in record:
-                failed += 1
+                bar.set_postfix_str(f"{output.tally.failed} failed", refresh=False)
                 tqdm.write(f"hf-captioners caption: {printable(record['error'])}", file=sys.stderr)
             elif results is not None:
                 results.add(record)
-        output.finish()
+        tell(output, output.finish(), args.summary)
     except torch.OutOfMemoryError as error:
         raise UsageError("out of memory; use a smaller --batch-size or --num-beams") from error
     except ValueError as error:  # generation options that the model refuses
         raise UsageError(str(error)) from error
-    return failed

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .common import UsageError, check_file, mistakes, needed
+from .common import UsageError, check_file, mistakes, needed, positive
 
 if TYPE_CHECKING:
     from ..inference.caption_run import CaptionRun, Share
+    from ..inference.tally import Tally
 
 _OTHER_FILES = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".gz")
 
@@ -34,7 +35,11 @@ def add_out_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--skip-existing", action="store_true", help="leave pictures out that have a file beside them")
     group.add_argument("--retry-failed", action="store_true", help="also caption pictures again that failed before")
-    group.add_argument("--summary", metavar="FILE", type=Path, help="also write what was done as JSON")
+    report = parser.add_argument_group("what is told of the work")
+    report.add_argument(
+        "--log-every", metavar="N", type=positive, help="a line on stderr behind every N pictures, in place of a bar"
+    )
+    report.add_argument("--summary", metavar="FILE", type=Path, help="write what was done as JSON, with its time")
 
 
 def add_merge_option(group: argparse._ActionsContainer) -> None:
@@ -53,9 +58,10 @@ def check_out_options(args: argparse.Namespace) -> None:
     Raises:
         UsageError: they do not.
     """
-    for name in ("retry_failed", "summary"):
-        if args.out is None and vars(args)[name]:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --out")
+    if args.retry_failed and args.out is None:
+        raise UsageError("--retry-failed goes with --out")
+    if args.summary is not None:
+        check_file("summary", args.summary)
     if args.skip_existing and args.sidecar is None:
         raise UsageError("--skip-existing goes with --sidecar")
     if args.sidecar is not None and (args.out is not None or args.coco_results is not None):
@@ -67,8 +73,6 @@ def check_out_options(args: argparse.Namespace) -> None:
     _check_out(args.out)
     if args.coco_results is not None:
         raise UsageError("--coco-results goes with stdout, without --out")
-    if args.summary is not None:
-        check_file("summary", args.summary)
 
 
 def _check_out(out: Path) -> None:
@@ -113,12 +117,19 @@ def _write_tables(out: Path) -> None:
 
 
 class Output:
-    """Records on stdout, a line each."""
+    """Records on stdout, a line each.
+
+    Args:
+        tally ([`Tally`]): counts what is done.
+    """
+
+    def __init__(self, tally: "Tally") -> None:
+        self.tally = tally
 
     def __enter__(self) -> "Output":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Nothing to close."""
 
     def remaining(self, count: int) -> int | None:
@@ -137,9 +148,15 @@ class Output:
 
         with tqdm.external_write_mode(file=sys.stdout):
             _write_out(f"{printable_json(record)}\n".encode())
+        self.tally.add(record)
 
-    def finish(self) -> None:
-        """Come to the end of the run."""
+    def finish(self) -> str:
+        """Come to the end of the run.
+
+        Returns:
+            `str`: what to say of where the captions are; nothing of stdout.
+        """
+        return ""
 
 
 def _write_out(line: bytes) -> None:
@@ -161,11 +178,11 @@ class RunOutput(Output):
     Args:
         run ([`CaptionRun`]): the run.
         out (`Path`): of `--out`: the file of the run's records, or a folder.
-        summary (`Path`, *optional*): where to write what was done.
     """
 
-    def __init__(self, run: "CaptionRun", out: Path, summary: Path | None) -> None:
-        self.run, self.out, self.summary = run, out, summary
+    def __init__(self, run: "CaptionRun", out: Path) -> None:
+        super().__init__(run.tally)
+        self.run, self.out = run, out
 
     def __enter__(self) -> "RunOutput":
         with mistakes(OSError, ValueError):
@@ -188,18 +205,29 @@ class RunOutput(Output):
     def write(self, record: Mapping[str, Any]) -> None:
         self.run.add(record)
 
-    def finish(self) -> None:
-        """Put everything in its place, and say what was done."""
-        from ..data.files import write_whole
-
-        summary = self.run.finish()
+    def finish(self) -> str:
+        """Put everything in its place."""
+        self.run.finish()
         if self.run.share.number == 1 and not _is_file(self.out):
             _write_tables(self.out)
-        line = ", ".join(f"{summary[name]} {name}" for name in ("captioned", "failed", "skipped"))
-        rate = f"{summary['seconds']:.0f} s, {summary['images_per_second']:.1f} pictures a second"
-        print(f"hf-captioners caption: {self.out}: {line}; {rate}", file=sys.stderr)
-        if self.summary is not None:
-            write_whole(self.summary, lambda file: file.write_text(f"{json.dumps(summary, indent=1)}\n"))
+        return f"{self.out}: "
+
+
+def tell(output: Output, where: str, summary: Path | None) -> None:
+    """Say at the end what was done, on stderr and in the file of `--summary`.
+
+    Args:
+        output ([`Output`]): that is finished.
+        where (`str`): what its `finish` has returned; of stdout, nothing is said on stderr.
+        summary (`Path`, *optional*): the file.
+    """
+    from ..data.files import write_whole
+
+    if where:
+        print(f"hf-captioners caption: {where}{output.tally}", file=sys.stderr)
+    if summary is not None:
+        text = json.dumps(output.tally.summary(), indent=1)
+        write_whole(summary, lambda file: file.write_text(f"{text}\n"))
 
 
 def open_output(args: argparse.Namespace, model: Any, processor: Any, options: Mapping[str, Any]) -> Output:
@@ -208,10 +236,12 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
     Raises:
         UsageError: the file of `--out` was begun with another model or other options.
     """
-    if args.out is None:
-        return Output()
     from ..inference.caption_run import CaptionRun, RunError
     from ..inference.digests import settings_sha256, weights_sha256
+    from ..inference.tally import Tally
+
+    if args.out is None:
+        return Output(Tally())
 
     settings = {
         "weights_sha256": weights_sha256(model),
@@ -222,7 +252,7 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
     }
     with mistakes(RunError, OSError):
         run = CaptionRun(_records_of(args.out), settings, share_of_process(), args.retry_failed)
-        return RunOutput(run, args.out, args.summary)
+        return RunOutput(run, args.out)
 
 
 def share_of_process() -> "Share":

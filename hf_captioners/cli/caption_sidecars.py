@@ -1,7 +1,6 @@
 """`hf-captioners caption --sidecar .txt`: captions in files beside the pictures."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ class SidecarOutput(Output):
     """
 
     def __init__(self, sidecars: "Sidecars", existing: int) -> None:
-        self.sidecars, self.existing, self.written = sidecars, existing, 0
-        self.share = share_of_process()
+        from ..data.json_lines import NameSet
+        from ..inference.tally import Tally
 
-    def __enter__(self) -> "SidecarOutput":
-        return self
+        super().__init__(Tally())
+        self.sidecars, self.existing, self.named = sidecars, existing, NameSet()
+        self.share = share_of_process()
 
     def __exit__(self, *error: Any) -> None:
         self.sidecars.__exit__(*error)
@@ -34,17 +34,23 @@ class SidecarOutput(Output):
         return None if self.share.number > 1 else max(count - self.existing, 0)
 
     def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:
+        from ..inference.sidecars import real_name
+
         for _, source in self.share.of(read(lambda name: True)):
-            yield from (row for row in source if not self.sidecars.path_of(row["image"]).exists())
+            for row in source:
+                if not self.named.add(real_name(row["image"])):
+                    self.tally.repeated += 1
+                elif self.sidecars.path_of(row["image"]).exists():
+                    self.tally.skipped += 1
+                else:
+                    yield row
 
     def write(self, record: Mapping[str, Any]) -> None:
         self.sidecars.write(record)
-        self.written += "error" not in record
+        self.tally.add(record)
 
-    def finish(self) -> None:
-        """Say what was done."""
-        line = f"{self.written} files written beside the pictures, {self.existing} were there"
-        print(f"hf-captioners caption: {line}", file=sys.stderr)
+    def finish(self) -> str:
+        return "files beside the pictures: "
 
 
 def open_sidecars(args: argparse.Namespace) -> SidecarOutput:

@@ -16,10 +16,11 @@ from .files import regular_file
 from .printable import printable_json
 
 _CHUNK = 2**20
+_NEW_NAMES = 2**16  # that are kept apart until they are sorted in
 
 
 class NameSet:
-    """Names that are only asked for, eight bytes each: a million of them take 8 MB.
+    """Names that are only asked for and added, eight bytes each: a million of them take 8 MB.
 
     Two of a million names are taken for one with a probability of 3e-8.
 
@@ -33,20 +34,42 @@ class NameSet:
     >>> names = NameSet(["a.jpg", 7])
     >>> "a.jpg" in names, "7" in names, len(names)
     (True, False, 2)
+    >>> names.add("b.jpg"), names.add("b.jpg")
+    (True, False)
 
     ```
     """
 
     def __init__(self, names: Iterable[int | str] = ()) -> None:
         self._digests = np.unique(np.fromiter(map(_digest, names), dtype=np.uint64))
+        self._new: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._digests) + len(self._new)
 
     def __contains__(self, name: int | str) -> bool:
-        digest = np.uint64(_digest(name))
-        place = int(np.searchsorted(self._digests, digest))
-        return place < len(self._digests) and bool(self._digests[place] == digest)
+        return self._has(_digest(name))
+
+    def add(self, name: int | str) -> bool:
+        """Add a name.
+
+        Returns:
+            `bool`: whether it was not there before.
+        """
+        digest = _digest(name)
+        if self._has(digest):
+            return False
+        self._new.add(digest)
+        if len(self._new) == _NEW_NAMES:
+            new = np.fromiter(self._new, dtype=np.uint64)
+            self._digests, self._new = np.union1d(self._digests, new), set()
+        return True
+
+    def _has(self, digest: int) -> bool:
+        if digest in self._new:
+            return True
+        place = int(np.searchsorted(self._digests, np.uint64(digest)))
+        return place < len(self._digests) and int(self._digests[place]) == digest
 
 
 def _digest(name: int | str) -> int:

@@ -38,16 +38,20 @@ class _Lines(tqdm):
         return None if nolock else super().refresh(nolock, lock_args)
 
 
-def progress(rows: Iterable[Any] | None = None, **options: Any) -> Any:
+def progress(rows: Iterable[Any] | None = None, log_every: int | None = None, **options: Any) -> Any:
     """Show how far work has come.
 
     Args:
         rows (`Iterable`, *optional*): what is worked on; without it, call `update` of what is returned.
+        log_every (`int`, *optional*): a line behind every so many rows, on a terminal, too.
         options: of `tqdm`, as `total`, `initial`, `desc` and `unit`.
 
     Returns:
         `tqdm`: the rows, and a context.
     """
+    if log_every is not None:
+        at_once = 1e-9  # but not before the first rows
+        return _Lines(rows, file=sys.stderr, mininterval=0, miniters=log_every, delay=at_once, ncols=80, **options)
     if sys.stderr.isatty():
         return tqdm(rows, file=sys.stderr, **options)
     seldom: dict[str, Any] = {"mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "ncols": 80}

@@ -9,6 +9,7 @@
   ones' places; and `finished.json`, the summary of a run that has come to its end.
 
 A record is appended when it is there, so that `kill -9` loses the images of the batches in flight and nothing else.
+An image that is named twice has one record, in the place where it was named first.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import contextlib
 import heapq
 import itertools
 import json
+import logging
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from typing import Any
 from ..data.files import locked, write_whole
 from ..data.json_lines import JsonLines, NameSet, read_json_lines
 from .captioning import CaptionRecord, name_of
+from .tally import Tally
+
+logger = logging.getLogger(__name__)
 
 _PART = "part-{:05d}-of-{:05d}"
 
@@ -68,7 +72,7 @@ class CaptionRun:
         retry_failed (`bool`, defaults to `False`): also try the images again that have an `error`.
 
     Attributes:
-        captioned, failed, skipped (`int`): images of this run with a caption, with an error, and done before.
+        tally ([`Tally`]): counts of this run.
 
     Raises:
         RunError: the file was not written by such a run, or with other settings, or by another number of processes.
@@ -87,7 +91,7 @@ class CaptionRun:
     ...         for row in run.remaining((0, place, row) for place, row in enumerate(rows)):
     ...             run.add({**row, "caption": "a dog"})
     ...         _ = run.finish()
-    ...     print(run.captioned, run.skipped)
+    ...     print(run.tally.captioned, run.tally.skipped)
     2 0
     0 2
 
@@ -98,14 +102,13 @@ class CaptionRun:
         self, path: Path, settings: Mapping[str, Any], share: Share | None = None, retry_failed: bool = False
     ) -> None:
         self.path, self.share, self.retry_failed = path, share or Share(), retry_failed
-        self.captioned = self.failed = self.skipped = 0
+        self.tally = Tally()
         self.state = state_of(path)
         self._check(dict(settings))
         self._part = self.state / _PART.format(self.share.index, self.share.number)
         self._records = path if self.share.number == 1 else self._part / "records.jsonl"
         self._retried = self._part / "retried.jsonl"
         self._positions: deque[tuple[Any, tuple[int, int]]] = deque()  # of the images in flight
-        self._start = time.monotonic()
         self._closing = contextlib.ExitStack()
 
     def _check(self, settings: dict[str, Any]) -> None:
@@ -140,6 +143,7 @@ class CaptionRun:
         (self._part / "finished.json").unlink(missing_ok=True)
         self._replace_retried()
         self._lines = self._closing.enter_context(JsonLines(self._records))
+        self._named = NameSet()
         own = NameSet(map(identity, self._read()))
         self._done = NameSet(map(identity, itertools.chain(self._read(), self._merged())))
         self._errors = NameSet(identity(record) for record in self._read() if "error" in record)
@@ -185,11 +189,13 @@ class CaptionRun:
         """
         for source, place, row in rows:
             name = identity(name_of(row))
-            if self.wants(name):
+            if not self._named.add(name):
+                self.tally.repeated += 1
+            elif self.wants(name):
                 self._positions.append((name, (source, place)))
                 yield row
             else:
-                self.skipped += 1
+                self.tally.skipped += 1
 
     def add(self, record: CaptionRecord | Mapping[str, Any]) -> None:
         """Write the record of the next of the [`remaining`] rows.
@@ -200,8 +206,7 @@ class CaptionRun:
         name, position = self._positions.popleft()
         if identity(record) != name:
             raise RunError(f"a record of {identity(record)!r} in the place of {name!r}")
-        self.failed += "error" in record
-        self.captioned += "error" not in record
+        self.tally.add(record)
         if self.share.number > 1:
             record = {"position": position, **record}
         lines = self._again if self._again is not None and name in self._errors else self._lines
@@ -211,27 +216,15 @@ class CaptionRun:
         """Put records of images that were tried again into their places, and write the summary.
 
         Returns:
-            `dict`: `captioned`, `failed` and `skipped` images of this run, its `seconds`, and `images_per_second`.
+            `dict`: see [`Tally.summary`].
         """
         self._closing.close()
         with locked(self._part):
             self._replace_retried()
-            summary = self.summary()
+            summary = self.tally.summary()
             text = json.dumps(summary, indent=1)
             write_whole(self._part / "finished.json", lambda file: file.write_text(text, encoding="utf-8"))
         return summary
-
-    def summary(self) -> dict[str, Any]:
-        """Summary of what has been done so far; see [`finish`]."""
-        seconds = time.monotonic() - self._start
-        number = self.captioned + self.failed
-        return {
-            "captioned": self.captioned,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(number / seconds, 3) if seconds else 0.0,
-        }
 
     def _replace_retried(self) -> None:
         """Records of a second try in the places of the first one's."""
@@ -272,7 +265,7 @@ def merge_parts(path: Path) -> int:
         path (`Path`): the file, `captions.jsonl`; its parts are removed. Records of an earlier merge stay in front.
 
     Returns:
-        `int`: how many records it has.
+        `int`: how many records it has. An image that several processes have captioned has one.
 
     Raises:
         RunError: there are no parts, or a part is missing or not finished.
@@ -286,11 +279,12 @@ def merge_parts(path: Path) -> int:
     if unfinished:
         raise RunError(f"{path}: not finished: {', '.join(unfinished)}; start the run again, it goes on where it was.")
     files = [_in_order(read_json_lines(part / "records.jsonl")) for part in expected]
-    new = {
-        identity(record): {name: value for name, value in record.items() if name != "position"}
-        for record in heapq.merge(*files, key=lambda record: record["position"])
-    }
-    count = 0
+    new: dict[Any, dict[str, Any]] = {}
+    count = repeated = 0
+    for record in heapq.merge(*files, key=lambda record: record["position"]):
+        name = identity(record)
+        repeated += name in new
+        new.setdefault(name, {field: value for field, value in record.items() if field != "position"})
 
     def merged() -> Iterator[dict[str, Any]]:
         nonlocal count
@@ -302,6 +296,8 @@ def merge_parts(path: Path) -> int:
     write_whole(path, lambda file: _write(file, merged()))
     for part in expected:
         shutil.rmtree(part)
+    if repeated:
+        logger.warning("%s: %d images were named twice, for several processes; each has one record", path, repeated)
     return count
 
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
 
 from ..data.files import check_can_be_made, system_errors, working_folder
+from ..data.json_lines import NameSet
 from .caption_run import Share
 from .image_archives import is_archive
 from .image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_url
+
+
+@lru_cache(maxsize=256)
+def _real_folder(folder: Path) -> Path:
+    return folder.resolve()
+
+
+def real_name(image: str | os.PathLike[str]) -> str:
+    """Name of a picture that is the same whatever way leads to its folder."""
+    path = Path(image)
+    return str(_real_folder(path.parent) / path.name)
 
 
 class SidecarError(ValueError):
@@ -71,22 +84,26 @@ class Sidecars:
 
         Raises:
             SidecarError: a picture of an archive or of a server, a folder that may not be written, or two pictures
-                whose names differ in nothing but their suffixes.
+                of a folder whose names differ in nothing but their suffixes. One that is named twice is one picture.
         """
-        existing, parent = 0, None
-        stems: dict[Path, str | os.PathLike[str]] = {}  # of a folder; files of one folder come together
+        existing, parent, named, taken = 0, None, NameSet(), NameSet()
         for place, image in enumerate(images):
             if is_url(image) or is_archive(image):
                 raise SidecarError(f"{image}: pictures of archives, tables and servers have no file beside them")
             path = self.path_of(image)
             if path.parent != parent:
-                parent, stems = path.parent, {}
+                parent = path.parent
                 try:
                     check_can_be_made(path.absolute())
                 except OSError as error:
                     raise SidecarError(str(error)) from error
-            other = stems.setdefault(path, image)
-            if PurePath(other) != PurePath(image):
+            if not named.add(real_name(image)):
+                continue
+            if not taken.add(real_name(path)):
+                others = (other for other in sorted(parent.iterdir()) if self.path_of(other) == path)
+                other = next(
+                    other for other in others if other.name != PurePath(image).name and real_name(other) in named
+                )
                 raise SidecarError(f"{other} and {image} would both have {path}; rename one of them")
             existing += (share is None or share.has(place)) and path.exists()
         return existing

@@ -126,6 +126,32 @@ def test_processes_share_the_sources(run, sources, tmp_path, monkeypatch):
     assert records_of(out) == expected
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_pictures_that_are_named_twice_have_one_record(run, sources, tmp_path, monkeypatch, number):
+    out, folder = tmp_path / "captions.jsonl", Path(sources[0])
+    _, expected, _ = run(folder)
+    twice = [folder / NAMES[1], folder, folder / NAMES[2]]
+    for rank in range(number):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(number))
+        _, _, err = run(*twice, "--out", out)
+    assert number == 2 or "11 captioned, 1 failed, 0 skipped, 2 named again" in err
+    assert number == 1 or main.main(["caption", "--merge", str(out)]) == 0
+    assert records_of(out) == [expected[1], expected[0], *expected[2:]]
+
+
+def test_lines_of_progress_and_a_summary_of_stdout(run, sources, tmp_path):
+    summary = tmp_path / "summary.json"
+    status, records, err = run(sources[0], "--log-every", 4, "--summary", summary)
+    assert status == 1 and len(records) == 12
+    lines = [line for line in err.splitlines() if "/12 [" in line]
+    assert [number for number in (4, 8, 12) if any(f" {number}/12 [" in line for line in lines)] == [4, 8, 12]
+    assert "1 failed" in lines[-1] and "picture" in lines[-1] and len(lines) <= 4
+    told = json.loads(summary.read_text())
+    assert [told[name] for name in ("captioned", "failed", "skipped", "repeated")] == [11, 1, 0, 0]
+    assert told["images_per_second"] == pytest.approx(12 / told["seconds"], rel=0.01)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

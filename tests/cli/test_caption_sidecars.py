@@ -52,7 +52,7 @@ def expected(run: Any, photos: Path) -> dict[str, str]:
 
 def test_each_picture_has_its_caption_beside_it(run, photos, expected):
     status, out, err = run(photos, "--sidecar", ".txt")
-    assert (status, out) == (1, b"") and "5 files written beside the pictures, 0 were there" in err
+    assert (status, out) == (1, b"") and "files beside the pictures: 5 captioned, 1 failed, 0 skipped" in err
     assert texts(photos) == expected and len(expected) == 5
     assert not list(photos.rglob(".*"))
 
@@ -63,7 +63,7 @@ def test_existing_files_are_refused_or_left_as_they_are(run, photos, expected):
     assert status == 2 and "1 of the pictures have such a file; --skip-existing leaves these pictures out" in err
     assert texts(photos) == {"n1.txt": "mine"}
     status, _, err = run(photos, "--sidecar", ".txt", "--skip-existing")
-    assert status == 1 and "4 files written beside the pictures, 1 were there" in err
+    assert status == 1 and "files beside the pictures: 4 captioned, 1 failed, 1 skipped" in err
     assert texts(photos) == {**expected, "n1.txt": "mine"}
 
 
@@ -80,6 +80,21 @@ def test_processes_share_the_pictures(run, photos, expected, monkeypatch):
 def test_several_captions_are_lines(run, photos):
     run(photos, "--sidecar", ".captions", "--num-beams", 3, "--num-return-sequences", 2)
     assert {len(text.splitlines()) for text in texts(photos, ".captions").values()} == {2}
+
+
+def test_a_picture_that_is_named_twice_is_one(run, photos, expected):
+    again = photos / "more" / ".." / "n1.png"
+    status, _, err = run(photos / "n1.png", photos, again, "--sidecar", ".txt")
+    assert status == 1 and "5 captioned, 1 failed, 0 skipped, 2 named again" in err
+    assert texts(photos) == expected
+
+
+def test_pictures_named_one_by_one_do_not_share_a_file(run, photos):
+    (photos / "n1.jpg").write_bytes((photos / "n2.jpg").read_bytes())
+    names = ["n1.png", "more/n3.png", "more/../n1.jpg"]
+    status, _, err = run(*(photos / name for name in names), "--sidecar", ".txt")
+    assert status == 2 and f"{photos}/more/../n1.png and {photos}/more/../n1.jpg would both have" in err
+    assert texts(photos) == {}
 
 
 @pytest.mark.parametrize(

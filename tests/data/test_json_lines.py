@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 
 import pytest
 
+from hf_captioners.data import json_lines
 from hf_captioners.data.json_lines import JsonLines, NameSet, read_json_lines
 
 RECORDS = [{"image": "a.jpg", "caption": "ein Hund läuft"}, {"image": "b\udc80.jpg", "error": "no\nfile"}]
@@ -82,3 +84,16 @@ def test_names_against_a_set():
     for name in [*names, "folder/3000.jpg", "5", 100, -1, "\udc80"]:
         assert (name in compact) == (name in names)
     assert "a" not in NameSet()
+
+
+def test_names_that_are_added_one_by_one(monkeypatch):
+    monkeypatch.setattr(json_lines, "_NEW_NAMES", 4)
+    draw = random.Random(0)
+    names, expected = NameSet(["0", "5"]), {"0", "5"}
+    for _ in range(60):
+        name = str(draw.randrange(30))
+        assert names.add(name) == (name not in expected)
+        expected.add(name)
+        assert len(names) == len(expected) and all(
+            (str(place) in names) == (str(place) in expected) for place in range(30)
+        )

@@ -125,3 +125,19 @@ def test_processes_go_on_behind_a_merge(tmp_path):
     assert records(path) == [caption(name, broken) for name in NAMES[:15]]  # until they are merged
     assert merge_parts(path) == 23
     assert records(path) == [caption(name, {NAMES[9], NAMES[20]}) for name in NAMES]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_images_that_are_named_twice_have_one_record(tmp_path, number, caplog):
+    path = tmp_path / "captions.jsonl"
+    names = [*NAMES[:6], *NAMES[3:9], NAMES[3]]
+    if number == 1:
+        with pytest.raises(Killed):
+            go(path, names, stop=5)
+        assert go(path, names)["repeated"] == 4
+    else:
+        shares = [Share(index, number) for index in range(number)]
+        within = [go(path, names, share=share)["repeated"] for share in shares]
+        merge_parts(path)
+        assert f"{4 - sum(within)} images were named twice, for several processes" in caplog.text
+    assert records(path) == [caption(name) for name in NAMES[:9]]
