@@ -13,36 +13,31 @@ captions of each; `rewards.png` the curves.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from train_flickr8k import (
+from flickr8k import (
     NUM_SHOWN,
-    RECIPES,
-    ROOT,
+    Run,
     add_arguments,
+    call,
     caption_test_images,
     choose_images,
     decodings,
+    options_of,
+    train_clip,
     write_features,
 )
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.metrics import CaptionMetrics
 from hf_captioners.metrics.clip.clip_score import ClipScorer
 from hf_captioners.metrics.clip.retrieval import clip_recall
-from hf_captioners.modeling.captioner_trust import load_pretrained
 
 START = "expansionnet_v2"
 SAMPLES = 10_000
@@ -61,55 +56,34 @@ SHOWN_SCORES = {  # name -> heading
 FACTORS = {"mean_length": 1.0, "vocabulary_size": 1.0}
 
 
-class RewardRun:
-    """A captioner, before or after reward training, with the attributes that `caption_test_images` uses."""
+class RewardRun(Run):
+    """A captioner, before or after reward training.
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        name: str,
-        method: str = "",
-        recipe: str = "",
-        **options: Any,
-    ) -> None:
-        self.name, self.folder = name, args.out / name
-        self.captioner = self.folder / "captioner"
-        self.recipe = RECIPES / recipe
-        if not (self.captioner / "trainer_state.json").exists():
-            arguments = {
-                "config": self.recipe,
-                "model": args.out / START / "captioner",
-                "annotations": args.annotations,
-                "image_root": args.image_root,
-                "features": write_features(args, "grid"),
-                "output_dir": self.captioner,
-                **options,
-            }
-            words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
-            if hf_captioners_cli(["train", method, *words]):
-                raise SystemExit(f"{name} could not be trained; see above.")
-        self.state = json.loads((self.captioner / "trainer_state.json").read_text())
+    Args:
+        args (`Namespace`): of the command line.
+        name, recipe (`str`): see [`Run`].
+        method (`str`): of the training.
+        options: of the training.
+    """
 
-    def load(self) -> tuple[Any, Any]:
-        """The captioner and its processor."""
-        model = load_pretrained(AutoModelForImageTextToText, self.captioner).eval()
-        return model, load_pretrained(AutoProcessor, self.captioner)
+    def __init__(self, args: argparse.Namespace, name: str, method: str = "", recipe: str = "", **options: Any) -> None:
+        self.method, self.options = method, options
+        super().__init__(args, name, recipe, write_features(args, "grid"))
 
-
-def train_clip(args: argparse.Namespace) -> Path:
-    """Train the small CLIP model."""
-    folder = args.out / "clip"
-    if not (folder / "config.json").exists():
-        options = {
-            "config": RECIPES / "mini_clip/flickr8k_mini.yaml",
-            "annotations": args.annotations,
-            "image_root": args.image_root,
-            "backbone": args.data / "vision_backbone",
-            "output_dir": folder,
+    def train(self) -> None:
+        """See [`Run`]."""
+        if self.is_trained:
+            return
+        arguments = {
+            "config": self.recipe,
+            "model": self.args.out / START / "captioner",
+            "annotations": self.args.annotations,
+            "image_root": self.args.image_root,
+            "features": self.features,
+            "output_dir": self.captioner,
+            **self.options,
         }
-        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        subprocess.run([sys.executable, ROOT / "examples/train_mini_clip.py", *words], check=True)
-    return folder
+        call(["train", self.method, *options_of(arguments)], f"{self.name} could not be trained")
 
 
 def cross_entropy(args: argparse.Namespace) -> RewardRun:
@@ -214,16 +188,16 @@ def main() -> None:
     runs = {name: train(args) for name, train in TRAININGS.values()}
     clip = train_clip(args)
     scorer = ClipScorer(clip, prefix="")
-    captions = {name: caption_test_images(args, run) for name, run in runs.items()}
-    images, start_rows = args.data / "flickr8k_mini/images", next(iter(captions.values()))
-    image_features = scorer.image_features([str(images / row["picture"]) for row in start_rows])
+    captions = {name: caption_test_images(run) for name, run in runs.items()}
+    start_rows = next(iter(captions.values()))
+    image_features = scorer.image_features([row["image"] for row in start_rows])
     lines = describe_clip(start_rows, image_features, scorer)
-    for decoding, _ in decodings(args):
+    for decoding in decodings(args):
         lines += describe(
             decoding, {name: score(rows, decoding, image_features, scorer) for name, rows in captions.items()}
         )
     lines += describe_training(runs)
-    beam = decodings(args)[-1][0]
+    *_, beam = decodings(args)
     lines += [f"First {NUM_SHOWN} test pictures, {beam}:", "", f"| picture | {' | '.join(runs)} |"]
     lines.append("|---" * (len(runs) + 1) + "|")
     for rows in list(zip(*captions.values(), strict=True))[:NUM_SHOWN]:
@@ -231,7 +205,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     (args.out / "rewards.md").write_text(text)
     trained = [str(run.captioner) for name, run in runs.items() if name != "cross-entropy"]
-    hf_captioners_cli(["plot", *trained, "--out", str(args.out / "rewards.png")])
+    call(["plot", *trained, "--out", str(args.out / "rewards.png")], "the trainings could not be drawn")
     print(text)
 
 

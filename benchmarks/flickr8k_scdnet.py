@@ -1,0 +1,103 @@
+"""SCD-Net on Flickr8k: sentences retrieved with the small CLIP, and the steps of its recipe, for `train_flickr8k.py`.
+
+Sentences and captions of all splits are files in the output folder: `retrieved.jsonl`, and those of the recipe's
+Makefile in `scdnet/`, whose sub-folders are the captioners. Each is scored as it is used by the next step: the second
+stage sees the sentences that the first one wrote before it was trained with rewards (5_xe) or after (6_scst).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flickr8k import RECIPES, Run, call, options_of, train_clip, write_features
+
+from hf_captioners.data.captions.attached import attach_sentences
+from hf_captioners.data.captions.karpathy import load_karpathy
+from hf_captioners.data.features.store import FeatureStore
+from hf_captioners.data.rows import FeatureDataset, attach_features
+from hf_captioners.inference.captioning import caption_rows
+
+MAKEFILE = RECIPES / "scdnet/Makefile"
+STEPS = (10, 50)
+TRAININGS = {"1_xe": None, "2_scst": None, "5_xe": "3_xe", "6_scst": "4_scst"}  # and sentences of the first stage
+
+
+class ScdnetRun(Run):
+    """A step of the recipe, whose captions are written from cached features with their sentences.
+
+    Args:
+        args (`Namespace`): of the command line.
+        step (`str`): a training of the Makefile.
+        retrieved (`Path`): sentences of all pictures.
+    """
+
+    def __init__(self, args: argparse.Namespace, step: str, retrieved: Path) -> None:
+        folder, previous = args.out / "scdnet", TRAININGS[step]
+        self.sentences = {"retrieved": retrieved}
+        if previous is not None:
+            self.sentences["previous"] = folder / f"{previous}.jsonl"
+        super().__init__(args, f"scdnet_{step}", f"scdnet/flickr8k_{step}.yaml", args.out / "features", folder / step)
+        self.shown = tuple(self.sentences)
+        self.decodings = {f"{steps} steps": {"num_inference_steps": steps} for steps in STEPS}
+
+    def test_rows(self) -> FeatureDataset:
+        """See [`Run`]."""
+        rows = load_karpathy(self.args.annotations, split="test")
+        for column, file in self.sentences.items():
+            rows = attach_sentences(rows, file, column)
+        return attach_features(rows, FeatureStore(self.features))
+
+    def caption(self, model: Any, processor: Any, options: Mapping[str, Any]) -> Iterator[str]:
+        """See [`Run`]."""
+        rows = self.test_rows()
+        records = caption_rows(model, processor, (rows[index] for index in range(len(rows))), batch_size=50, **options)
+        return (record["caption"] for record in records)
+
+
+def look_up_sentences(args: argparse.Namespace) -> Path:
+    """Build the retriever of the training captions, and look up the sentences of all pictures."""
+    retriever, sentences = args.out / "retrieval", args.out / "retrieved.jsonl"
+    images = {"annotations": args.annotations, "image-root": args.image_root}
+    if sentences.exists():
+        return sentences
+    if not retriever.exists():
+        options = {**images, "clip": train_clip(args), "out": retriever}
+        call(["retrieval", "build", *options_of(options)], "the retriever could not be built")
+    options = {"retrieval": retriever, **images, "out": sentences}
+    call(["retrieval", "lookup", *options_of(options)], "the sentences could not be looked up")
+    return sentences
+
+
+def train_scdnet(args: argparse.Namespace, teacher: Path) -> Iterator[Run]:
+    """Train SCD-Net step by step.
+
+    Args:
+        args (`Namespace`): of the command line.
+        teacher (`Path`): a captioner that writes word by word, whose captions guide self-critical training.
+
+    Returns:
+        `Iterator[Run]`: both trainings of each stage.
+    """
+    retrieved, folder = look_up_sentences(args), args.out / "scdnet"
+    epochs = f"--num_train_epochs {args.num_train_epochs}" if args.num_train_epochs else ""
+    variables = {
+        "DIR": folder,
+        "ANNOTATIONS": args.annotations,
+        "FEATURES": write_features(args, "grid"),
+        "RETRIEVED": retrieved,
+        "TEACHER": teacher,
+        "RECIPE": "flickr8k_",
+        "NEW": f"--backbone {args.data / 'vision_backbone'}",
+        "MORE": epochs,
+        "PYTHON": sys.executable,
+    }
+    *_, last = TRAININGS
+    words = [f"{name}={value}" for name, value in variables.items()]
+    subprocess.run(["make", "-f", MAKEFILE, *words, f"{folder / last}/raw/config.json"], stdout=sys.stderr, check=True)
+    for step in TRAININGS:
+        yield ScdnetRun(args, step, retrieved)
