@@ -13,14 +13,15 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .caption_out import Output, Sources, add_merge_option, add_out_options, check_out_options, merge, open_output, tell
+from .caption_out import Output, add_merge_option, add_out_options, check_out_options, merge, open_output, tell
 from .caption_sidecars import open_sidecars
+from .caption_sources import add_source_options, open_sources
 from .captioners import load_captioners
-from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error, refuse_unread
+from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
 _KEEP_EVERY = 1000  # captions
@@ -34,12 +35,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Write one JSON object per picture to stdout. A broken picture is reported; the rest go on.",
         epilog="example: hf-captioners caption photos/ cat.png --model expansionnet-v2 > captions.jsonl",
     )
-    parser.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATH",
-        help="a picture, a folder or archive (zip, tar) or Parquet file of pictures, or an http(s) URL",
-    )
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
     add_merge_option(work)
@@ -52,18 +47,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default={},
         help="further options of generate, as '{\"num_inference_steps\": 20}'",
     )
-    parser.add_argument("--image-column", metavar="NAME", default="image", help="of Parquet files (%(default)s)")
-    parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
-    dataset = parser.add_argument_group("a data set in the place of paths; its records have `image_id`")
-    dataset.add_argument("--annotations", metavar="FILE", help="JSON file in Karpathy's layout")
-    dataset.add_argument(
-        "--data-dir", "--data_dir", metavar="DIR", help="or a folder as training reads it, with its own pictures"
-    )
-    dataset.add_argument("--labels", metavar="FILE", help="label file of the SATIC code, for its cocotalk.json")
-    dataset.add_argument("--split", help="such as val or train+restval (the default; all of a folder)")
-    source = dataset.add_mutually_exclusive_group()
-    source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
-    source.add_argument("--features", metavar="DIR", help="folder of their features, as `features` writes it")
+    add_source_options(parser)
     add_detector_option(parser)
     add_retrieval_options(parser)
     parser.add_argument(
@@ -168,7 +152,7 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
     """Caption what was asked for; returns how many pictures failed."""
     from ..inference.captioning import caption_rows
 
-    read, count = _sources(args, results)
+    read, count = open_sources(args, None if results is None else results.check)
     sidecars = None if args.sidecar is None else open_sidecars(args)
     model, processor = _load(args)
     options = {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
@@ -180,37 +164,6 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
     return output.tally.failed
 
 
-def _sources(args: argparse.Namespace, results: _CocoResults | None) -> tuple[Sources, int]:
-    """Function that reads the rows, and their number."""
-    if args.annotations is not None or args.data_dir is not None:
-        of_paths = {"no_recursive": not args.recursive, "image_column": args.image_column != "image"}
-        refuse_unread("a data set has pictures of its own", **of_paths)
-        return _sources_of_dataset(args)
-    if args.sentences:
-        raise UsageError("--sentences are of a data set's pictures, and go with --annotations or --data-dir")
-    if args.features or args.image_root or not args.paths:
-        swallowed = "; --model takes all words up to the next option, so give paths before it" if args.model[1:] else ""
-        raise UsageError(f"give paths, or --annotations with --image-root or --features{swallowed}")
-    refuse_unread("paths have no splits and labels", split=args.split is not None, labels=args.labels is not None)
-    from ..inference.image_archives import image_names, image_rows
-    from ..inference.image_files import LeftOutFiles, find_images
-
-    # Listed twice, to know the number without keeping a million paths.
-    left_out, column = LeftOutFiles(), args.image_column
-    count = sum(1 for _ in image_names(find_images(args.paths, args.recursive, left_out), left_out, column))
-    if not count:
-        raise UsageError(f"no pictures in {', '.join(args.paths)}{f' ({left_out})' if left_out else ''}")
-    if left_out:
-        print(f"hf-captioners caption: {left_out}", file=sys.stderr)
-    if results is not None:
-        results.check(image_names(find_images(args.paths, args.recursive), LeftOutFiles(), column))
-
-    def read(wanted: Callable[[Any], bool]) -> Iterator[Iterator[Mapping[str, Any]]]:
-        return (image_rows([path], wanted, column) for path in find_images(args.paths, args.recursive))
-
-    return read, count
-
-
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
         model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
@@ -220,50 +173,10 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, processor
 
 
-def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
-    """Function that reads a data set's rows, from its picture files or from cached features; and their number."""
-    if args.paths or (args.annotations is not None and args.data_dir is not None):
-        raise UsageError("give paths, or --annotations, or --data-dir, one of them")
-    if args.data_dir is None and not (args.image_root or args.features):
-        raise UsageError("--annotations goes with --image-root or --features, without paths")
-    from ..data.captions.attached import attach_sentences, parse_sentences
-    from ..data.features.store import FeatureStore
-    from ..data.rows import attach_features, undecoded
-
-    with mistakes(ValueError, OSError):
-        sentences = parse_sentences(args.sentences)
-        rows = _rows(args)
-        for column, path in sentences.items():
-            rows = attach_sentences(rows, path, column)
-        rows = attach_features(rows, FeatureStore(args.features)) if args.features else undecoded(rows)
-
-    def read(wanted: Callable[[Any], bool]) -> Iterator[Iterator[Mapping[str, Any]]]:
-        return (iter([rows[index]]) for index in range(len(rows)))
-
-    return read, len(rows)
-
-
-def _rows(args: argparse.Namespace) -> Any:
-    from ..data.captions.cocotalk import load_cocotalk
-    from ..data.captions.folder import load_folder_split
-    from ..data.captions.karpathy import load_karpathy
-
-    if args.data_dir is not None:
-        if args.labels or args.image_root:
-            raise ValueError("--data-dir has its own pictures and captions, without --image-root and --labels")
-        return load_folder_split(args.data_dir, args.split or "all")
-    split = args.split or "train+restval"
-    if args.labels is None:
-        return load_karpathy(args.annotations, args.image_root, split)
-    if args.image_root:
-        raise ValueError("--labels goes with --features: the rows of cocotalk.json have no pictures")
-    return load_cocotalk(args.annotations, args.labels, split.replace("train+restval", "train"))
-
-
 def _write(
     args: argparse.Namespace,
     records: Iterator[Mapping[str, Any]],
-    count: int,
+    count: int | None,
     output: Output,
     results: _CocoResults | None,
 ) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _OTHER_FILES = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".gz")
 
+_OF_STREAM = ("dataset", "dataset_config", "split", "image_column", "id_column")  # by which its names differ
+_DATASETS = ("dataset", "annotations", "data_dir")
+
 Sources: TypeAlias = Callable[[Callable[[Any], bool]], Iterator[Iterator[Mapping[str, Any]]]]
 """Function that gives the rows of each source; it is told by their names which ones are wanted."""
 
@@ -66,7 +69,7 @@ def check_out_options(args: argparse.Namespace) -> None:
         raise UsageError("--skip-existing goes with --sidecar")
     if args.sidecar is not None and (args.out is not None or args.coco_results is not None):
         raise UsageError("--sidecar goes without --out and --coco-results")
-    if args.sidecar is not None and (args.annotations is not None or args.data_dir is not None):
+    if args.sidecar is not None and any(vars(args)[name] is not None for name in _DATASETS):
         raise UsageError("--sidecar goes with picture files and folders, not with a data set")
     if args.out is None:
         return
@@ -132,7 +135,7 @@ class Output:
     def __exit__(self, *error: Any) -> None:
         """Nothing to close."""
 
-    def remaining(self, count: int) -> int | None:
+    def remaining(self, count: int | None) -> int | None:
         """Number of pictures that are left of so many; `None` if that is not known."""
         return count
 
@@ -192,8 +195,8 @@ class RunOutput(Output):
     def __exit__(self, *error: Any) -> None:
         self.run.__exit__(*error)
 
-    def remaining(self, count: int) -> int | None:
-        return None if self.run.share.number > 1 else max(count - self.run.done, 0)
+    def remaining(self, count: int | None) -> int | None:
+        return None if count is None or self.run.share.number > 1 else max(count - self.run.done, 0)
 
     def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:
         return self.run.remaining(
@@ -243,12 +246,13 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
     if args.out is None:
         return Output(Tally())
 
+    streamed = _OF_STREAM if args.dataset is not None else ()
     settings = {
         "weights_sha256": weights_sha256(model),
         "image_processor_sha256": settings_sha256(processor.image_processor),
         "dtype": str(model.dtype),
         **{name: value for name, value in options.items() if value is not None},
-        **{name: value for name in ("retrieval", "sentences") if (value := vars(args)[name])},
+        **{name: value for name in ("retrieval", "sentences", *streamed) if (value := vars(args)[name])},
     }
     with mistakes(RunError, OSError):
         run = CaptionRun(_records_of(args.out), settings, share_of_process(), args.retry_failed)

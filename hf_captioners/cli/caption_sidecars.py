@@ -30,8 +30,8 @@ class SidecarOutput(Output):
     def __exit__(self, *error: Any) -> None:
         self.sidecars.__exit__(*error)
 
-    def remaining(self, count: int) -> int | None:
-        return None if self.share.number > 1 else max(count - self.existing, 0)
+    def remaining(self, count: int | None) -> int | None:
+        return None if count is None or self.share.number > 1 else max(count - self.existing, 0)
 
     def rows(self, read: Sources) -> Iterator[Mapping[str, Any]]:
         from ..inference.sidecars import real_name

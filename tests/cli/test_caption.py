@@ -421,7 +421,7 @@ class TestDataset:
             (["--coco-results", "nowhere/r.json"], "no such folder"),
             (["--coco-results", "r.json", "--num-return-sequences", "2"], "takes one caption per picture"),
             (["--annotations", "x.json"], "give paths, or --annotations, or --data-dir, one of them"),
-            (["--features", "x"], "give paths, or --annotations with --image-root or --features"),
+            (["--features", "x"], "give paths, --dataset, or --annotations with --image-root or --features"),
         ],
     )
     def test_mistakes(

@@ -169,6 +169,33 @@ def test_options_that_do_not_go_together(run, sources, arguments, message, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_streaming_data_set(run, sources, pictures, tmp_path, monkeypatch):
+    folder, out = tmp_path / "data" / "train", tmp_path / "captions.jsonl"
+    folder.mkdir(parents=True)
+    for start in range(0, 12, 5):
+        cells = [{"bytes": pictures[name], "path": name} for name in NAMES[start : start + 5]]
+        pyarrow.parquet.write_table(pyarrow.table({"photo": cells}), folder / f"part-{start:02d}.parquet")
+    captions = [record.get("caption") for record in run(sources[0])[1]]
+    dataset = ("--dataset", folder.parent, "--image-column", "photo")
+    status, records, _ = run(*dataset)
+    assert status == 1 and [record.get("caption") for record in records] == captions
+    assert [record["image_id"] for record in records[4:6]] == ["0/4", "1/0"] and records[7]["image"] == BROKEN
+    assert records[7]["error"].startswith(f"{BROKEN}: ")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        run(*dataset, "--out", out)
+    assert main.main(["caption", "--merge", str(out)]) == 0
+    assert records_of(out) == records
+    for arguments, message in (
+        ([folder], "give paths or --dataset, one of them"),
+        (["--split", "test"], "Bad split: test"),
+        (["--id-column", "name"], "no column 'name'; it has 'photo'"),
+        (["--out", out, "--dataset", folder], "was made with dataset "),
+    ):
+        assert run(*dataset, *arguments)[0] == 2 and message in run(*dataset, *arguments)[2]
+
+
 def table_of(out: Path) -> list[dict[str, Any]]:
     """The records of a folder of Parquet files."""
     rows = pyarrow.parquet.read_table(out).to_pylist()
