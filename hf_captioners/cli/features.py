@@ -4,8 +4,9 @@ They come from a backbone (`--model`), from the bottom-up detector (`--detector`
 (`--regions`).
 
 stdout has one JSON line at the end: `{"folder", "count", "added", "errors", "bytes"}`; progress and warnings go to
-stderr. Exit status 0 if every picture has features, 1 if some could not be read (named on stderr and in `index.json`),
-2 if nothing could be done because of what was asked for, 3 if a disk is full; the same command then goes on.
+stderr. Exit status 0 if every picture has features, 1 if some could not be read (named on stderr and in `index.json`;
+with `--on-bad-row skip` 0), 2 if nothing could be done because of what was asked for, 3 if a disk is full; the same
+command then goes on.
 """
 
 import argparse
@@ -28,6 +29,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 NORMS = ("none", "l2")
 
 FORMATS = ("store", "npz", "tsv")
+ON_BAD_ROW = ("error", "skip")
 
 _OF_A_DATASET = (
     *("annotations", "image_root", "data_dir", "splits", "missing"),
@@ -40,7 +42,7 @@ OPTIONS = {
         *(*_OF_A_DATASET, "pictures", "format", "append_boxes", "show"),
         *("min_regions", "max_regions", "max_proposals", "res5_dtype"),
     ),
-    "regions": ("boxes", "image_sizes", "norm"),
+    "regions": ("boxes", "image_sizes", "norm", "max_regions", "on_bad_row"),
 }
 
 
@@ -51,8 +53,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="compute the image features of a dataset once, for training",
         description="Run the backbone of a captioner, or any vision backbone of transformers, over all pictures of a "
         "dataset and store their features; or find regions with the bottom-up detector and store theirs; or store "
-        "region features that other projects keep in folders of .npz files or in HDF5. An interrupted run continues "
-        "where it was.",
+        "region features that other projects keep in TSV, LMDB, HDF5, pickles or folders of .npz files. An "
+        "interrupted run continues where it was.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these options; the command line wins")
     parser.add_argument("--out", required=True, help="folder to write; with --format tsv the file")
@@ -112,10 +114,27 @@ def _add_detector_options(group: "argparse._ArgumentGroup") -> None:
 
 def _add_region_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--regions", metavar="PATH", help="folder of <id>.npz or <id>.npy, or HDF5 file of <id> or <id>_features"
+        "--regions",
+        nargs="+",
+        metavar="PATH",
+        help="bottom-up .tsv, LMDB, pickled lists (.pkl), folder of <id>.npz or <id>.npy, or HDF5 file of <id> or "
+        "<id>_features; of several the union. More regions than --max-regions (100) are a bad row",
     )
-    group.add_argument("--boxes", metavar="PATH", help="their boxes, to append and to sort by: <id>.npy or <id>_boxes")
-    group.add_argument("--image-sizes", metavar="FILE", help="JSON of the pictures' sizes (cocotalk.json, COCO's)")
+    group.add_argument(
+        "--boxes",
+        nargs="+",
+        metavar="PATH",
+        help="their boxes, to append and to sort by: the same file, or <id>.npy or <id>_boxes",
+    )
+    group.add_argument(
+        "--image-sizes", metavar="FILE", help="JSON of the pictures' sizes (cocotalk.json, COCO's); a .tsv has them"
+    )
+    group.add_argument(
+        "--on-bad-row",
+        choices=ON_BAD_ROW,
+        default="error",
+        help="skip: leave out, log and count regions that cannot be used, and exit with 0 (%(default)s)",
+    )
     group.add_argument("--norm", choices=NORMS, default="none", help="l2: divide each region's vector by its length")
 
 
@@ -157,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
     with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
         summary = _extract(args)
     print(json.dumps(summary))
-    return 1 if summary["errors"] else 0
+    return 1 if summary["errors"] and args.on_bad_row == "error" else 0
 
 
 def _extract(args: argparse.Namespace) -> dict[str, Any]:
@@ -194,8 +213,8 @@ def _check(args: argparse.Namespace) -> str:
         )
     if first == "detector" and has_dataset == bool(args.pictures):
         raise ValueError("--detector needs pictures, or --annotations with --image-root, or --data-dir")
-    if (args.boxes is None) != (args.image_sizes is None):
-        raise ValueError("--boxes are in pixels and go with --image-sizes")
+    if args.boxes is None and args.image_sizes is not None:
+        raise ValueError("--image-sizes are for --boxes, which are in pixels")
     return first
 
 
@@ -268,11 +287,23 @@ def _draw(folder: Path, image_id: Any, image: Any, regions: Any) -> None:
 
 
 def _from_regions(args: argparse.Namespace) -> Any:
-    from ..data.features.regions import RegionFeatures, read_image_sizes, write_region_features
+    from ..conversion.region_sources import open_region_features
+    from ..data.bad_rows import BadRows
+    from ..data.features.regions import MAX_REGIONS, read_image_sizes, write_region_features
     from ..data.features.store import DTYPES as TORCH_DTYPES
 
-    sizes = None if args.image_sizes is None else read_image_sizes(args.image_sizes)
-    with RegionFeatures(args.regions, boxes=args.boxes, image_sizes=sizes, l2_norm=args.norm == "l2") as regions:
+    bad_rows = BadRows(args.on_bad_row)
+    options = {
+        "boxes": args.boxes,
+        "image_sizes": None if args.image_sizes is None else read_image_sizes(args.image_sizes),
+        "l2_norm": args.norm == "l2",
+        "max_regions": args.max_regions or MAX_REGIONS,
+    }
+    with open_region_features(args.regions, bad_rows=bad_rows, **options) as regions:
         return write_region_features(
-            regions, args.out, dtype=TORCH_DTYPES[args.dtype], shard_bytes=args.shard_size_mb * 1_000_000
+            regions,
+            args.out,
+            dtype=TORCH_DTYPES[args.dtype],
+            shard_bytes=args.shard_size_mb * 1_000_000,
+            bad_rows=bad_rows,
         )

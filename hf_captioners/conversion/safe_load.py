@@ -142,15 +142,33 @@ def load_plain_pickle(
     ```
     """
     path = _existing_file(path, "pickle")
-    content = _read_bounded(path, max_bytes)
+    return unpickle_plain(_read_bounded(path, max_bytes), str(path), stand_ins, encoding)
+
+
+def unpickle_plain(
+    content: bytes, where: str, stand_ins: Mapping[str, Any] = NO_STAND_INS, encoding: str = "utf-8"
+) -> Any:
+    """Unpickle plain values that have been read already, as [`load_plain_pickle`] does of a file.
+
+    Args:
+        content (`bytes`): the pickle.
+        where (`str`): its file, and its place there, for messages.
+        stand_ins (`Mapping[str, Any]`, *optional*), encoding (`str`): see [`load_plain_pickle`].
+
+    Returns:
+        The value.
+
+    Raises:
+        CheckpointError: see [`load_plain_pickle`].
+    """
     try:
-        _scan(path, content)
+        _scan(where, content)
         value = _PlainUnpickler(content, stand_ins, encoding).load()
         check_nesting(value, len(content))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
     except Exception as error:  # malformed pickles raise almost anything: IndexError, KeyError, TypeError, EOFError...
-        raise CheckpointError(f"{path}: not a pickle of plain values ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{where}: not a pickle of plain values ({type(error).__name__}: {error})") from error
     return value
 
 
@@ -192,10 +210,10 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def _scan(path: Path, content: bytes) -> None:
+def _scan(where: str, content: bytes) -> None:
     """Scan a pickle, and show how far that has come where it takes long."""
     stream = io.BytesIO(content)
-    shown = progress_of(stream.tell, desc=f"checking {path.name}", total=len(content), unit="B", unit_scale=True)
+    shown = progress_of(stream.tell, desc=f"checking {Path(where).name}", total=len(content), unit="B", unit_scale=True)
     with shown if len(content) > _LONG else nullcontext():
         scan_pickle(stream, len(content))
 

@@ -1,5 +1,6 @@
 """`hf-captioners features`: the exit status, the summary on stdout, and mistakes in the arguments."""
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -248,14 +249,34 @@ class TestRegions:
         summary = json.loads(capfd.readouterr().out)
         assert (summary["count"], summary["errors"]) == (1, 1)
         assert str(tmp_path / "att" / "7.npz") in caplog.text
+        assert run(regions, "--on-bad-row", "skip") == 0
+        assert json.loads(capfd.readouterr().out)["errors"] == 1
+
+    def test_tsv(self, regions, tmp_path, capfd, caplog):
+        """Boxes and sizes of the same file; a line of too many regions and one that is cut off are left out."""
+        rows = {7: 3, 9: 2, 11: 6}
+        lines = []
+        for image_id, number in rows.items():
+            arrays = np.tile(np.float32([0, 0, 10, 30]), (number, 1)), np.ones((number, 4), dtype=np.float32)
+            encoded = [base64.b64encode(array.tobytes()).decode() for array in arrays]
+            lines.append("\t".join([str(image_id), "40", "30", str(number), *encoded]))
+        (tmp_path / "r.tsv").write_text("\n".join([*lines, "13\t40"]))
+        tsv = {**regions, "--regions": str(tmp_path / "r.tsv"), "--boxes": str(tmp_path / "r.tsv")}
+        assert run(tsv, "--max-regions", "5") == 2
+        assert "r.tsv: line 4 has 2 fields, expected 6" in capfd.readouterr().err
+        assert run(tsv, "--max-regions", "5", "--on-bad-row", "skip") == 0
+        store = FeatureStore(tmp_path / "out")
+        assert {image_id: tuple(store[image_id].shape) for image_id in store.ids} == {7: (3, 9), 9: (2, 9)}
+        assert "line 3: features: has 6 regions, expected 1 to 5" in store.errors[11]
+        assert "1 rows left out that cannot be used" in caplog.text
 
     @pytest.mark.parametrize(
         ("more", "message"),
         [
             ({"--regions": "{tmp}/none"}, "none: no such file"),
             ({"--regions": "{tmp}/cocotalk.json"}, "cocotalk.json: not a readable HDF5 file"),
-            ({"--image-sizes": "{tmp}/none.json"}, "--boxes are in pixels and go with --image-sizes"),
-            ({"--boxes": "{tmp}/box"}, "--boxes are in pixels and go with --image-sizes"),
+            ({"--image-sizes": "{tmp}/none.json"}, "--image-sizes are for --boxes, which are in pixels"),
+            ({"--boxes": "{tmp}/box"}, "boxes are in pixels: give boxes and image_sizes together"),
             ({"--boxes": "{tmp}/box", "--image-sizes": "{tmp}/none.json"}, "none.json"),
             ({"--model": "{tmp}"}, "--model does not go with --regions"),
             ({"--image-root": "{tmp}"}, "--image-root does not go with --regions"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_captioners.data.drawn.drawing import draw_scene
 from hf_captioners.data.drawn.scene import Scene, Thing
-from hf_captioners.data.features.region_outputs import read_tsv
+from hf_captioners.data.features.region_tsv import read_tsv
 from hf_captioners.data.features.regions import RegionFeatures, write_region_features
 from hf_captioners.data.features.store import FeatureError, FeatureStore
 from hf_captioners.inference.detect_regions import RegionDetector, images_by_id, write_detected_regions

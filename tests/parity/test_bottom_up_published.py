@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from hf_captioners.conversion.bottom_up import convert
-from hf_captioners.data.features.region_outputs import RegionArrays, TsvFile, read_tsv
+from hf_captioners.data.features.region_outputs import RegionArrays, TsvFile
+from hf_captioners.data.features.region_tsv import read_tsv
 from hf_captioners.inference.detect_regions import RegionDetector
 
 NAMES = ("BOTTOM_UP_MODEL", "BOTTOM_UP_TSV", "BOTTOM_UP_IMAGES")

@@ -2,8 +2,7 @@
 
 - [`NpzFolder`]: `<id>.npz` per image, with `feat` and `boxes` (what SATIC's loader and `--regions` read), and objects,
   attributes and the image's size;
-- [`TsvFile`]: one line per image, without a header: image_id, image_w, image_h, num_boxes, boxes and features in base64
-  of float32 (the files that Anderson et al. published).
+- [`TsvFile`]: one line per image with its arrays in base64, as Anderson et al. published them (`region_tsv`).
 
 Both go on where an interrupted run ended, if the regions are made as before: a JSON file beside them says how. The
 third way to keep them is a feature store (`store.py`).
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +19,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..captions.records import id_of
-from ..files import regular_file, write_whole
+from ..files import write_whole
+from .region_tsv import image_id_of, split_line
 from .store import FeatureError, ImageId
 
 _ABOUT = "detector.json"
-_TSV_FIELDS = 6
 
 
 @dataclass(frozen=True)
@@ -183,40 +180,10 @@ def _lines_of(path: Path) -> tuple[set[ImageId], int]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
-            fields = line.split(b"\t")
-            if len(fields) != _TSV_FIELDS:
-                raise FeatureError(f"{path}: line {number} has {len(fields)} fields, expected {_TSV_FIELDS}")
-            done.add(id_of(fields[0].decode("utf-8", "replace"), f"{path}: line {number}: image_id"))
+            where = f"{path}: line {number}"
+            done.add(image_id_of(split_line(line, where), where))
             end += len(line)
     return done, end
-
-
-def read_tsv(path: str | Path) -> Iterator[tuple[ImageId, np.ndarray, np.ndarray, tuple[int, int]]]:
-    """Read the lines of a TSV, of [`TsvFile`] or as published.
-
-    Args:
-        path (`str` or `Path`): the file.
-
-    Yields:
-        `tuple`: the image's id, its boxes `(N, 4)`, its features `(N, feature_size)`, and its height and width.
-
-    Raises:
-        FeatureError: a line is not like that.
-    """
-    with regular_file(path, "file of regions").open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                name, width, height, count, boxes, features = line.rstrip(b"\r\n").split(b"\t")
-                rows = int(count)
-                decoded = [np.frombuffer(base64.b64decode(text), "<f4") for text in (boxes, features)]
-                yield (
-                    id_of(name.decode("utf-8"), "image_id"),
-                    decoded[0].reshape(rows, 4),
-                    decoded[1].reshape(rows, -1),
-                    (int(height), int(width)),
-                )
-            except ValueError as error:
-                raise FeatureError(f"{path}: line {number} is not of a file of regions: {error}") from error
 
 
 def _agree(path: Path, metadata: dict[str, Any]) -> None:

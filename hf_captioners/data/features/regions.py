@@ -1,14 +1,17 @@
 """Region features of a detector from the files of other projects, one image at a time, into the feature store.
 
 Bottom-up features (Anderson et al., "Bottom-Up and Top-Down Attention for Image Captioning and Visual Question
-Answering", 2018) are 10 to 100 vectors an image, one for each region. They come in two layouts:
+Answering", 2018) are 10 to 100 vectors an image, one for each region. They come in these layouts:
 
 - a folder with a file per image: `<id>.npz` with the array `feat`, or with one array of any name, or `<id>.npy`
   (`cocobu_att/42.npz` of SATIC and ImageCaptioning.pytorch);
 - an HDF5 file with a data set per image, `<id>` or `<id>_features` (as in `coco_detections.hdf5` of the M2
-  Transformer).
+  Transformer);
+- a TSV with an image per line, as they were published (`region_tsv`);
+- LMDB databases and pickled lists, which `conversion.region_sources` opens.
 
-Boxes, x1, y1, x2, y2 in pixels, come in the same layouts, `<id>.npy` or `<id>_boxes`. What is decided here:
+Boxes, x1, y1, x2, y2 in pixels, come in the same layouts, `<id>.npy` or `<id>_boxes`, or beside the features. What is
+decided here:
 
 1. An id of digits is an integer, with or without zeros in front; other names are ids as they are.
 2. With boxes, a region's vector is followed by x1/width, y1/height, x2/width, y2/height and the box's share of the
@@ -16,7 +19,8 @@ Boxes, x1, y1, x2, y2 in pixels, come in the same layouts, `<id>.npy` or `<id>_b
    that do not fit into the picture are an error, since they belong to another size of it.
 3. `l2_norm` divides a region's vector by its length before that (SATIC's `norm_att_feat`). A region of zeros, where the
    original gets NaN, is an error.
-4. Nothing is unpickled.
+4. More than 100 regions are an error, unless `max_regions` allows them: grids of features are no regions.
+5. Nothing is unpickled here.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from __future__ import annotations
 import logging
 import os
 import reprlib
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,31 +36,40 @@ import numpy as np
 import torch
 
 from ...modeling.captioner_detector import box_features
+from ..bad_rows import BadRows
 from ..captions.records import id_of, read_content
 from ..progress import progress
-from .region_files import open_arrays
+from .region_files import ArraySource, JoinedArrays, open_arrays
 from .store import DEFAULT_SHARD_BYTES, FeatureError, FeatureStore, FeatureSummary, FeatureWriter, ImageId
 
 logger = logging.getLogger(__name__)
 
 _Path: TypeAlias = str | os.PathLike[str]
+_Paths: TypeAlias = _Path | Sequence[_Path]
+
+MAX_REGIONS = 100
+"""Most regions of an image, as bottom-up attention has them."""
 
 
 class RegionFeatures:
-    """The region features of a folder or an HDF5 file: `regions[image_id]` is an array `[num_regions, feature_size]`.
+    """The region features of folders or files: `regions[image_id]` is an array `[num_regions, feature_size]`.
 
     Files are read at the moment of access. Use it as a context manager, or call `close`.
 
     Args:
-        path (`str` or `os.PathLike`): the features; see the top of this module for the layouts.
-        boxes (`str` or `os.PathLike`, *optional*): the boxes, to append them and to sort regions by area. The same
-            HDF5 file may hold both.
+        path (`str`, `os.PathLike` or a list of them): the features; see the top of this module for the layouts.
+        boxes (`str`, `os.PathLike` or a list of them, *optional*): the boxes, to append them and to sort regions by
+            area. The same file may hold both.
         image_sizes (`Mapping[int | str, tuple[int, int]]`, *optional*): image id -> width and height in pixels, such
-            as [`read_image_sizes`] reads them; needed with `boxes`, and only with them.
+            as [`read_image_sizes`] reads them; needed with `boxes` of files that do not hold them, and only with them.
         l2_norm (`bool`, defaults to `False`): divide every vector by its length.
+        max_regions (`int`, defaults to 100): more regions of an image are an error.
+        bad_rows ([`BadRows`], *optional*): gets lines of a TSV, and the like, that cannot be used, and images that are
+            there twice; by default they are errors.
+        open_source (`Callable`, defaults to [`open_arrays`]): opens a path as an `ArraySource`.
 
     Attributes:
-        ids (`list[int | str]`): image ids, numbers in their order and then names in theirs.
+        ids (`list[int | str]`): image ids, in the order of a TSV; numbers in their order and then names in theirs.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -82,30 +95,37 @@ class RegionFeatures:
 
     def __init__(
         self,
-        path: _Path,
+        path: _Paths,
         *,
-        boxes: _Path | None = None,
+        boxes: _Paths | None = None,
         image_sizes: Mapping[ImageId, tuple[int, int]] | None = None,
         l2_norm: bool = False,
+        max_regions: int = MAX_REGIONS,
+        bad_rows: BadRows | None = None,
+        open_source: Callable[[Path, str, BadRows], ArraySource] = open_arrays,
     ) -> None:
-        if (boxes is None) != (image_sizes is None):
+        if boxes is None and image_sizes is not None:
             raise ValueError("boxes are in pixels: give boxes and image_sizes together, or neither")
-        self._path = Path(path)
-        self._boxes_path = None if boxes is None else Path(boxes)
-        self._sizes = image_sizes or {}
-        self._l2_norm = l2_norm
-        self._features = open_arrays(path, "feat", "_features")
-        self._boxes = None if boxes is None else open_arrays(boxes, "boxes", "_boxes")
+        self._paths = _listed(path)
+        self._boxes_paths = [] if boxes is None else _listed(boxes)
+        self._l2_norm, self._max_regions = l2_norm, max_regions
+        bad = bad_rows or BadRows()
+        self._features = _open(self._paths, "features", bad, open_source)
+        self._boxes = _open(self._boxes_paths, "boxes", bad, open_source) if self._boxes_paths else None
+        self._sizes = image_sizes or ({} if self._boxes is None else self._boxes.sizes)
         self._with_boxes = frozenset(() if self._boxes is None else self._boxes.ids)
         self.ids = self._features.ids
         if self._boxes is not None:
-            self._check_partners(self._with_boxes, f"{boxes}: no boxes")
+            self._check_partners(self._with_boxes, f"{_shown(self._boxes_paths)}: no boxes")
+            if image_sizes is None and not self._sizes:
+                self.close()
+                raise ValueError("boxes are in pixels: give boxes and image_sizes together, or neither")
             self._check_partners(self._sizes, "image_sizes: no size")
 
     def _check_partners(self, partners: Container[ImageId], problem: str) -> None:
         if not any(image_id in partners for image_id in self.ids):
             self.close()
-            raise FeatureError(f"{problem} of any image of {self._path}, such as {self.ids[0]!r}")
+            raise FeatureError(f"{problem} of any image of {_shown(self._paths)}, such as {self.ids[0]!r}")
 
     def __enter__(self) -> RegionFeatures:
         return self
@@ -129,6 +149,10 @@ class RegionFeatures:
                 f"{where}: is {features.dtype} of shape {list(features.shape)}, expected floating point of shape "
                 "[num_regions, feature_size]"
             )
+        if not 1 <= len(features) <= self._max_regions:
+            raise FeatureError(
+                f"{where}: has {len(features)} regions, expected 1 to {self._max_regions} (max_regions sets another)"
+            )
         features = _at_least_float32(features)
         if self._l2_norm:
             features = _unit_rows(features, where)
@@ -138,14 +162,14 @@ class RegionFeatures:
         geometry = self._geometry(image_id)
         if len(geometry) != len(features):
             raise FeatureError(
-                f"{self._boxes_path}: image {image_id!r} has {len(geometry)} boxes for {len(features)} regions"
+                f"{_shown(self._boxes_paths)}: image {image_id!r} has {len(geometry)} boxes for {len(features)} regions"
             )
         largest_first = np.argsort(-geometry[:, 4], kind="stable")
         return np.concatenate([features, geometry.astype(features.dtype)], axis=1)[largest_first]
 
     def _geometry(self, image_id: ImageId) -> np.ndarray:
         if self._boxes is None or image_id not in self._with_boxes:
-            raise FeatureError(f"{self._boxes_path}: no boxes of image {image_id!r}")
+            raise FeatureError(f"{_shown(self._boxes_paths)}: no boxes of image {image_id!r}")
         if image_id not in self._sizes:
             raise FeatureError(f"image_sizes: no size of image {image_id!r}")
         where, boxes = self._boxes.read(image_id)
@@ -156,8 +180,35 @@ class RegionFeatures:
 
     def metadata(self) -> dict[str, Any]:
         """Settings that tell stores of one source from others: names of folder or file, without their paths."""
-        boxes = None if self._boxes_path is None else Path(self._boxes_path).resolve().name
-        return {"regions": self._path.resolve().name, "boxes": boxes, "l2_norm": self._l2_norm}
+        names, boxes = ([path.resolve().name for path in paths] for paths in (self._paths, self._boxes_paths))
+        return {"regions": _one_or_all(names), "boxes": _one_or_all(boxes), "l2_norm": self._l2_norm}
+
+
+def _listed(paths: _Paths) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
+def _one_or_all(names: list[str]) -> str | list[str] | None:
+    return names if len(names) > 1 else next(iter(names), None)
+
+
+def _open(
+    paths: Sequence[Path], part: str, bad_rows: BadRows, open_source: Callable[[Path, str, BadRows], ArraySource]
+) -> ArraySource:
+    """Open the sources of a part; all are closed again if one cannot be opened."""
+    sources: dict[str, ArraySource] = {}
+    try:
+        for path in paths:
+            sources[str(path)] = open_source(path, part, bad_rows)
+        return JoinedArrays(sources, bad_rows) if len(sources) > 1 else next(iter(sources.values()))
+    except BaseException:
+        for source in sources.values():
+            source.close()
+        raise
 
 
 def _at_least_float32(array: np.ndarray) -> np.ndarray:
@@ -221,6 +272,7 @@ def write_region_features(
     *,
     dtype: torch.dtype = torch.float16,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    bad_rows: BadRows | None = None,
 ) -> FeatureSummary:
     """Copy region features into a store, one image at a time, with a progress bar on a terminal's stderr.
 
@@ -232,10 +284,11 @@ def write_region_features(
         out_dir (`str` or `os.PathLike`): folder of the store.
         dtype (`torch.dtype`, defaults to `torch.float16`): precision in the store, see [`FeatureWriter`].
         shard_bytes (`int`, defaults to 500,000,000): size of the files.
+        bad_rows ([`BadRows`], *optional*): that of `regions`, to count what was left out there, too.
 
     Returns:
         [`FeatureSummary`]: with the images that have no features; each is also a warning in the log and an entry of
-        `errors` in the store's index.
+        `errors` in the store's index. They stop nothing.
 
     Raises:
         FeatureError: `out_dir` has features of another source or dtype.
@@ -261,5 +314,7 @@ def write_region_features(
                 errors[image_id] = str(error)
                 logger.warning("image %r has no features: %s", image_id, error)
                 writer.record_error(image_id, str(error))
+    if bad_rows is not None:
+        bad_rows.conclude(str(out_dir))
     store = FeatureStore(out_dir)
     return FeatureSummary(str(store.folder), len(store), len(todo) - len(errors), store.num_bytes, errors)

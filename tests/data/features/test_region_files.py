@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import pickle
@@ -37,7 +36,7 @@ def read(tmp_path):
     def read_one(name, content):
         (tmp_path / "one").mkdir(exist_ok=True)
         (tmp_path / "one" / name).write_bytes(content)
-        return open_arrays(tmp_path / "one", "feat", "_features").read(7)
+        return open_arrays(tmp_path / "one", "features").read(7)
 
     return read_one
 
@@ -46,7 +45,7 @@ class TestFolder:
     def test_ids(self, tmp_path):
         for name in ("10.npz", "9.npy", "000000000011.npy", "b.npy", "a.jpg.npz", "._9.npz", "9.txt", "readme.md"):
             (tmp_path / name).touch()
-        assert open_arrays(tmp_path, "feat", "_features").ids == [9, 10, 11, "a.jpg", "b"]
+        assert open_arrays(tmp_path, "features").ids == [9, 10, 11, "a.jpg", "b"]
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -70,9 +69,9 @@ class TestFolder:
 
     def test_nothing_in_it(self, tmp_path):
         with pytest.raises(FeatureError, match="no arrays in it; expected one per image"):
-            open_arrays(tmp_path, "feat", "_features")
+            open_arrays(tmp_path, "features")
         with pytest.raises(FileNotFoundError, match="none: no such file"):
-            open_arrays(tmp_path / "none", "feat", "_features")
+            open_arrays(tmp_path / "none", "features")
 
 
 class Gotcha:
@@ -134,7 +133,7 @@ class TestHdf5:
         with h5py.File(path, "w") as file:
             for name, array in arrays.items():
                 file[name] = array
-        return open_arrays(path, "feat", "_features")
+        return open_arrays(path, "features")
 
     @pytest.mark.parametrize(
         "names", [["9", "10", "b"], ["9_features", "10_features", "b_features", "9_boxes", "9_cls_prob"]]
@@ -160,9 +159,9 @@ class TestBombs:
         monkeypatch.setattr("hf_captioners.data.limits.FREE_BYTES", 2**16)
         np.savez_compressed(tmp_path / "42.npz", feat=np.zeros((1000, 1000), np.float32))
         with pytest.raises(FeatureError, match=r"42\.npz: not readable: 'feat': declares 4000128 bytes and stores \d+"):
-            open_arrays(tmp_path, "feat", "_features").read(42)
+            open_arrays(tmp_path, "features").read(42)
         monkeypatch.setenv("HF_CAPTIONERS_MAX_ARRAY_BYTES", "4000128")
-        assert open_arrays(tmp_path, "feat", "_features").read(42)[1].shape == (1000, 1000)
+        assert open_arrays(tmp_path, "features").read(42)[1].shape == (1000, 1000)
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_a_header_that_declares_more_than_there_is(self, tmp_path, packed):
@@ -174,18 +173,10 @@ class TestBombs:
         else:
             (tmp_path / "42.npy").write_bytes(header.getvalue())
         with pytest.raises(FeatureError, match="declares 4000000000 bytes of an array and has 128"):
-            open_arrays(tmp_path, "feat", "_features").read(42)
+            open_arrays(tmp_path, "features").read(42)
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
     def test_a_fifo_is_not_waited_for(self, tmp_path):
         os.mkfifo(tmp_path / "42.npz")
         with pytest.raises(FeatureError, match="not a regular file"):
-            open_arrays(tmp_path, "feat", "_features").read(42)
-
-
-def test_bottom_up_features_as_tsv(tmp_path):
-    row = [b"42", b"640", b"480", b"36", base64.b64encode(bytes(36 * 16)), base64.b64encode(bytes(36 * 2048 * 4))]
-    path = tmp_path / "trainval_resnet101_faster_rcnn_genome_36.tsv"
-    path.write_bytes(b"\t".join(row) + b"\n")
-    with pytest.raises(FeatureError, match=r"genome_36\.tsv: bottom-up features as a TSV, .*make_bu_data\.py"):
-        open_arrays(path, "feat", "_features")
+            open_arrays(tmp_path, "features").read(42)

@@ -194,16 +194,18 @@ class TestBroken:
             "23": np.full((2, 6), np.nan, dtype=np.float32),
             "24": np.ones((2, 7), dtype=np.float32),
             "25": np.full((2, 6), 1e6, dtype=np.float32),
+            "26": np.ones((200, 6), dtype=np.float32),
         }
         for name, array in bad.items():
             np.savez(path / f"{name}.npz", feat=array)
         summary = write_region_features(RegionFeatures(path), folder / "out")
-        assert (summary.count, summary.added, sorted(summary.errors)) == (2, 2, [5, 20, 21, 22, 23, 24, 25])
+        assert (summary.count, summary.added, sorted(summary.errors)) == (2, 2, [5, 20, 21, 22, 23, 24, 25, 26])
         messages = {
             5: r"5.npz: not readable: ",
             20: "20.npz: is float32 of shape [6], expected floating point of shape [num_regions, feature_size]",
             21: "21.npz: is int64 of shape [2, 6]",
-            22: "image 22: features are torch.float32 of shape [0, 6]",
+            22: "22.npz: has 0 regions, expected 1 to 100 (max_regions sets another)",
+            26: "26.npz: has 200 regions, expected 1 to 100",
             23: "image 23: features in float16 have NaN or infinity",
             24: "image 24: features are 7 wide",
             25: "too large for it",
