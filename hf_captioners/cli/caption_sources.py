@@ -17,7 +17,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="a picture, a folder or archive (zip, tar) or Parquet file of pictures, or an http(s) URL",
+        help="a picture, a folder or archive (zip, tar) or Parquet file of pictures, of this machine or an address "
+        "(https, hf, s3, …), or several as shards/{000000..000999}.tar",
     )
     parser.add_argument("--no-recursive", dest="recursive", action="store_false", help="leave sub-folders out")
     parser.add_argument(
@@ -81,13 +82,16 @@ def _sources_of_paths(
         swallowed = "; --model takes all words up to the next option, so give paths before it" if args.model[1:] else ""
         raise UsageError(f"give paths, --dataset, or --annotations with --image-root or --features{swallowed}")
     refuse_unread("paths have no splits and labels", split=args.split is not None, labels=args.labels is not None)
-    from ..inference.image_archives import image_names, image_rows
+    from ..data.remote_files import is_remote
+    from ..inference.image_archives import image_names, image_rows, is_archive
     from ..inference.image_files import LeftOutFiles, find_images
 
-    # Listed twice, to know the number without keeping a million paths.
+    # Listed twice, to know the number without keeping a million paths; archives of other machines are read only once.
     left_out, column = LeftOutFiles(), args.image_column
-    count = sum(1 for _ in image_names(find_images(args.paths, args.recursive, left_out), left_out, column))
-    if not count:
+    is_far = any(is_remote(path) and is_archive(path) for path in args.paths)
+    listed = () if is_far else image_names(find_images(args.paths, args.recursive, left_out), left_out, column)
+    count = None if is_far else sum(1 for _ in listed)
+    if count == 0:
         raise UsageError(f"no pictures in {', '.join(args.paths)}{f' ({left_out})' if left_out else ''}")
     if left_out:
         print(f"hf-captioners caption: {left_out}", file=sys.stderr)

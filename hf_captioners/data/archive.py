@@ -1,7 +1,7 @@
 """Archives, zip and tar: their files one after the other, in memory that does not grow, or unpacked once.
 
-Python's `zipfile` and `tarfile` read them, plain or compressed with gzip, bzip2 or xz. `datasets` and fsspec do no more
-than that; what is decided here is how much strangers may ask for:
+Python's `zipfile` and `tarfile` read them, plain or compressed with gzip, bzip2 or xz; fsspec those of other machines.
+`datasets` does no more than that; what is decided here is how much strangers may ask for:
 
 1. The content tells the kind of an archive, not its name.
 2. Members come in the order of the archive and are opened on demand. A tar's are forgotten again; of a zip, its
@@ -28,19 +28,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 from huggingface_hub import constants
 
 from .files import regular_file, sha256_of, working_folder
 from .limits import FREE_BYTES, LimitError, limit_of
 from .progress import progress
+from .remote_files import is_remote, opened_file
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Suffixes of archives that are read, in lower case."""
 
 UNREAD_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tar.lz4")
 """Suffixes of archives that are not."""
+
+_Path: TypeAlias = Path | str
 
 MAX_ARCHIVE_BYTES = 2**40
 """Largest sum of the sizes of an archive's files; `HF_CAPTIONERS_MAX_ARCHIVE_BYTES` in the environment sets another."""
@@ -72,6 +75,8 @@ class ArchiveError(ValueError):
 def archive_suffix(name: str | os.PathLike[str]) -> str:
     """The suffix by which a name says that it is an archive which is read, `".tar.gz"` of `"a.tar.gz"`, or nothing."""
     lower = os.fspath(name).lower()
+    if is_remote(name):
+        lower = lower.partition("?")[0]
     return max((suffix for suffix in ARCHIVE_SUFFIXES if lower.endswith(suffix)), key=len, default="")
 
 
@@ -84,7 +89,7 @@ class _BoundedReads:
         last (`bytes`): what was read last.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], limit: int) -> None:
+    def __init__(self, path: _Path, file: IO[bytes], limit: int) -> None:
         self.path, self.file, self.limit, self.taken, self.last = path, file, limit, 0, b""
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
@@ -106,7 +111,7 @@ class Member:
     """A file in an archive. It can be read while the archive is open.
 
     Attributes:
-        archive (`Path`): the archive.
+        archive (`Path` or `str`): the archive; an address of another machine.
         name (`str`): path in the archive, with slashes.
         size (`int`): bytes of its content, as the archive declares them.
         problem (`str`): why it is not read; empty if it is.
@@ -189,7 +194,7 @@ def opened_archive(
     """Open an archive for reading.
 
     Args:
-        path (`str` or `os.PathLike`): the archive.
+        path (`str` or `os.PathLike`): the archive, or its address on another machine (see [`opened_file`]).
         max_bytes (`int`, *optional*): largest sum of the sizes; without it 100 times what is stored, at least 64 MiB
             and at most `MAX_ARCHIVE_BYTES`, or what the environment says.
         max_members (`int`, *optional*, defaults to `MAX_MEMBERS`): most members.
@@ -217,21 +222,20 @@ def opened_archive(
 
     ```
     """
-    file = regular_file(os.fspath(path), "archive")
-    stored = file.stat().st_size
-    allowed = limit_of("archive", MAX_ARCHIVE_BYTES, stored) if max_bytes is None else max_bytes
-    hint = " (HF_CAPTIONERS_MAX_ARCHIVE_BYTES sets another limit)" if max_bytes is None else ""
-    limits = _Limits(file, allowed, MAX_MEMBERS if max_members is None else max_members, hint)
-    with file.open("rb") as raw:
-        start = raw.read(6)
-        raw.seek(0)
-        with _readable(file):
-            reader = _zip_or_tar(file, raw, start)
+    name: _Path = str(path) if is_remote(path) else Path(path)
+    with opened_file(path, "archive") as (raw, stored):
+        allowed = limit_of("archive", MAX_ARCHIVE_BYTES, stored) if max_bytes is None else max_bytes
+        hint = " (HF_CAPTIONERS_MAX_ARCHIVE_BYTES sets another limit)" if max_bytes is None else ""
+        limits = _Limits(name, allowed, MAX_MEMBERS if max_members is None else max_members, hint)
+        with _readable(name):
+            start = raw.read(6)
+            raw.seek(0)
+            reader = _zip_or_tar(name, raw, start)
         with reader:
             yield _zip_members(reader, limits) if isinstance(reader, zipfile.ZipFile) else _tar_members(reader, limits)
 
 
-def _zip_or_tar(path: Path, raw: IO[bytes], start: bytes) -> zipfile.ZipFile | tarfile.TarFile:
+def _zip_or_tar(path: _Path, raw: IO[bytes], start: bytes) -> zipfile.ZipFile | tarfile.TarFile:
     if not start.startswith(b"PK"):
         unpack = next((unpack for magic, unpack in _PACKED if start.startswith(magic)), None)
         stream = _BoundedReads(path, raw if unpack is None else unpack(raw), MAX_HEADER)
@@ -247,7 +251,7 @@ def _zip_or_tar(path: Path, raw: IO[bytes], start: bytes) -> zipfile.ZipFile | t
 class _Limits:
     """Limits of what an archive may have in it, counted member by member."""
 
-    def __init__(self, path: Path, max_bytes: int, max_members: int, hint: str) -> None:
+    def __init__(self, path: _Path, max_bytes: int, max_members: int, hint: str) -> None:
         self.path, self.max_bytes, self.max_members, self.hint = path, max_bytes, max_members, hint
         self.count = self.total = 0
 
@@ -303,12 +307,14 @@ def _check_end(stream: _BoundedReads, limits: _Limits) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: _Path) -> Iterator[None]:
     try:
         yield
     except (ArchiveError, LimitError):
         raise
-    except _DAMAGED as error:
+    except Exception as error:
+        if not isinstance(error, _DAMAGED) and not is_remote(path):  # of as many kinds as there are file systems
+            raise
         raise ArchiveError(f"{path}: cannot be read as an archive: {type(error).__name__}: {error}") from error
 
 

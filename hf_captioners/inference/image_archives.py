@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from ..data.archive import ArchiveError, Member, archive_suffix, opened_archive
 from ..data.limits import LimitError
+from ..data.remote_files import RemoteFile, is_remote
 from ..modeling.captioner_image_limits import MAX_BYTES, limit_of, too_many
 from .image_files import LeftOutFiles, is_image, is_url
 from .image_tables import TableImage, images_of_table
@@ -32,7 +32,7 @@ def image_rows(
     Args:
         paths (`Iterable[str | os.PathLike]`): files, http(s) URLs, and archives (see `ARCHIVE_SUFFIXES`), of which the
             pictures are taken that a folder would be searched for; such as [`find_images`] gives them. Parquet files
-            with a column of pictures are archives, too.
+            with a column of pictures are archives, too. All may be on other machines (see [`opened_file`]).
         wanted (`Callable[[str], bool]`, *optional*): says of a picture in an archive by its name whether it is to be
             read; the others come without `bytes`.
         image_column (`str`, defaults to `"image"`): of Parquet files: bytes, or `{"bytes", "path"}` as `datasets`
@@ -59,9 +59,9 @@ def image_rows(
     """
     for path in paths:
         if not is_archive(path):
-            yield {"image": path}
+            yield {"image": {"path": path, "bytes": RemoteFile(path)} if _is_in_bucket(path) else path}
             continue
-        for image in _images_of(Path(path), LeftOutFiles(), image_column):
+        for image in _images_of(path, LeftOutFiles(), image_column):
             read = wanted is None or wanted(image.name)
             yield {"image": {"path": image.name, **(_content(image) if read else {})}}
 
@@ -79,21 +79,27 @@ def image_names(paths: Iterable[_Path], left_out: LeftOutFiles, image_column: st
     """
     for path in paths:
         if is_archive(path):
-            yield from (image.name for image in _images_of(Path(path), left_out, image_column))
+            yield from (image.name for image in _images_of(path, left_out, image_column))
         else:
             yield path
 
 
 def is_archive(path: _Path) -> bool:
     """Tell whether the pictures of a path are in a file: an archive or a table."""
-    return not is_url(path) and (archive_suffix(path) != "" or _is_parquet(path))
+    return archive_suffix(path) != "" or _is_parquet(path)
+
+
+def _is_in_bucket(path: _Path) -> TypeGuard[str]:
+    """Tell whether it is the address of a file that is read through fsspec."""
+    return is_remote(path) and not is_url(path)
 
 
 def _is_parquet(path: _Path) -> bool:
-    return os.fspath(path).lower().endswith(".parquet")
+    name = os.fspath(path).lower()
+    return (name.partition("?")[0] if is_remote(path) else name).endswith(".parquet")
 
 
-def _images_of(archive: Path, left_out: LeftOutFiles, image_column: str) -> Iterator[_Image]:
+def _images_of(archive: _Path, left_out: LeftOutFiles, image_column: str) -> Iterator[_Image]:
     """The pictures of an archive; behind those in front of it, what is the matter with it."""
     if _is_parquet(archive):
         yield from (_Image(*image) for image in images_of_table(archive, image_column))

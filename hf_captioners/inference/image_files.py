@@ -1,5 +1,6 @@
 """The pictures of files and folders, and what a folder has besides: counted by suffix, with the reason."""
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -9,6 +10,8 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TypeAlias, cast
 
+from ..data.braces import expand_braces
+from ..data.remote_files import is_remote
 from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
 from ..modeling.captioner_image_limits import shorten
 
@@ -105,18 +108,19 @@ def find_images(
     in the order of their names, before the files of sub-folders; hidden files and folders (`.name`) are skipped. Links
     to folders are followed, and every folder is listed once per path given, so that a loop of links ends. A folder that
     cannot be listed is returned itself, for the same reason as a wrong name. So is an archive that is given by name
-    ([`image_rows`] reads its pictures); those in folders are left out.
+    ([`image_rows`] reads its pictures); those in folders are left out. A name with braces stands for several, as
+    `shards/{000..012}.tar` (see [`expand_braces`]), unless there is a file of that name.
 
     Args:
         paths (`str`, `os.PathLike` or an iterable of these):
-            Files, folders, archives or http(s) URLs.
+            Files, folders, archives or http(s) URLs, or addresses of other machines that fsspec knows.
         recursive (`bool`, *optional*, defaults to `True`):
             Whether to go down into sub-folders.
         left_out ([`LeftOutFiles`], *optional*):
             Counts the files that are not taken.
 
     Returns:
-        `Iterator[Path | str]`: paths that begin with the given one; URLs as they were given. It is lazy.
+        `Iterator[Path | str]`: paths that begin with the given one; addresses as they were given. It is lazy.
 
     Example:
 
@@ -137,13 +141,21 @@ def find_images(
     ```
     """
     counted = LeftOutFiles() if left_out is None else left_out
-    for path in as_iterable(paths):
-        if is_url(path):
+    for path in itertools.chain.from_iterable(map(_expanded, as_iterable(paths))):
+        if is_remote(path):
             yield cast(str, path)
         elif os.path.isdir(path):  # noqa: PTH112 (False, not PermissionError, below a folder that may not be entered)
             yield from _walk(Path(path), recursive, counted)
         else:
             yield Path(path)
+
+
+def _expanded(path: _Path) -> Iterable[_Path]:
+    """The names that a pattern with braces stands for; a file that is called so stands for itself."""
+    name = os.fspath(path)
+    if "{" not in name or (not is_remote(path) and os.path.lexists(name)):
+        return [path]
+    return expand_braces(name)
 
 
 def is_url(path: _Path) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..data.archive import ArchiveError
-from ..data.files import regular_file
+from ..data.remote_files import opened_file
 from ..modeling.captioner_image_limits import too_many
 
 _ROWS = 16  # at a time
@@ -39,11 +39,11 @@ class TableImage:
         return content
 
 
-def images_of_table(file: Path, column: str) -> Iterator[tuple[str, TableImage | None, str]]:
+def images_of_table(file: str | os.PathLike[str], column: str) -> Iterator[tuple[str, TableImage | None, str]]:
     """List the pictures of a Parquet file.
 
     Args:
-        file (`Path`): the file.
+        file (`str` or `os.PathLike`): the file, or its address on another machine.
         column (`str`): of the pictures.
 
     Yields:
@@ -54,7 +54,7 @@ def images_of_table(file: Path, column: str) -> Iterator[tuple[str, TableImage |
 
     number = 0
     try:
-        with ParquetFile(regular_file(file, "Parquet file")) as table:
+        with opened_file(file, "Parquet file") as (stream, _), ParquetFile(stream) as table:
             names = table.schema_arrow.names
             if column not in names:
                 raise ArchiveError(f"{file}: no column {column!r}; it has {', '.join(map(repr, names))}")

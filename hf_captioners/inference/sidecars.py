@@ -12,9 +12,10 @@ from typing import Any
 
 from ..data.files import check_can_be_made, system_errors, working_folder
 from ..data.json_lines import NameSet
+from ..data.remote_files import is_remote
 from .caption_run import Share
 from .image_archives import is_archive
-from .image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_url
+from .image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 
 
 @lru_cache(maxsize=256)
@@ -88,7 +89,7 @@ class Sidecars:
         """
         existing, parent, named, taken = 0, None, NameSet(), NameSet()
         for place, image in enumerate(images):
-            if is_url(image) or is_archive(image):
+            if is_remote(image) or is_archive(image):
                 raise SidecarError(f"{image}: pictures of archives, tables and servers have no file beside them")
             path = self.path_of(image)
             if path.parent != parent:

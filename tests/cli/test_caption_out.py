@@ -7,10 +7,12 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -194,6 +196,22 @@ def test_a_streaming_data_set(run, sources, pictures, tmp_path, monkeypatch):
         (["--out", out, "--dataset", folder], "was made with dataset "),
     ):
         assert run(*dataset, *arguments)[0] == 2 and message in run(*dataset, *arguments)[2]
+
+
+def test_shards_by_a_pattern_and_of_another_machine(run, sources, pictures, tmp_path):
+    captions = [record.get("caption") for record in run(sources[0])[1]]
+    for number in range(3):
+        names = NAMES[4 * number : 4 * number + 4]
+        with tarfile.open(tmp_path / f"{number:03d}.tar.gz", "w:gz") as archive:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(pictures[name])
+                archive.addfile(info, io.BytesIO(pictures[name]))
+        fsspec.filesystem("memory").put(str(tmp_path / f"{number:03d}.tar.gz"), f"/shards/{number:03d}.tar.gz")
+    for pattern in (f"{tmp_path}/{{000..002}}.tar.gz", "memory://shards/{000..002}.tar.gz"):
+        status, records, _ = run(pattern)
+        assert status == 1 and [record.get("caption") for record in records] == captions
+        assert records[5]["image"] == pattern.replace("{000..002}", "001") + f"/{NAMES[5]}"
 
 
 def table_of(out: Path) -> list[dict[str, Any]]:

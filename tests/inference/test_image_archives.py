@@ -6,6 +6,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -65,11 +68,37 @@ def test_what_a_folder_would_be_searched_for(tmp_path, name):
 def test_among_files_folders_and_urls(tmp_path):
     path = pack(tmp_path / "x.zip", {"b.png": encoded(1)})
     (tmp_path / "a.png").write_bytes(encoded(2))
-    given = [tmp_path / "a.png", path, "https://host/x.zip", tmp_path]
-    names = [tmp_path / "a.png", f"{path}/b.png", "https://host/x.zip", tmp_path / "a.png"]
+    given = [tmp_path / "a.png", path, "https://host/x.jpg", tmp_path]
+    names = [tmp_path / "a.png", f"{path}/b.png", "https://host/x.jpg", tmp_path / "a.png"]
     assert list(image_names(find_images(given), LeftOutFiles())) == names
     images = [row["image"] for row in image_rows(find_images(given))]
     assert [image["path"] if isinstance(image, dict) else image for image in images] == names
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".parquet", ".png"])
+def test_of_other_machines(tmp_path, suffix):
+    """As of this one, where the machine is fsspec's memory."""
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"image": [encoded(1), encoded(2), encoded(3)]}), path)
+    elif suffix == ".png":
+        path.write_bytes(encoded(1))
+    else:
+        pack(path, CONTENT)
+    address = f"memory://bucket{path}"
+    fsspec.filesystem("memory").pipe(f"/bucket{path}", path.read_bytes())
+    names, far_names = (list(image_names(find_images(given), LeftOutFiles())) for given in (path, address))
+    assert [str(name).replace(str(path), address) for name in names] == far_names
+    near, far = ([open_image(row["image"]) for row in image_rows(find_images(given))] for given in (path, address))
+    assert [image.tobytes() for image in near] == [image.tobytes() for image in far]
+
+
+@pytest.mark.parametrize("address", ["memory://bucket/none.tar", "none3://bucket/x.tar", "memory://bucket/cut.tar"])
+def test_faults_of_other_machines(tmp_path, address):
+    cut = pack(tmp_path / "cut.tar", {"a.png": encoded(1), "b.png": os.urandom(10_000)}).read_bytes()[:4000]
+    fsspec.filesystem("memory").pipe("/bucket/cut.tar", cut)
+    *_, last = image_rows([address])
+    assert last["image"]["path"].startswith(address) and address in last["image"]["error"]
 
 
 def test_it_is_read_as_it_is_asked_for(tmp_path):

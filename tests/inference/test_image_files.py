@@ -191,3 +191,16 @@ class TestLeftOut:
         for suffix, image_format in IMAGE_SUFFIXES.items():  # Pillow agrees where it knows the suffix
             theirs = Image.registered_extensions().get(suffix)
             assert theirs in (None, image_format) or (theirs, image_format) == ("MPO", "JPEG")
+
+
+def test_a_pattern_with_braces_stands_for_several(tmp_path):
+    (tmp_path / "b{1,2}.jpg").touch()
+    given = ["s/{08..10}.tar", tmp_path / "b{1,2}.jpg", tmp_path / "c{1,2}.jpg", "s3://b/{a,b}{x}.tar", "{2..1}.tar"]
+    expected = [
+        "s/08.tar",
+        "s/09.tar",
+        "s/10.tar",
+        *(str(tmp_path / name) for name in ("b{1,2}.jpg", "c1.jpg", "c2.jpg")),
+    ]
+    expected += ["s3://b/a{x}.tar", "s3://b/b{x}.tar", "2.tar", "1.tar"]
+    assert [str(path) for path in find_images(given)] == expected
