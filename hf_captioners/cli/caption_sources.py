@@ -35,13 +35,19 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="names of its pictures (image_id, if it has that column; else the number of file and row, as 3/17)",
     )
     dataset = parser.add_argument_group("a data set with references in the place of paths; its records have `image_id`")
-    dataset.add_argument("--annotations", metavar="FILE", help="JSON file in Karpathy's layout")
+    dataset.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="file of captions: Karpathy's or COCO's JSON, token files, JSONL, CSV, Parquet",
+    )
     dataset.add_argument(
         "--data-dir", "--data_dir", metavar="DIR", help="or a folder as training reads it, with its own pictures"
     )
     dataset.add_argument("--labels", metavar="FILE", help="label file of the SATIC code, for its cocotalk.json")
     dataset.add_argument(
-        "--split", help="such as val or train+restval (the default; all of a folder); train of --dataset"
+        "--split",
+        help="such as val or train+restval, or a file with names of pictures (default: train+restval of Karpathy's "
+        "layout, all of the others; train of --dataset)",
     )
     source = dataset.add_mutually_exclusive_group()
     source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
@@ -150,17 +156,11 @@ def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
 
 
 def _rows(args: argparse.Namespace) -> Any:
-    from ..data.captions.cocotalk import load_cocotalk
-    from ..data.captions.folder import load_folder_split
-    from ..data.captions.karpathy import load_karpathy
+    from ..data.captions.load import load_captions
 
     if args.data_dir is not None:
         if args.labels or args.image_root:
             raise ValueError("--data-dir has its own pictures and captions, without --image-root and --labels")
-        return load_folder_split(args.data_dir, args.split or "all")
-    split = args.split or "train+restval"
-    if args.labels is None:
-        return load_karpathy(args.annotations, args.image_root, split)
-    if args.image_root:
+    elif args.labels and args.image_root:
         raise ValueError("--labels goes with --features: the rows of cocotalk.json have no pictures")
-    return load_cocotalk(args.annotations, args.labels, split.replace("train+restval", "train"))
+    return load_captions(args.data_dir or args.annotations, args.image_root, args.split, labels=args.labels)

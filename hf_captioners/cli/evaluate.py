@@ -55,7 +55,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     from_file.add_argument(
         "--predictions", metavar="FILE", help="COCO results, JSONL of `caption`, or a JSON object by id"
     )
-    from_file.add_argument("--references", metavar="FILE", help="COCO annotations, Karpathy JSON, JSONL, or JSON by id")
+    from_file.add_argument("--references", metavar="FILE", help="in any layout that training reads, or JSON by id")
     from_file.add_argument(
         "--subset", action="store_true", help="score the images that have both, leave out the others"
     )

@@ -70,7 +70,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--model", help="folder or Hub name of a captioner, a vision backbone or a CLIP")
-    group.add_argument("--annotations", help="JSON file in Karpathy's layout, plain or gzipped")
+    group.add_argument(
+        "--annotations", help="file of captions: Karpathy's or COCO's JSON, token files, JSONL, CSV, Parquet"
+    )
     group.add_argument("--image-root", help="folder of the pictures: ROOT/[filepath/]filename")
     group.add_argument(
         "--data-dir",
@@ -78,7 +80,9 @@ def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
         metavar="DIR",
         help="instead of these two: a folder as training reads it, with train/ and validation/",
     )
-    group.add_argument("--splits", nargs="+", metavar="SPLIT", help=f"some of {', '.join(SPLITS)} (default: all)")
+    group.add_argument(
+        "--splits", nargs="+", metavar="SPLIT", help=f"some of {', '.join(SPLITS)}, or a file of names (default: all)"
+    )
     group.add_argument(
         "--tokens",
         choices=("grid", "pooled"),
@@ -219,13 +223,10 @@ def _check(args: argparse.Namespace) -> str:
 
 
 def _dataset(args: argparse.Namespace) -> Any:
-    from ..data.captions.folder import load_folder_split
-    from ..data.captions.karpathy import load_karpathy
+    from ..data.captions.load import load_captions
 
     split = "all" if args.splits is None else "+".join(args.splits)
-    if args.data_dir is not None:
-        return load_folder_split(args.data_dir, split, args.missing)
-    return load_karpathy(args.annotations, args.image_root, split, missing=args.missing)
+    return load_captions(args.data_dir or args.annotations, args.image_root, split, missing=args.missing)
 
 
 def _from_backbone(args: argparse.Namespace) -> Any:

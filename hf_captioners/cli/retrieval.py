@@ -50,7 +50,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="build a caption retriever",
         description="Embed the different captions of a data set with a CLIP model. Pictures never get their own.",
     )
-    _add_dataset(parser, split="train+restval")
+    _add_dataset(parser, split=None)
     parser.add_argument("--clip", required=True, metavar="MODEL", help="folder or Hub name of a dual encoder")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write, such as CAPTIONER/retrieval")
     parser.add_argument(
@@ -96,30 +96,38 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.set_defaults(run=run_convert)
 
 
-def _add_dataset(parser: argparse.ArgumentParser, split: str) -> None:
-    parser.add_argument("--annotations", metavar="FILE", help="JSON file in Karpathy's layout")
+def _add_dataset(parser: argparse.ArgumentParser, split: str | None) -> None:
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="file of captions: Karpathy's or COCO's JSON, token files, JSONL, CSV, Parquet",
+    )
     parser.add_argument("--image-root", metavar="DIR", help="folder of its pictures (not looked at by `build`)")
     parser.add_argument(
         "--data-dir", "--data_dir", metavar="DIR", help="or a folder as training reads it, with its own pictures"
     )
-    parser.add_argument("--split", default=split, help="such as train+restval, or all (%(default)s)")
+    parser.add_argument(
+        "--split",
+        default=split,
+        help="such as train+restval, all, or a file with names of pictures (default: "
+        f"{split or 'train+restval, train of a folder, everything of a file without splits'})",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add_trust_option(parser)
 
 
 def _rows(args: argparse.Namespace, needs_images: bool) -> Any:
     """The rows of the data set, pictures closed."""
-    from ..data.captions.folder import load_folder_split
-    from ..data.captions.karpathy import load_karpathy
+    from ..data.captions.load import load_captions
     from ..data.rows import undecoded
 
     if (args.annotations is None) == (args.data_dir is None):
         raise ValueError("give --annotations or --data-dir, one of them")
     if args.data_dir is not None:
-        return undecoded(load_folder_split(args.data_dir, args.split.replace("train+restval", "train")))
+        return undecoded(load_captions(args.data_dir, split=(args.split or "train").replace("train+restval", "train")))
     if needs_images and args.image_root is None:
         raise ValueError("--annotations needs --image-root: sentences are looked up with the pictures")
-    return undecoded(load_karpathy(args.annotations, args.image_root if needs_images else None, args.split))
+    return undecoded(load_captions(args.annotations, args.image_root if needs_images else None, args.split))
 
 
 def run_build(args: argparse.Namespace) -> int:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from .captions.records import has_word
-from .features.store import FeatureStore, ImageId
+from .features.store import FeatureStore
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+
+MAX_CAPTION = 5_000
+"""Most characters of a caption; what is longer is no caption."""
 
 _NAMED_IN_ERRORS = 5
 
@@ -100,7 +103,9 @@ def attach_features(
     ids = list(dataset["image_id"])
     absent = [image_id for image_id in ids if image_id not in store]
     if absent:
-        problem = f"{store.folder}: {len(absent)} of {len(ids)} images have no features: {_named(absent)}"
+        problem = (
+            f"{store.folder}: {len(absent)} of {len(ids)} images have no features: {_some(list(map(repr, absent)))}"
+        )
         if missing == "error" or len(absent) == len(ids):
             raise ValueError(f'{problem}; compute them, or leave out a few with missing="drop"')
         logger.warning("%s; they are left out", problem)
@@ -108,21 +113,16 @@ def attach_features(
     return FeatureDataset(dataset, store)
 
 
-def _named(ids: Iterable[ImageId]) -> str:
-    names = [repr(image_id) for image_id in ids]
-    more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
-    return ", ".join(names[:_NAMED_IN_ERRORS]) + more
-
-
 def check_captions(rows: Any, source: str) -> None:
-    """Refuse, before they are learned from, captions that say nothing.
+    """Refuse, before they are learned from, captions that say nothing or are none.
 
     Args:
         rows (`Dataset` or `list[dict]`): with `captions` and `image_id`.
         source (`str`): where they are from, for the message.
 
     Raises:
-        ValueError: rows without a caption, or captions that are no text or without a word; some are named.
+        ValueError: rows without a caption, or captions that are no text, without a word, of more than `MAX_CAPTION`
+            characters, or with a NUL character; some are named. Line breaks, which COCO's captions have, are logged.
 
     Example:
 
@@ -138,17 +138,40 @@ def check_captions(rows: Any, source: str) -> None:
     table = rows.dataset if isinstance(rows, FeatureDataset) else rows
     captions_of_rows = [row["captions"] for row in table] if isinstance(table, list) else table["captions"][:]
     ids = [row["image_id"] for row in table] if isinstance(table, list) else table["image_id"][:]
-    faults = []
+    faults: dict[str, list[str]] = {}
+    broken = 0
     for image_id, captions in zip(ids, captions_of_rows, strict=True):
-        wrong = [caption for caption in captions or [] if not isinstance(caption, str) or not has_word(caption)]
-        if wrong or not captions:
-            faults.append(f"image {image_id!r}: {reprlib.repr(wrong[0] if wrong else captions)}")
+        fault = ("without a word", captions) if not captions else next(filter(None, map(_fault, captions)), None)
+        if fault is not None:
+            faults.setdefault(fault[0], []).append(f"image {image_id!r}: {reprlib.repr(fault[1])}")
+        else:
+            broken += any("\n" in caption.strip() for caption in captions)
     if faults:
-        more = f" and {len(faults) - _NAMED_IN_ERRORS} more" if len(faults) > _NAMED_IN_ERRORS else ""
-        raise ValueError(
-            f"{source}: {len(faults)} of {len(ids)} pictures have captions without a word: "
-            f"{', '.join(faults[:_NAMED_IN_ERRORS])}{more}; mend them or leave them out"
+        said = (
+            f"{len(named)} of {len(ids)} pictures have captions {fault}: {_some(named)}"
+            for fault, named in faults.items()
         )
+        raise ValueError(f"{source}: {'; '.join(said)}; mend them or leave them out")
+    if broken:
+        logger.warning(
+            "%s: %d of %d pictures have captions with line breaks in them, read as spaces", source, broken, len(ids)
+        )
+
+
+def _fault(caption: Any) -> tuple[str, Any] | None:
+    """The reason why a caption cannot be learned from, and the caption; `None` if it can."""
+    if not isinstance(caption, str) or not has_word(caption):
+        return "without a word", caption
+    if len(caption) > MAX_CAPTION:
+        return f"of more than {MAX_CAPTION} characters", caption
+    if "\0" in caption:
+        return "with a NUL character", caption
+    return None
+
+
+def _some(named: Sequence[str]) -> str:
+    more = f" and {len(named) - _NAMED_IN_ERRORS} more" if len(named) > _NAMED_IN_ERRORS else ""
+    return f"{', '.join(named[:_NAMED_IN_ERRORS])}{more}"
 
 
 def captions_by_image(rows: Any) -> list[list[str]]:

@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any
 
 from ..data.files import check_can_be_made, system_errors, working_folder
+from ..data.image_suffixes import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from ..data.json_lines import NameSet
 from ..data.remote_files import is_remote
 from .caption_run import Share
 from .image_archives import is_archive
-from .image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 
 
 @lru_cache(maxsize=256)

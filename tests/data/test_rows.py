@@ -9,7 +9,14 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 from hf_captioners.data.features.store import FeatureStore, FeatureWriter
-from hf_captioners.data.rows import FeatureDataset, attach_features, captions_by_image, training_captions, undecoded
+from hf_captioners.data.rows import (
+    FeatureDataset,
+    attach_features,
+    captions_by_image,
+    check_captions,
+    training_captions,
+    undecoded,
+)
 
 
 def features_of(image_id, tokens=3, width=4):
@@ -135,3 +142,24 @@ def test_undecoded_images_stay_closed():
     rows = rows.cast_column("image", datasets.Image())
     assert isinstance(rows[0]["image"], Image.Image)
     assert undecoded(rows)[0] == {"image": {"bytes": png.getvalue(), "path": None}, "image_id": 1}
+
+
+class TestCaptionsThatCannotBeLearnedFrom:
+    @pytest.mark.parametrize(
+        ("caption", "message"),
+        [
+            ("x" * 10_000, r"x\.json: 1 of 2 pictures have captions of more than 5000 characters: image 7: 'xxx"),
+            ("a \0 dog", r"1 of 2 pictures have captions with a NUL character: image 7: 'a \\x00 dog'; mend them"),
+            ("", r"1 of 2 pictures have captions without a word: image 7: ''"),
+            (None, r"1 of 2 pictures have captions without a word: image 7: None"),
+        ],
+    )
+    def test_are_named(self, caption, message):
+        rows = [{"image_id": 7, "captions": ["a dog", caption]}, {"image_id": 8, "captions": ["a cat"]}]
+        with pytest.raises(ValueError, match=message):
+            check_captions(rows, "x.json")
+
+    def test_line_breaks_are_spaces(self, caplog):
+        """COCO's own annotations have some."""
+        check_captions([{"image_id": 7, "captions": ["a dog\nruns", "a cat\n"]}], "x.json")
+        assert "x.json: 1 of 1 pictures have captions with line breaks in them, read as spaces" in caplog.text

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from hf_captioners.data.image_suffixes import IMAGE_SUFFIXES
 from hf_captioners.inference import image_files
-from hf_captioners.inference.image_files import IMAGE_SUFFIXES, LeftOutFiles, find_images
+from hf_captioners.inference.image_files import LeftOutFiles, find_images
 from hf_captioners.modeling import captioner_image_format
 from hf_captioners.modeling.captioner_image_io import open_image
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_captioners.data.features.store import FeatureWriter
 from hf_captioners.data.rows import training_captions
-from hf_captioners.training.data_arguments import DataArguments, load_rows
+from hf_captioners.training.data_arguments import DataArguments, data_set_name, load_rows
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +143,7 @@ def test_captions_without_a_word(annotations, features, caption):
     ("options", "message"),
     [
         ({}, r"give --annotations .* or --data_dir .*, one of them"),
+        ({"annotations": "a", "eval_image_root": "b"}, "--eval_image_root b has no effect with no --eval_annotations"),
         ({"annotations": "a", "data_dir": "b"}, "one of them"),
         ({"data_dir": "b", "labels": "c"}, "--labels c has no effect with --data_dir; leave it out"),
         ({"data_dir": "nowhere"}, "--data_dir nowhere: no such folder"),
@@ -151,3 +152,52 @@ def test_captions_without_a_word(annotations, features, caption):
 def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         load_rows(DataArguments(**options))
+
+
+class TestFilesWithoutSplits:
+    """COCO's own annotations and token files: what is evaluated on is another file, or a list of names."""
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        for number in range(3):
+            Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+        for name, numbers in (("train", (0, 1)), ("val", (2,))):
+            (tmp_path / f"{name}.token").write_text("".join(f"{one}.png#0\ta dog {one}\n" for one in numbers))
+        (tmp_path / "all.token").write_text(
+            "".join((tmp_path / f"{one}.token").read_text() for one in ("train", "val"))
+        )
+        (tmp_path / "names.txt").write_text("2.png\n")
+        return tmp_path
+
+    def test_another_file(self, files):
+        options = {"annotations": f"{files}/train.token", "image_root": str(files)}
+        train, evaluation = load_rows(DataArguments(**options))
+        assert train["image_id"][:] == ["0.png", "1.png"] and evaluation is None
+        train, evaluation = load_rows(DataArguments(**options, eval_annotations=f"{files}/val.token"))
+        assert evaluation["image_id"][:] == ["2.png"] and evaluation[0]["image"].size == (4, 4)
+
+    def test_a_list_of_names(self, files):
+        arguments = DataArguments(
+            annotations=f"{files}/all.token", image_root=str(files), eval_split=f"{files}/names.txt"
+        )
+        train, evaluation = load_rows(arguments)
+        assert len(train) == 3 and evaluation["image_id"][:] == ["2.png"]
+        with pytest.raises(ValueError, match=r"--eval_split val: .*give a file with the names"):
+            load_rows(DataArguments(annotations=f"{files}/all.token", image_root=str(files), eval_split="val"))
+
+    def test_the_name_on_the_card(self):
+        assert data_set_name(DataArguments(annotations="x/dataset_coco.json")) == ("dataset_coco", "val")
+        assert data_set_name(DataArguments(data_dir="mine")) == ("mine", "validation")
+        assert data_set_name(DataArguments(annotations="a.json", eval_annotations="b.json")) == ("b", None)
+
+
+def test_other_splits_of_a_folder(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / split / "a.png")
+        (tmp_path / split / "a.txt").write_text(f"a picture to {split}\n")
+    train, evaluation = load_rows(DataArguments(data_dir=str(tmp_path), train_split="train+test", eval_split="test"))
+    assert train["captions"][:] == [["a picture to train"], ["a picture to test"]]
+    assert evaluation["image_id"][:] == ["test/a.png"]
+    with pytest.raises(ValueError, match=r"--eval_split dev: .*no split 'validation' in it, but train, test"):
+        load_rows(DataArguments(data_dir=str(tmp_path), eval_split="dev"))

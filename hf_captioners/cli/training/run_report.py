@@ -13,7 +13,7 @@ from ...data.rows import FeatureDataset, undecoded
 from ...hub.facts import CardSample
 from ...reports.contact_sheet import SheetItem, contact_sheet
 from ...reports.run_plots import plot_runs, read_run
-from ...training.data_arguments import DataArguments
+from ...training.data_arguments import DataArguments, data_set_name
 from ...training.rows import file_name
 from .captioner_arguments import CaptionerArguments
 
@@ -58,9 +58,10 @@ def leave_report(trainer: Any, data: DataArguments, captioner: CaptionerArgument
     title = f"{len(pictured)} of {len(trainer.eval_dataset or ())} evaluation pictures, captions as they came"
     sheet = _made(SHEET, lambda: contact_sheet(pictured, folder / SHEET, title=title)) if pictured else None
     named = [CardSample(name, item.caption, item.references[0]) for name, item in items[:ON_THE_CARD]]
+    name, split = data_set_name(data)
     trainer.card_fields.update(
-        dataset=Path(data.data_dir or data.annotations or "").resolve().stem,
-        split="validation" if data.data_dir else data.eval_split,
+        dataset=name,
+        split=split,
         base_models=[name for name in (captioner.model, captioner.backbone) if name and _is_hub_name(name)],
         samples=named,
         curves=curves,

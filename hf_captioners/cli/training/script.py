@@ -151,10 +151,14 @@ def _check_evaluation(data: DataArguments, evaluation: Any, args: Any) -> None:
     strategy = IntervalStrategy(args.eval_strategy).value
     if evaluation is None and strategy != "no":
         generation = " --eval_with_generation false" if args.eval_with_generation else ""
-        raise ValueError(
+        source = (
             f"--data_dir {data.data_dir}: no validation/ in it to evaluate on (--eval_strategy {strategy}); put some "
-            f"of the pictures there, or give --eval_strategy no --load_best_model_at_end false{generation}."
+            "of the pictures there"
+            if data.data_dir is not None
+            else f"--annotations {data.annotations}: has no splits, and nothing says what to evaluate on "
+            f"(--eval_strategy {strategy}); give --eval_annotations, or --eval_split with a file of names"
         )
+        raise ValueError(f"{source}, or give --eval_strategy no --load_best_model_at_end false{generation}.")
 
 
 def check_switches(args: Any) -> None:

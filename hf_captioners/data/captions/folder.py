@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ...extras import of_extra
@@ -21,7 +22,7 @@ def load_folder(
 
     Args:
         folder (`str` or `os.PathLike`): a folder with `train/`, and if you like `validation/` and `test/`, each with
-            pictures and a `metadata.jsonl` or `metadata.csv`.
+            pictures and a `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, or a text file beside each picture.
         missing (`str`, defaults to `"error"`):
             `"drop"` leaves out pictures that are not there, with a warning, where `"error"` raises.
 
@@ -53,7 +54,7 @@ def load_folder(
     """
     if missing not in ("error", "drop"):
         raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
-    return {split: _dataset(folder, rows) for split, rows in read_folder(folder, missing).items()}
+    return {split: dataset_of_rows(folder, rows) for split, rows in read_folder(folder, missing).items()}
 
 
 def load_folder_split(folder: str | os.PathLike[str], split: str = "all", missing: Any = "error") -> datasets.Dataset:
@@ -69,20 +70,38 @@ def load_folder_split(folder: str | os.PathLike[str], split: str = "all", missin
     Raises:
         ValueError: there is no such split; otherwise as [`load_folder`].
     """
-    splits = load_folder(folder, missing)
+    return join_splits(folder, load_folder(folder, missing), split)
+
+
+def join_splits(folder: str | os.PathLike[str], splits: Mapping[str, datasets.Dataset], split: str) -> datasets.Dataset:
+    """Join splits of [`load_folder`] to one data set; arguments and errors are those of [`load_folder_split`]."""
     rows = datasets.concatenate_datasets([splits[name] for name in chosen_splits(folder, split, splits)])
     if len(set(rows["image_id"][:])) < len(rows):
         raise CaptionFileError(f"{folder}: pictures of different splits have the same image_id; ids must be unique")
     return rows
 
 
-def _dataset(folder: str | os.PathLike[str], rows: list[Row]) -> datasets.Dataset:
+def dataset_of_rows(source: str | os.PathLike[str], rows: list[Row]) -> datasets.Dataset:
+    """Make a data set of rows.
+
+    Args:
+        source (`str` or `os.PathLike`): where they are from, for messages.
+        rows (`list[dict]`): with `image_id`, `captions` and others; `image`, where they have it, is a path.
+
+    Returns:
+        `datasets.Dataset`: columns that no row has are left out; `image` is a `datasets.Image`.
+
+    Raises:
+        CaptionFileError: a column has values of several kinds.
+    """
     first = ("image", "image_id", "file_name", "split", "captions")
-    names = [*first, *dict.fromkeys(name for row in rows for name in row if name not in first)]
+    present = dict.fromkeys(name for row in rows for name in row)
+    others = [name for name in present if name not in first]
+    names = [*(name for name in first if name in present), *others]
     try:
         table = datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except (pyarrow.ArrowException, TypeError, OverflowError) as error:
         raise CaptionFileError(
-            f"{folder}: a column of {', '.join(map(repr, names[len(first) :]))} has values of several kinds: {error}"
+            f"{source}: a column of {', '.join(map(repr, others))} has values of several kinds: {error}"
         ) from error
-    return table.cast_column("image", datasets.Image())
+    return table.cast_column("image", datasets.Image()) if "image" in present else table

@@ -1,13 +1,14 @@
-"""Reading and checking a folder of captioned pictures: `train/`, `validation/`, `test/`, each with a metadata file.
+"""Reading and checking a folder of captioned pictures: `train/`, `validation/`, `test/`, each with its captions.
 
 The layout is that of `imagefolder` of `datasets`: pictures, and beside them a `metadata.jsonl`,
 
     {"file_name": "cat.jpg", "captions": ["a cat", "a grey cat"]}
 
-or a `metadata.csv`. What is decided here:
+or a `metadata.csv` or `metadata.parquet`. Without these, that of the trainers of diffusion models: a text file
+`cat.txt` beside `cat.jpg`, each of its lines a caption. What is decided here:
 
 1. A split is a folder, or a link to one, of that name or of one of its usual others (`val`). A folder without splits
-   whose metadata file lies in it is `train` alone; its metadata file may also name pictures of splits
+   that has its captions itself is `train` alone; its metadata file may also name pictures of splits
    (`train/cat.jpg`). A split, or all of it, may be an archive (`train.zip`), and pictures may lie in archives beside
    the metadata file (`folder_images`).
 2. `captions` is a list; `caption` and `text` are a caption or a list of them. Lines of one picture with a caption each
@@ -20,34 +21,34 @@ or a `metadata.csv`. What is decided here:
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import os
-import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..archive import UNREAD_SUFFIXES, archive_suffix, inner_name
-from .folder_images import FolderImages, listing, unpacked_folder, unread_archives
-from .records import CaptionFileError, Located, has_word, id_of, read_content, read_text
-from .records import captions_of as checked_captions
+from ..archive import UNREAD_SUFFIXES, archive_suffix
+from .folder_images import FolderImages, files_below, listing, unpacked_folder, unread_archives
+from .metadata_files import (
+    METADATA,
+    Records,
+    Row,
+    merged_rows,
+    read_metadata,
+    read_sidecars,
+    sidecar_names,
+    unify_ids,
+)
+from .records import CaptionFileError
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-
-METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_FILE_NAME, _CAPTIONS = ("file_name", "image", "filename"), ("captions", "caption", "text")
-_SHOWN = 5  # lines in a message
 
 
 def split_name(name: str) -> str | None:
@@ -99,7 +100,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 @dataclass
 class _Place:
-    """A folder with a metadata file.
+    """A folder with captions.
 
     Attributes:
         folder (`Path`): where its files are.
@@ -112,20 +113,26 @@ class _Place:
     shown: Path
     split: str | None = None
     archives: list[Path] = field(default_factory=list)
-    metadata: Path = field(init=False)
+    metadata: Path | None = field(init=False)  # none where captions are in text files beside the pictures
     own: str = field(init=False)  # its name in front of those in it
 
     def __post_init__(self) -> None:
-        metadata_files = [self.folder / name for name in METADATA if (self.folder / name).is_file()]
-        if len(metadata_files) > 1:
-            raise CaptionFileError(f"{self.shown}: has {' and '.join(METADATA)}, expected one of them")
-        if not metadata_files:
+        found = [name for name in METADATA if (self.folder / name).is_file()]
+        if len(found) > 1:
+            raise CaptionFileError(f"{self.shown}: has {' and '.join(found)}, expected one of them")
+        if not found and not sidecar_names(files_below(self.folder)):
             raise CaptionFileError(
                 f"{self.shown.parent}: the pictures of {_called(self.shown)} have no captions in a "
-                f"{' or '.join(METADATA)} in it"
+                f"{' or '.join(METADATA)} in it, and none in text files of their names (cat.txt beside cat.jpg)"
             )
-        self.metadata = metadata_files[0]
+        self.metadata = self.folder / found[0] if found else None
         self.own = "" if self.split is None else _stem(self.shown)
+
+    def records(self) -> Records:
+        """The captions of its pictures."""
+        if self.metadata is None:
+            return read_sidecars(self.folder, files_below(self.folder), self.shown)
+        return read_metadata(self.metadata, self.shown / self.metadata.name)
 
 
 def _stem(path: Path) -> str:
@@ -144,6 +151,8 @@ def _places(root: Path, shown: Path) -> list[_Place]:
     names = sorted(path.name for path in root.iterdir())
     splits = _splits(root, shown, names)
     archives = [name for name in names if archive_suffix(name) and (root / name).is_file()]
+    if not splits and sidecar_names(files_below(root)):
+        return [_Place(root, shown)]
     if not splits and len(archives) == 1:
         return _places(unpacked_folder(root / archives[0], keep=split_name), shown / archives[0])
     if not splits:
@@ -181,79 +190,14 @@ def _splits(root: Path, shown: Path, names: list[str]) -> dict[str, str]:
     return splits
 
 
-# --- metadata files -------------------------------------------------------------------------------------------------
-
-
-def _records(path: Path) -> list[Located]:
-    """The records of a metadata file, each with its place."""
-    if path.suffix == ".csv":
-        return list(_csv_records(path))
-    content = read_content(path)
-    return content if isinstance(content, list) else [("line 1", content)]
-
-
-def _csv_records(path: Path) -> Iterator[Located]:
-    text = read_text(path)
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count), strict=True)
-    try:
-        for record in reader:
-            where = f"line {reader.line_num}"
-            if None in record or None in record.values():
-                raise CaptionFileError(
-                    f"{path}: {where}: has not the {len(reader.fieldnames or ())} fields of the first line"
-                )
-            yield where, record
-    except csv.Error as error:  # the record begins behind the last line that was read
-        raise CaptionFileError(f"{path}: line {reader.line_num + 1}: not CSV: {error}") from error
-
-
-def _parse(record: Any, is_csv: bool) -> tuple[str, list[str], bool]:
-    """The name of the picture, its captions, and whether they are a list; ValueError says what is wrong."""
-    if not isinstance(record, dict):
-        raise ValueError(f"is {reprlib.repr(record)}, expected an object with 'file_name' and 'captions'")
-    name, key = _only(record, _FILE_NAME), _only(record, _CAPTIONS)
-    captions = record[key]
-    if is_csv and isinstance(captions, str) and captions.lstrip().startswith("["):
-        try:
-            captions = json.loads(captions)
-        except ValueError as error:
-            raise ValueError(f"field {key!r} is {reprlib.repr(captions)}, which is no JSON list: {error}") from error
-    is_list = isinstance(captions, list)
-    if isinstance(captions, str) and (is_csv or key != "captions"):
-        captions = [captions]
-    checked = checked_captions(captions, f"field {key!r}")
-    for index, caption in enumerate(checked):
-        if not has_word(caption):
-            where = f"field {key!r}[{index}]" if is_list else f"field {key!r}"
-            raise ValueError(f"{where} is {reprlib.repr(caption)}, expected a caption with a word in it")
-    return _inner_name(record[name], name), checked, is_list
-
-
-def _only(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    present = [name for name in names if name in record]
-    if not present:
-        raise ValueError(f"has {', '.join(map(repr, record)) or 'nothing'}, expected {' or '.join(map(repr, names))}")
-    return present[0]
-
-
-def _inner_name(value: Any, key: str) -> str:
-    """A path inside the folder, with slashes; the metadata file of someone else never reaches outside of it."""
-    if not isinstance(value, str) or not value.strip("/"):
-        raise ValueError(f"field {key!r} is {reprlib.repr(value)}, expected the name of a picture")
-    name = inner_name(value)
-    if name is None or "://" in value or "::" in value:  # `datasets` takes "://" and "::" for remote files
-        raise ValueError(f"field {key!r} is {reprlib.repr(value)}, expected a path inside the folder")
-    return name
-
-
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
 def _read_place(place: _Place, missing: str) -> list[Row]:
-    rows = _merged(place)
+    records = place.records()
+    rows = merged_rows(records)
     images = FolderImages(place.folder, place.own, place.archives)
-    metadata = place.shown / place.metadata.name
+    metadata = records.source
     absent: list[str] = []
     for row in rows:
         row["image"], row["file_name"] = images.find(row["file_name"])
@@ -264,59 +208,19 @@ def _read_place(place: _Place, missing: str) -> list[Row]:
     if absent:
         problem = f"{metadata}: {len(absent)} of {len(rows)} pictures are missing: {listing(absent)}"
         if missing == "error" or len(absent) == len(rows):
-            raise FileNotFoundError(f"{problem}. A picture is looked for beside {metadata.name}{images.places}")
+            where = "its text file" if place.metadata is None else place.metadata.name
+            raise FileNotFoundError(f"{problem}. A picture is looked for beside {where}{images.places}")
         logger.warning("%s; they are left out", problem)
-    if left := images.left_out(METADATA):
-        logger.warning(
-            "%s: %d files beside it are not named in it and left out: %s", metadata, len(left), listing(left)
-        )
+    texts = [] if place.metadata is not None else [where for where, _ in records.located]
+    if left := images.left_out([*METADATA, *texts]):
+        why = "beside it are not named in it" if place.metadata is not None else "have no text file with captions"
+        logger.warning("%s: %d files %s and left out: %s", metadata, len(left), why, listing(left))
     return [row for row in rows if row["image"] is not None]
-
-
-def _merged(place: _Place) -> list[Row]:
-    """The rows of a metadata file, `file_name` as it is there; lines of one picture with a caption each are one row."""
-    records = _records(place.metadata)
-    metadata = place.shown / place.metadata.name
-    rows: dict[str, Row] = {}
-    first: dict[str, tuple[str, bool]] = {}
-    problems: list[str] = []
-    for where, record in records:
-        try:
-            name, captions, is_list = _parse(record, place.metadata.suffix == ".csv")
-            if name not in rows:
-                rows[name] = {**_others(record), "file_name": name, "captions": captions}
-                first[name] = where, is_list
-            elif is_list or first[name][1]:
-                raise ValueError(f"picture {name!r} is already at {first[name][0]}; expected every picture once")
-            else:
-                rows[name]["captions"] += captions
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise CaptionFileError(
-            f"{metadata}: {len(problems)} of {len(records)} lines cannot be used: {'; '.join(problems[:_SHOWN])}{more}"
-        )
-    if not rows:
-        raise CaptionFileError(f"{metadata}: no captions in it, expected at least one")
-    return list(rows.values())
-
-
-def _others(record: Mapping[str, Any]) -> Row:
-    """Other fields of a record, for rewards and for captioners with inputs of their own; the id checked."""
-    known = (*_FILE_NAME, *_CAPTIONS, "image_id", "split")
-    others = {name: value for name, value in record.items() if name not in known}
-    if record.get("image_id") not in (None, ""):
-        others["image_id"] = id_of(record["image_id"], "field 'image_id'")
-    return others
 
 
 def _check_ids(root: Path, rows: Mapping[str, Iterable[Row]]) -> None:
     """Ids are unique in a split, and all of them are numbers or all are names."""
-    everything = [row for split in rows.values() for row in split]
-    if len({type(row["image_id"]) for row in everything}) > 1:
-        for row in everything:
-            row["image_id"] = str(row["image_id"])
+    unify_ids(row for split in rows.values() for row in split)
     for split, members in rows.items():
         first: dict[Any, Row] = {}
         for row in members:

@@ -8,7 +8,7 @@ A layout is recognised by what is in the file, never by its name; gzip is told b
   `image_id` in the place of `file_name`;
 - one JSON object from image id to a caption or to a list of captions (of one, for predictions).
 
-References may also be COCO annotations (`images` and `annotations`) or Karpathy's JSON (see `karpathy_file`).
+References may also be in any other layout of annotations; see `layouts`.
 
 What is decided here:
 
@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 from . import records
 from .folder_files import chosen_splits, is_folder, read_folder
-from .karpathy_file import SPLITS, read_rows
+from .layouts import is_annotated, read_annotations, splits_of
 from .records import CaptionFileError, ImageId
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -102,7 +102,7 @@ def read_predictions(path: _Path) -> Predictions:
     if isinstance(content, list):
         records.refuse_failures(name, content)
         entries = records.parse_records(name, content, records.prediction)
-    elif _is_coco(content) or _is_karpathy(content):
+    elif is_annotated(content):
         raise CaptionFileError(f"{name}: holds annotated images ('images'), which are references; expected predictions")
     else:
         entries = records.parse_records(name, _by_key(content), records.keyed_prediction)
@@ -113,10 +113,9 @@ def read_references(path: _Path, split: str | None = None) -> References:
     """Read the captions that people gave to images.
 
     Args:
-        path (`str` or `os.PathLike`): COCO annotations, Karpathy's JSON, JSONL with `captions`, or a JSON object from
-            id to captions; plain or gzipped. See the top of this module.
-        split (`str`, *optional*): for Karpathy's JSON: names of `train`, `restval`, `val`, `test` joined by `+`. By
-            default, and with `"all"`, every image of the file.
+        path (`str` or `os.PathLike`): a folder of captioned pictures, or a file in one of the layouts of `layouts`.
+        split (`str`, *optional*): names of splits joined by `+`, or of layouts without splits a file with the names or
+            ids of pictures. By default, and with `"all"`, every image.
 
     Returns:
         [`References`]: captions as they are in the file, ids as integers where they are digits. Images of COCO
@@ -142,19 +141,10 @@ def read_references(path: _Path, split: str | None = None) -> References:
     """
     if is_folder(path):
         return _of_folder(path, split)
-    name, content = os.fspath(path), records.read_content(path)
-    if isinstance(content, dict) and _is_karpathy(content):
-        del content  # `read_rows` parses the file itself; one copy of 150 MB at a time
-        entries = _karpathy(name, split)
-    elif split is not None and split != "all":
-        raise CaptionFileError(f"{name}: split={split!r}: only files in Karpathy's layout have splits, leave it out")
-    elif isinstance(content, list):
-        entries = records.parse_records(name, content, records.reference)
-    elif _is_coco(content):
-        entries = records.coco(name, content)
-    else:
-        entries = records.parse_records(name, _by_key(content), records.keyed_reference)
-    return References(name, {image_id: captions for image_id, _, captions in entries}, _image_paths(entries))
+    rows = read_annotations(path, split)
+    captions = {row["image_id"]: row["captions"] for row in rows}
+    names = {row["image_id"]: row["file_name"] for row in rows if row["file_name"] is not None}
+    return References(os.fspath(path), captions, names)
 
 
 def read_splits(path: _Path) -> list[str]:
@@ -171,27 +161,7 @@ def read_splits(path: _Path) -> list[str]:
     """
     if is_folder(path):
         return list(read_folder(path))
-    name, content = os.fspath(path), records.read_content(path)
-    if not isinstance(content, dict) or not _is_karpathy(content):
-        return []
-    del content  # as in `read_references`
-    occurring = {row["split"] for row in _karpathy_rows(name)}
-    return [split for split in SPLITS if split in occurring]
-
-
-def _is_coco(content: dict[str, Any]) -> bool:
-    annotations = content.get("annotations")
-    return isinstance(annotations, list) and not _are_captions(annotations)
-
-
-def _is_karpathy(content: dict[str, Any]) -> bool:
-    images = content.get("images")
-    return isinstance(images, list) and not _are_captions(images) and not _is_coco(content)
-
-
-def _are_captions(values: list[Any]) -> bool:
-    """An image whose id is "images" has a list of strings."""
-    return bool(values) and all(isinstance(value, str) for value in values)
+    return splits_of(path)
 
 
 def _by_key(content: dict[str, Any]) -> Iterator[records.Located]:
@@ -200,30 +170,6 @@ def _by_key(content: dict[str, Any]) -> Iterator[records.Located]:
 
 def _image_paths(entries: Sequence[records.Entry]) -> dict[ImageId, str]:
     return {image_id: path for image_id, path, _ in entries if path is not None}
-
-
-def _karpathy(name: str, split: str | None) -> list[records.Entry]:
-    wanted = SPLITS if split is None or split == "all" else tuple(part.strip() for part in split.split("+"))
-    for part in wanted:
-        if part not in SPLITS:
-            raise CaptionFileError(
-                f"{name}: split={split!r}: {part!r} is not a split; expected names of {', '.join(SPLITS)} joined by '+'"
-            )
-    rows = _karpathy_rows(name)
-    chosen = [row for row in rows if row["split"] in wanted]
-    if not chosen:
-        occurring = ", ".join(part for part in SPLITS if any(row["split"] == part for row in rows))
-        raise CaptionFileError(
-            f"{name}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none, it has no images'}"
-        )
-    return [(row["image_id"], row["file_name"], row["captions"]) for row in chosen]
-
-
-def _karpathy_rows(name: str) -> list[dict[str, Any]]:
-    try:
-        return [row for _, row in read_rows(name)]
-    except ValueError as error:
-        raise CaptionFileError(str(error)) from error
 
 
 def _of_folder(path: _Path, split: str | None) -> References:

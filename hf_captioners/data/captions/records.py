@@ -46,7 +46,11 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any] | list[Located]
         FileNotFoundError: there is no such file.
         CaptionFileError: it is empty, cut off, not UTF-8, not JSON, or an object in it has a key twice.
     """
-    text = read_text(path)
+    return parse_content(path, read_text(path))
+
+
+def parse_content(path: str | os.PathLike[str], text: str) -> dict[str, Any] | list[Located]:
+    """Parse the text of a file as [`read_content`] does."""
     # U+2028 and its kin may stand in a JSON string, so splitlines() would be wrong
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:

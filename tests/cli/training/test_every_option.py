@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -55,6 +56,8 @@ DATA = {
     "annotations": Option("effect", "{annotations}"),
     "data_dir": Option("effect", "{folder}"),
     "image_root": Option("effect", "{images}", {"annotations": "{annotations}"}, alone=True),
+    "eval_annotations": Option("effect", "{tokens}", ANNOTATIONS),
+    "eval_image_root": Option("effect", "{others}", {**ANNOTATIONS, "eval_annotations": "{annotations}"}, alone=True),
     "labels": Option("refused", "x.h5", {"data_dir": "{folder}"}),  # its rows: tests/training/test_data_arguments.py
     "train_split": Option("effect", "restval", ANNOTATIONS, alone=True),
     "eval_split": Option("effect", "test", ANNOTATIONS, alone=True),
@@ -95,9 +98,10 @@ REWARDS = {
 def files(tmp_path_factory):
     """Pictures and captions in both layouts, their features, a teacher's captions, a captioner."""
     folder = tmp_path_factory.mktemp("files")
-    found = {name: folder / name for name in ("images", "folder", "broken", "features", "captioner")}
+    found = {name: folder / name for name in ("images", "others", "folder", "broken", "features", "captioner")}
     found["images"].mkdir()
     rows = tiny_rows(found["images"], len(SPLITS))
+    shutil.copytree(found["images"], found["others"])
     entries = [
         {
             "filename": f"{row['image_id']}.png", "split": split, "imgid": row["image_id"],
@@ -107,6 +111,8 @@ def files(tmp_path_factory):
     ]  # fmt: skip
     found["annotations"] = folder / "dataset.json"
     found["annotations"].write_text(json.dumps({"dataset": "tiny", "images": entries}))
+    found["tokens"] = folder / "all.token"
+    found["tokens"].write_text("".join(f"{row['image_id']}.png#0\ta star\n" for row in rows))
     for name in ("folder", "broken"):
         (found[name] / "train").mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(found[name] / "train" / "a.png")

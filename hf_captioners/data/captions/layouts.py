@@ -1,0 +1,288 @@
+"""The layouts of files of captions, told by what is in them, never by their names, and one reader for all of them.
+
+| layout | content |
+| --- | --- |
+| `karpathy` | JSON, `images` with `sentences` and splits: `dataset_coco.json` (`karpathy_file`) |
+| `coco` | JSON, `images` and `annotations`: `captions_train2017.json` |
+| `cocotalk` | JSON, `images` and `ix_to_word`, beside a label file (`cocotalk`) |
+| `records` | JSONL or a JSON list: `{"file_name": "a.jpg", "captions": ["…"]}` |
+| `by id` | JSON, an object from image id to captions |
+| `tokens`, `bars`, `urls` | token files and Kaggle's table of Flickr30k, URLs with captions (`caption_tables`) |
+| `csv`, `parquet` | tables with a column of file names and one of captions (`metadata_files`) |
+
+Karpathy's layout and cocotalk have splits. Of the others a split is a file with the names or ids of its pictures, a
+line each, as `Flickr_8k.trainImages.txt` or `karpathy_val_image_ids.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from ..files import regular_file
+from . import caption_tables, records
+from .karpathy_file import SPLITS, read_rows
+from .metadata_files import PARQUET_MAGIC, Records, Row, csv_records, merged_rows, parquet_records, unify_ids
+from .records import CaptionFileError, id_of, read_text
+
+KARPATHY, COCO, COCOTALK, RECORDS, BY_ID = "karpathy", "coco", "cocotalk", "records", "by id"
+TOKENS, BARS, URLS, CSV, PARQUET = "tokens", "bars", "urls", "csv", "parquet"
+EXPECTED = (
+    "Karpathy's JSON, COCO's annotations, JSON or JSONL of captions, a token file of Flickr8k or Flickr30k, a CSV or "
+    "Parquet table with a column of file names and one of captions, or lines of a caption, a tab and a URL"
+)
+"""The layouts, for messages."""
+
+_Path: TypeAlias = str | os.PathLike[str]
+_FIRST_IMAGE = re.compile(r'"images"\s*:\s*\[\s*(?={)')
+_CSV_NAMES = {"file_name", "image", "filename"}, {"captions", "caption", "text"}
+_SHOWN = 5
+
+
+def layout_of(path: _Path) -> str:
+    """Tell the layout of a file of captions by what is in it.
+
+    Args:
+        path (`str` or `os.PathLike`): the file, plain or gzipped.
+
+    Returns:
+        `str`: one of the names at the top of this module.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CaptionFileError: it cannot be read, or is none of them; the message names them.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hf_captioners.data.captions.layouts import layout_of
+    >>> path = Path(tempfile.mkdtemp(), "Flickr8k.token.txt")
+    >>> _ = path.write_text("cat.jpg#0\\tA cat .")
+    >>> layout_of(path)
+    'tokens'
+
+    ```
+    """
+    return _recognised(path)[0]
+
+
+def _recognised(path: _Path) -> tuple[str, Any]:
+    """The layout of a file, and its text, or what is in its JSON as far as that was parsed."""
+    if not Path(path).is_dir():  # `read_text` says it better
+        with regular_file(os.fspath(path), "file of captions").open("rb") as file:
+            if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+                return PARQUET, None
+    text = read_text(path)
+    line = next((line for line in text.split("\n", 100) if line.strip()), "")
+    if caption_tables.is_token_line(line):
+        return TOKENS, text
+    if caption_tables.is_bar_header(line):
+        return BARS, text
+    if caption_tables.is_url_line(line):
+        return URLS, text
+    if _is_csv_header(line):
+        return CSV, text
+    if line and line.lstrip()[0] not in "{[":
+        raise CaptionFileError(
+            f"{path}: begins with {line[:60]!r}, which is no layout of captions; expected {EXPECTED}"
+        )
+    return _recognised_json(path, text)
+
+
+def _is_csv_header(line: str) -> bool:
+    names = set(re.split(r"[,;\t|]", line.strip().lower().replace('"', "")))
+    return all(names & wanted for wanted in _CSV_NAMES)
+
+
+def _recognised_json(path: _Path, text: str) -> tuple[str, Any]:
+    if _begins_like_karpathy(text):
+        return KARPATHY, None  # 150 MB, which its reader parses
+    content = records.parse_content(path, text)
+    if isinstance(content, list):
+        return RECORDS, content
+    if isinstance(content.get("ix_to_word"), dict) and isinstance(content.get("images"), list):
+        return COCOTALK, None
+    return (_annotated_layout(content) or BY_ID), content
+
+
+def _annotated_layout(content: Mapping[str, Any]) -> str | None:
+    for layout, name in ((COCO, "annotations"), (KARPATHY, "images")):
+        values = content.get(name)
+        if isinstance(values, list) and not _are_captions(values):
+            return layout
+    return None
+
+
+def is_annotated(content: Mapping[str, Any]) -> bool:
+    """Tell whether the object of a JSON file is of COCO's or Karpathy's layout, whose captions are of people."""
+    return _annotated_layout(content) is not None
+
+
+def _begins_like_karpathy(text: str) -> bool:
+    """Tell whether the first image of a JSON file has sentences; only then is all of it that layout."""
+    match = _FIRST_IMAGE.search(text, 0, 2**16)
+    if match is None:
+        return False
+    try:
+        image, _ = json.JSONDecoder().raw_decode(text, match.end())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(image, dict) and {"sentences", "split", "filename"} <= image.keys()
+
+
+def _are_captions(values: Sequence[Any]) -> bool:
+    """An image whose id is "images" has a list of strings."""
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def read_annotations(path: _Path, split: str | None = None) -> list[Row]:
+    """The captions of the pictures of a file, in any layout but `cocotalk`.
+
+    Args:
+        path (`str` or `os.PathLike`): the file, plain or gzipped.
+        split (`str`, *optional*): of Karpathy's layout names of splits joined by `+`; of the others a file with names
+            or ids of pictures. By default, and with `"all"`, everything.
+
+    Returns:
+        `list[dict]`: with `image_id` (`int` or `str`; of layouts without ids the file name), `file_name` (`str`, or
+        `None` where the file has none), `captions` (`list[str]`, at least one), and what else a table has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CaptionFileError: it is in none of the layouts, a caption or an id cannot be used, an image is there twice, or
+            there is no such split; the message names file, place and value.
+    """
+    name = os.fspath(path)
+    layout, content = _recognised(path)
+    if layout == KARPATHY:
+        return _karpathy(name, split)
+    if layout == COCOTALK:
+        raise CaptionFileError(f"{name}: is a cocotalk.json, whose captions are in a label file (labels)")
+    return _in_split(name, _rows(name, layout, content), split)
+
+
+def _rows(name: str, layout: str, content: Any) -> list[Row]:
+    if layout == URLS:
+        return caption_tables.url_rows(name, content)
+    if layout in (TOKENS, BARS, CSV, PARQUET):
+        rows = merged_rows(_table(name, layout, content))
+        for row in rows:
+            row.setdefault("image_id", id_of(row["file_name"], "field 'file_name'"))
+        unify_ids(rows)
+        _check_ids(name, rows)
+        return rows
+    if layout == RECORDS:
+        entries = records.parse_records(name, content, records.reference)
+    elif layout == COCO:
+        entries = records.coco(name, content)
+    else:
+        places = ((f"key {key!r}", (key, value)) for key, value in content.items())
+        entries = records.parse_records(name, places, records.keyed_reference)
+    return [{"image_id": image_id, "file_name": file, "captions": captions} for image_id, file, captions in entries]
+
+
+def _table(name: str, layout: str, content: Any) -> Records:
+    if layout == TOKENS:
+        return caption_tables.token_records(name, content)
+    if layout == BARS:
+        return caption_tables.bar_records(name, content)
+    if layout == CSV:
+        return Records(name, list(csv_records(name, content)), are_text=True)
+    return Records(name, parquet_records(name), unit="rows")
+
+
+def _check_ids(name: str, rows: list[Row]) -> None:
+    first: dict[Any, Row] = {}
+    for row in rows:
+        other = first.setdefault(row["image_id"], row)
+        if other is not row:
+            raise CaptionFileError(
+                f"{name}: {other['file_name']} and {row['file_name']} have the same image_id {row['image_id']!r}; ids "
+                "must be unique"
+            )
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def splits_of(path: _Path) -> list[str]:
+    """The names of the splits of a file of captions.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+
+    Returns:
+        `list[str]`: in the order of their use, train first; empty for layouts without splits.
+
+    Raises:
+        FileNotFoundError, CaptionFileError: as [`read_annotations`].
+    """
+    if layout_of(path) != KARPATHY:
+        return []
+    occurring = {row["split"] for row in _karpathy_rows(os.fspath(path))}
+    return [split for split in SPLITS if split in occurring]
+
+
+def _karpathy_rows(name: str) -> list[Row]:
+    try:
+        return [row for _, row in read_rows(name)]
+    except ValueError as error:
+        raise CaptionFileError(str(error)) from error
+
+
+def _karpathy(name: str, split: str | None) -> list[Row]:
+    wanted = SPLITS if split is None or split == "all" else tuple(part.strip() for part in split.split("+"))
+    for part in wanted:
+        if part not in SPLITS:
+            raise CaptionFileError(
+                f"{name}: split={split!r}: {part!r} is not a split; expected names of {', '.join(SPLITS)} joined by '+'"
+            )
+    rows = _karpathy_rows(name)
+    chosen = [row for row in rows if row["split"] in wanted]
+    if not chosen:
+        occurring = ", ".join(part for part in SPLITS if any(row["split"] == part for row in rows))
+        raise CaptionFileError(
+            f"{name}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none, it has no images'}"
+        )
+    return chosen
+
+
+def _in_split(name: str, rows: list[Row], split: str | None) -> list[Row]:
+    """The rows that a file of names or ids lists, in their own order."""
+    if split is None or split == "all":
+        return rows
+    if not Path(split).is_file():
+        raise CaptionFileError(
+            f"{name}: split={split!r}: only files in Karpathy's layout and folders have splits; leave it out, or give "
+            "a file with the names or ids of pictures, a line each"
+        )
+    places = {called: index for index, row in reversed(list(enumerate(rows))) for called in _names(row)}
+    places |= {row["image_id"]: index for index, row in enumerate(rows)}
+    listed = list(dict.fromkeys(line.strip() for line in read_text(split).split("\n") if line.strip()))
+    found = {line: places.get(id_of(line, f"{split}: a line")) for line in listed}
+    absent = [line for line, index in found.items() if index is None]
+    if absent or not listed:
+        more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+        raise CaptionFileError(
+            f"{split}: {len(absent)} of {len(listed)} pictures are not in {name}: {', '.join(absent[:_SHOWN])}{more}"
+            if listed
+            else f"{split}: is empty, expected names or ids of pictures of {name}"
+        )
+    chosen = set(found.values())
+    return [row for index, row in enumerate(rows) if index in chosen]
+
+
+def _names(row: Row) -> Iterator[Any]:
+    """The names by which a list may call a picture: with folder or suffix, or without."""
+    if row["file_name"] is not None:
+        path = PurePosixPath(row["file_name"])
+        yield from (id_of(called, "file_name") for called in (path.stem, path.name, row["file_name"]) if called)
