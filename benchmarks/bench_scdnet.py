@@ -8,16 +8,19 @@
 projections of the retrieved sentence, the sentence's rows behind the last semantic layer, and the time's vector. All
 cases take turns in each round, and the median of the rounds counts, so that a ratio is of two times of one machine.
 
-`curve` captions the pictures of a split with every sampler, number of steps and spacing of time, and prints CIDEr-D
-with a 95 % interval over pictures, its difference to the paper's sampler with the most steps, and the processor time of
-a caption; with `--out` also `curve.png` and `curve.json`.
+`curve` captions pictures of a split in every way of sampling that the options name, and prints CIDEr-D with a 95 %
+interval over pictures, its difference to the first way, the paper's sampler with the most steps, with an interval too,
+and the processor time of a caption; with `--out` also `curve.png`, `curve.md` and `curve.json`. A second stage takes
+`--previous`, what the first one wrote, or is a cascade, whose first stage has a number of steps of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +37,14 @@ from hf_captioners import ScdnetConfig, ScdnetForImageCaptioning
 from hf_captioners.data.captions.attached import attach_sentences
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
-from hf_captioners.data.rows import attach_features
+from hf_captioners.data.rows import FeatureDataset, attach_features
 from hf_captioners.metrics import CaptionMetrics
 from hf_captioners.modeling.captioner_trust import load_pretrained
 from hf_captioners.modeling.modeling_scdnet import Known
 
 REGIONS, SENTENCE = 50, 15
+FIRST_AHEAD = 0.9  # share of its steps by which the first stage of the paper's cascade is ahead
+WORDS = ("sampler", "cascade")  # options that say what they are
 
 
 class PlainScdnet(ScdnetForImageCaptioning):
@@ -104,76 +109,148 @@ def measure_speed(args: argparse.Namespace) -> Iterator[list[Any]]:
 # --- quality ----------------------------------------------------------------------------------------------------------
 
 
+def ways_of(args: argparse.Namespace, is_cascade: bool) -> tuple[list[str], list[dict[str, Any]]]:
+    """Ways of sampling; also the names of what differs between them. The first one is what others are compared with."""
+    values = {
+        "sampler": args.samplers,
+        "word_choice": args.word_choices,
+        "self_condition": args.self_conditions,
+        "time_spacing": args.spacings,
+        "time_difference": args.time_differences,
+        **({"cascade": args.cascades, "first_steps": args.first_steps} if is_cascade else {}),
+        "num_inference_steps": sorted(args.steps, reverse=True),
+    }
+    chosen = [dict(zip(values, way, strict=True)) for way in itertools.product(*values.values())]
+    ways = [way | ({"time_spacing": 1.0} if way["sampler"] == "paper" else {}) for way in chosen]
+    ways = [way for place, way in enumerate(ways) if way not in ways[:place]]
+    always = ("sampler", "num_inference_steps")
+    return [name for name, some in values.items() if len(some) > 1 or name in always], ways
+
+
+def generate_options(way: dict[str, Any]) -> dict[str, Any]:
+    """Options of `generate`; of a cascade the first stage is ahead by the same share of its steps as the paper's."""
+    options = {name: value for name, value in way.items() if name != "first_steps"}
+    if "first_steps" in way:
+        first = way["first_steps"]
+        options["num_inference_steps"] = [first, way["num_inference_steps"]]
+        options["time_difference"] = [FIRST_AHEAD * first, way["time_difference"]]
+    return options
+
+
+def read_rows(args: argparse.Namespace) -> tuple[FeatureDataset, list[list[str]]]:
+    """Rows of pictures with features and sentences, and their references."""
+    rows = load_karpathy(args.annotations, split=args.split)
+    if args.num_images is not None and args.num_images < len(rows):
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), args.num_images)))
+    for column, file in (("retrieved", args.retrieved), ("previous", args.previous)):
+        rows = rows if file is None else attach_sentences(rows, file, column)
+    return attach_features(rows, FeatureStore(args.features)), rows["captions"][:]
+
+
 def caption(model: Any, processor: Any, rows: Any, batch_size: int, **options: Any) -> tuple[list[str], float]:
     """Captions of all rows, and the seconds of processor time that `generate` took."""
     captions, seconds = [], 0.0
     for first in range(0, len(rows), batch_size):
         inputs = processor.prepare_rows([rows[i] for i in range(first, min(first + batch_size, len(rows)))])
         start = time.process_time()
-        ids = model.generate(**inputs, **options)
+        ids = model.generate(**inputs.to(dtype=model.dtype), **options)
         seconds += time.process_time() - start
         captions += processor.batch_decode(ids)
     return captions, seconds
 
 
-def measure_curve(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """For every way of sampling its options, scores of all pictures and processor time."""
-    model = load_pretrained(AutoModelForImageTextToText, args.model).eval()
-    processor = load_pretrained(AutoProcessor, args.model)
-    rows = load_karpathy(args.annotations, split=args.split)
-    if args.num_images:
-        rows = rows.select(range(args.num_images))
-    rows = attach_sentences(rows, args.retrieved, "retrieved") if args.retrieved else rows
-    references = rows["captions"]
-    rows = attach_features(rows, FeatureStore(args.features))
-    metrics = CaptionMetrics(["cider_d"])
-    for sampler in args.samplers:
-        for spacing in args.spacings if sampler != "paper" else [1.0]:
-            for ahead in args.time_differences:
-                for steps in args.steps:
-                    options = {"num_inference_steps": steps, "sampler": sampler, "time_spacing": spacing}
-                    options["time_difference"] = ahead
-                    captions, seconds = caption(model, processor, rows, args.batch_size, **options)
-                    scores = np.asarray(metrics(captions, references).per_image["cider_d"]) * 100
-                    yield {**options, "scores": scores, "milliseconds": seconds / len(captions) * 1e3}
+class Curve:
+    """Scores and times of a trained captioner's ways of sampling.
 
+    Attributes:
+        columns (`list[str]`): of the table.
+        results (`list[dict[str, Any]]`): for every way so far its options, `scores` of all pictures, `milliseconds` of
+            a caption, `cider_d`, `gain` over the first one, and `interval` of the gain.
+    """
 
-def describe_curve(results: list[dict[str, Any]]) -> Iterator[list[Any]]:
-    """The rows of the table of scores."""
-    papers = [result for result in results if result["sampler"] == "paper" and not result["time_difference"]]
-    best = max(papers or results, key=lambda result: result["num_inference_steps"])
-    for result in results:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model = load_pretrained(AutoModelForImageTextToText, args.model).eval()
+        self.processor = load_pretrained(AutoProcessor, args.model)
+        self.names, self.ways = ways_of(args, self.model.is_cascade)
+        self.results: list[dict[str, Any]] = []
+        self.columns = [*self.names, "CIDEr-D x 100", "to the first row", "ms per caption", "times as fast"]
+
+    def measure(self) -> Iterator[list[Any]]:
+        """Caption the pictures in every way; returns rows of the table as they come."""
+        rows, references = read_rows(self.args)
+        metrics = CaptionMetrics(["cider_d"])
+        caption(self.model, self.processor, rows, self.args.batch_size, **generate_options(self.ways[-1]))  # warm up
+        for way in self.ways:
+            options = generate_options(way)
+            captions, seconds = caption(self.model, self.processor, rows, self.args.batch_size, **options)
+            scores = np.asarray(metrics(captions, references).per_image["cider_d"]) * 100
+            result = {**way, "scores": scores, "milliseconds": seconds / len(captions) * 1e3}
+            self.results.append(result)
+            gains = scores - self.results[0]["scores"]
+            result.update(cider_d=scores.mean(), gain=gains.mean(), interval=interval(gains))
+            yield self.row(result)
+
+    def row(self, result: dict[str, Any]) -> list[Any]:
+        """A row of the table."""
         low, high = interval(result["scores"])
-        gains = result["scores"] - best["scores"]
-        below, above = interval(gains)
-        yield [
-            *(result[name] for name in ("sampler", "time_spacing", "time_difference", "num_inference_steps")),
-            f"{result['scores'].mean():.1f} ({low:.1f} to {high:.1f})",
-            f"{gains.mean():+.1f} ({below:+.1f} to {above:+.1f})",
+        below, above = result["interval"]
+        return [
+            *(result[name] for name in self.names),
+            f"{result['cider_d']:.1f} ({low:.1f} to {high:.1f})",
+            f"{result['gain']:+.1f} ({below:+.1f} to {above:+.1f})",
             f"{result['milliseconds']:.1f}",
+            f"{self.results[0]['milliseconds'] / result['milliseconds']:.1f}",
         ]
 
+    def fastest(self) -> str:
+        """A sentence on the fastest way that is as good as the first one, within the interval of the difference."""
+        as_good = [result for result in self.results if result["interval"][1] >= 0]
+        best = min(as_good, key=lambda result: result["milliseconds"])
+        ratio = self.results[0]["milliseconds"] / best["milliseconds"]
+        return f"Fastest as good as the first row: {self.describe(best)}, {ratio:.1f} times as fast."
 
-def plot_curve(results: list[dict[str, Any]], path: Path) -> None:
-    """Plot CIDEr-D against steps, and against milliseconds."""
-    import matplotlib
+    def describe(self, result: dict[str, Any], with_steps: bool = True) -> str:
+        """Name a way by what differs between ways."""
+        names = [name for name in self.names if name != "num_inference_steps"]
+        parts = [str(result[name]) if name in WORDS else f"{name} {result[name]}" for name in names]
+        return ", ".join([*parts, *([f"{result['num_inference_steps']} steps"] if with_steps else [])])
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def plot(self, path: Path) -> None:
+        """Plot CIDEr-D against steps and against milliseconds, with the interval of the difference to the first row."""
+        import matplotlib
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    names = {(result["sampler"], result["time_spacing"], result["time_difference"]): None for result in results}
-    for name in names:
-        own = [one for one in results if (one["sampler"], one["time_spacing"], one["time_difference"]) == name]
-        label = f"{name[0]}, spacing {name[1]:g}" + (f", {name[2]:g} steps ahead" if name[2] else "")
-        for axis, key in zip(axes, ("num_inference_steps", "milliseconds"), strict=True):
-            points = sorted((result[key], result["scores"].mean()) for result in own)
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    axes[0].set(xlabel="steps", ylabel="CIDEr-D x 100", xscale="log")
-    axes[1].set(xlabel="processor time of a caption, ms", xscale="log")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+        start = self.results[0]["cider_d"]
+        for label in dict.fromkeys(self.describe(result, with_steps=False) for result in self.results):
+            own = [result for result in self.results if self.describe(result, with_steps=False) == label]
+            values = np.array([start + result["gain"] for result in own])
+            ends = start + np.array([result["interval"] for result in own]).T  # (2, points)
+            errors = np.abs(ends - values)
+            for axis, key in zip(axes, ("num_inference_steps", "milliseconds"), strict=True):
+                places = [result[key] for result in own]
+                axis.errorbar(places, values, errors, marker="o", markersize=3, capsize=2, linewidth=1, label=label)
+        for axis, label in zip(axes, ("steps", "processor time of a caption, ms"), strict=True):
+            axis.axhline(start, color="grey", linewidth=0.8, linestyle="--")
+            axis.set(xlabel=label, xscale="log")
+            axis.grid(alpha=0.3)
+        axes[0].set(ylabel="CIDEr-D x 100")
+        axes[0].legend(frameon=False, fontsize=7)
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+
+    def write(self, folder: Path) -> None:
+        """Write the table, the numbers and the plot."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [self.columns, ["---"] * len(self.columns), *map(self.row, self.results)]
+        table = "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+        (folder / "curve.md").write_text(f"{table}\n{self.fastest()}\n")
+        kept = [{**result, "scores": result["scores"].round(2).tolist()} for result in self.results]
+        (folder / "curve.json").write_text(json.dumps(kept, indent=1))
+        self.plot(folder / "curve.png")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -196,13 +273,22 @@ def parse() -> argparse.Namespace:
     curve.add_argument("--split", default="val", help="default: val")
     curve.add_argument("--features", required=True, help="store of the pictures' features")
     curve.add_argument("--retrieved", help="sentences of the pictures, of `hf-captioners retrieval lookup`")
-    curve.add_argument("--num-images", type=int, help="only the first pictures")
+    curve.add_argument("--previous", help="captions of the first stage, for a second stage that is no cascade")
+    curve.add_argument("--num-images", type=int, help="so many of the pictures, drawn by chance (default: all)")
     curve.add_argument("--batch-size", type=int, default=50, help="pictures at a time (default: 50)")
     curve.add_argument("--samplers", nargs="+", default=["paper", "ddim"], help="default: paper ddim")
-    curve.add_argument("--steps", type=int, nargs="+", default=[50, 20, 10, 5, 3, 2, 1], help="numbers of steps")
+    curve.add_argument(
+        "--steps", type=int, nargs="+", default=[50, 20, 10, 5, 3, 2, 1], help="of a single or last stage"
+    )
     curve.add_argument("--spacings", type=float, nargs="+", default=[1.0], help="of the time, but for the paper's")
     curve.add_argument("--time-differences", type=float, nargs="+", default=[0.0], help="in steps (default: 0)")
-    curve.add_argument("--out", type=Path, help="folder for curve.png and curve.json")
+    curve.add_argument("--word-choices", nargs="+", default=["bits"], help="bits or likeliest (default: bits)")
+    curve.add_argument("--self-conditions", nargs="+", default=["none"], help="none or previous (default: none)")
+    curve.add_argument("--cascades", nargs="+", default=["online"], help="online or offline (default: online)")
+    curve.add_argument(
+        "--first-steps", type=int, nargs="+", default=[50], help="of a cascade's first stage (default: 50)"
+    )
+    curve.add_argument("--out", type=Path, help="folder for curve.png, curve.md and curve.json")
     return parser.parse_args()
 
 
@@ -216,14 +302,11 @@ def main() -> None:
             columns = ["batch", "dtype", "steps", "ms per caption", "plain / ours", "50 steps / these"]
             show(columns, measure_speed(args))
             return
-        results = list(measure_curve(args))
-    columns = ["sampler", "spacing", "ahead", "steps", "CIDEr-D x 100", "to the paper's", "ms per caption"]
-    show(columns, describe_curve(results))
+        curve = Curve(args)
+        show(curve.columns, curve.measure())
+    print(f"\n{curve.fastest()}")
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        plot_curve(results, args.out / "curve.png")
-        kept = [{**result, "scores": result["scores"].mean()} for result in results]
-        (args.out / "curve.json").write_text(json.dumps(kept, indent=1))
+        curve.write(args.out)
 
 
 if __name__ == "__main__":

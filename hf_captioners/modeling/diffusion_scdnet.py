@@ -17,6 +17,7 @@ import torch
 NOISE_SCHEDULES = ("cosine", "linear")
 SAMPLERS = ("paper", "ddim")
 WORD_CHOICES = ("bits", "likeliest")
+SELF_CONDITIONS = ("none", "previous")
 TRAINING_END = 0.999  # times of training are drawn from [0, 0.999)
 
 
@@ -240,6 +241,7 @@ def denoise(
     sampler: str = "paper",
     step_noise: Sequence[torch.Tensor] | None = None,
     keep: bool = False,
+    known: torch.Tensor | None = None,
 ) -> Denoised:
     """Write captions: refine noise, all words at once.
 
@@ -252,6 +254,8 @@ def denoise(
         sampler (`str`, defaults to `"paper"`): see `SamplingPlan.update`.
         step_noise (`Sequence[torch.FloatTensor]`, *optional*): noise to add in each step, by the paper's sampler.
         keep (`bool`, defaults to `False`): also return the trajectory.
+        known (`torch.FloatTensor` of shape `(N, L, n)`, *optional*): bits that the first step sees as the last
+            prediction; zeros by default.
 
     Returns:
         [`Denoised`]
@@ -264,7 +268,7 @@ def denoise(
     if step_noise is not None and (sampler == "ddim" or len(step_noise) != len(plan)):
         raise ValueError(f"noise of {len(step_noise)} steps for the sampler {sampler!r} with {len(plan)} steps.")
     result = Denoised(noise)
-    known, limit = torch.zeros_like(noise), table.amax()
+    known, limit = torch.zeros_like(noise) if known is None else known, table.amax()
     for step in range(len(plan)):
         words = predict(step, result.state, known)  # (N, L, V)
         clean = words @ table  # (N, L, n), the expected bits

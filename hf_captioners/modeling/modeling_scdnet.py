@@ -51,6 +51,7 @@ from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, Captione
 from .chance_scdnet import SamplerNoise, drawn_words, number_of, numbers_of, of_stage, step_of
 from .configuration_scdnet import ScdnetConfig
 from .diffusion_scdnet import (
+    SELF_CONDITIONS,
     TRAINING_END,
     WORD_CHOICES,
     Denoised,
@@ -80,8 +81,8 @@ logger = logging.get_logger(__name__)
 
 CASCADES = ("online", "offline")
 OPTIONS = (  # of `generate`, beside transformers' own
-    *("num_inference_steps", "time_difference", "time_spacing", "sampler", "sample_noise", "word_choice", "seed"),
-    *("cascade", "cascade_weights", "generator", "noise", "step_noise"),
+    *("num_inference_steps", "time_difference", "time_spacing", "sampler", "sample_noise", "word_choice"),
+    *("self_condition", "seed", "cascade", "cascade_weights", "generator", "noise", "step_noise"),
 )
 
 
@@ -196,6 +197,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     - `sampler` (`str`, defaults to `"paper"`): or `"ddim"`; `sample_noise` (`bool`, defaults to `False`): whether the
       paper's sampler adds noise in each step; `word_choice` (`str`, defaults to `"bits"`): or `"likeliest"`, see
       [`Denoised`].
+    - `self_condition` (`str`, defaults to `"none"`): what the first step of a second stage sees as its own last
+      prediction: nothing, as in the paper, or `"previous"`, the sentence of the first stage.
     - `seed` (`int`, defaults to 0): of the noise at the start, which is the same for every picture. `generator`
       (`torch.Generator`) or `do_sample=True` (torch's global generator) draw noise for each picture instead.
     - `noise`, `step_noise`: the noise itself, `(captions, L, n)` and `(T, captions, L, n)`; of the online cascade
@@ -309,6 +312,7 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
             "sampler": "paper",
             "sample_noise": False,
             "word_choice": "bits",
+            "self_condition": "none",
             "seed": 0,
         }
         if self.config.first_stage is None:
@@ -729,9 +733,12 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     def _check_options(self, config: GenerationConfig, options: dict[str, Any]) -> None:
         """Refuse options of captioners that write word by word, other special tokens than the model's, and choices
         that there are not."""
-        options["word_choice"] = options["word_choice"] or "bits"  # None in folders of earlier versions
-        if options["word_choice"] not in WORD_CHOICES:
-            raise ValueError(f"word_choice must be one of {', '.join(WORD_CHOICES)}, not {options['word_choice']!r}.")
+        for name, known in (("word_choice", WORD_CHOICES), ("self_condition", SELF_CONDITIONS)):
+            options[name] = options[name] or known[0]  # None in folders of earlier versions
+            if options[name] not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {options[name]!r}.")
+        if options["self_condition"] == "previous" and not self.config.sees_previous:
+            raise ValueError("self_condition='previous' is for a second stage; this model is a first one.")
         check_numbers(config, self.config.vocab_size)
         if cast(int, config.num_beams) > 1:
             raise ValueError("a diffusion captioner has no beams; num_return_sequences gives captions to choose from.")
@@ -799,7 +806,9 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
                 words = words + weight * word_probabilities(logits)
             return words / sum(weights)
 
-        return denoise(predict, plan, start, self.codec.table.float(), options["sampler"], added, keep)
+        seen = known[-1].previous if options["self_condition"] == "previous" else None
+        seen = None if seen is None else seen.float()
+        return denoise(predict, plan, start, self.codec.table.float(), options["sampler"], added, keep, seen)
 
     @torch.no_grad()
     def write_candidates(

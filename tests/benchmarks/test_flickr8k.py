@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,29 @@ def test_scdnet_is_trained_by_the_recipes_makefile(args, monkeypatch):
     assert shown.count(f"--backbone {args.data}/vision_backbone") == 2
     assert shown.count(f"retrieved={args.out}/retrieved.jsonl") == 6 and "--model teacher" in shown
     assert "9_scst" not in shown
+
+
+def test_the_curve_of_a_trained_captioner(args, monkeypatch, capsys):
+    bench = importlib.import_module("bench_scdnet")
+    folder = args.out / "scdnet"
+    files = {"model": folder / "5_xe", "annotations": args.annotations, "features": args.out / "features"}
+    files |= {"retrieved": args.out / "retrieved.jsonl", "previous": folder / "3_xe.jsonl", "out": args.out / "curve"}
+    words = [word for name, value in files.items() for word in (f"--{name}", str(value))]
+    more = "--split test --num-images 2 --steps 1 3 --spacings 1 2 --self-conditions none previous"
+    monkeypatch.setattr(sys, "argv", ["bench_scdnet", "curve", *words, *more.split()])
+    bench.main()
+    printed = capsys.readouterr().out
+    table = (args.out / "curve/curve.md").read_text()
+    assert table in printed and len(table.splitlines()) == 2 + (1 + 2) * 2 * 2 + 2
+    first = table.splitlines()[2]  # the paper's sampler with the most steps
+    assert first.startswith("| paper | none | 1.0 | 3 | ") and "| +0.0 (+0.0 to +0.0) |" in first
+    results = json.loads((args.out / "curve/curve.json").read_text())
+    assert all(len(result["scores"]) == 2 and result["milliseconds"] > 0 for result in results)
+    assert (args.out / "curve/curve.png").stat().st_size
+
+
+def test_the_first_stage_of_a_cascade_has_steps_of_its_own(args):
+    bench = importlib.import_module("bench_scdnet")
+    options = {"sampler": "paper", "first_steps": 10, "num_inference_steps": 4, "time_difference": 1.0}
+    expected = {"sampler": "paper", "num_inference_steps": [10, 4], "time_difference": [9.0, 1.0]}
+    assert bench.generate_options(options) == expected

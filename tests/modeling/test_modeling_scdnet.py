@@ -18,6 +18,7 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
+from hf_captioners.modeling.diffusion_scdnet import log_snr
 
 SWIN = {
     "model_type": "swin",
@@ -205,6 +206,8 @@ class TestGenerate:
             ({"num_beams": 3}, "has no beams"),
             ({"sampler": "dpm"}, "sampler must be one of paper, ddim"),
             ({"word_choice": "best"}, "word_choice must be one of bits, likeliest, not 'best'"),
+            ({"self_condition": "self"}, "self_condition must be one of none, previous, not 'self'"),
+            ({"self_condition": "previous"}, "self_condition='previous' is for a second stage"),
             ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
             ({"noise": torch.zeros(2, 3, 5)}, r"noise must be \(2, 12, 5\)"),
         ],
@@ -224,6 +227,19 @@ class TestGenerate:
         assert torch.equal(whole, alone)
         with pytest.raises(ValueError, match="cascade must be one of online, offline"):
             cascade.generate(**IMAGES, cascade="both")
+
+    def test_the_first_step_sees_the_previous_sentence_as_its_own_prediction(self, cascade):
+        noise, previous = torch.randn(2, 12, 5), torch.tensor([[4, 9, 2], [7, 2, 0]])
+        images = {**IMAGES, "previous_ids": previous}
+        options = {"num_inference_steps": 1, "time_difference": 0.0, "noise": noise, "self_condition": "previous"}
+        out = cascade.generate(**images, **options, return_dict_in_generate=True, output_scores=True)
+        known = cascade._known(cascade.encode_images(**images), 2)
+        time = cascade.token_embed.time_embed(log_snr(torch.ones(1)))
+        bits = cascade.codec.encode(torch.nn.functional.pad(previous, (0, 9)))
+        logits, _ = cascade.predict(noise, bits, time, known)
+        torch.testing.assert_close(out.stages[-1].predictions[0], cascade.expected_bits(logits))
+        without, _ = cascade.predict(noise, torch.zeros_like(bits), time, known)
+        assert (without - logits).abs().max() > 1e-3
 
     def test_the_time_is_in_float32_in_every_type(self, model):
         half = copy.deepcopy(model).to(torch.bfloat16)
