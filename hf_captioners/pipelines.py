@@ -21,10 +21,12 @@ from transformers import pipelines as transformers_pipelines
 from transformers.utils import CONFIG_NAME
 
 from .captioner_table import CAPTIONERS, captioner_classes
+from .families import CaptionerFamily, ForeignCodeFamily, family_class
+from .families.loading import check_can_caption, load_captioner_model, load_processor, model_type_of
+from .families.pipeline import FamilyPipeline
 from .modeling.captioner_adapters import base_of
 from .modeling.captioner_detector import CaptionerDetector
-from .modeling.captioner_foreign import has_pair, load_pair, load_processor
-from .modeling.captioner_trust import foreign_code, load_pretrained
+from .modeling.captioner_trust import foreign_code
 from .modeling.configuration_bottom_up import BottomUpConfig
 from .modeling.image_processing_bottom_up import BottomUpImageProcessor
 from .modeling.image_processing_captioner import CaptionerImageProcessor
@@ -132,23 +134,36 @@ def pipeline(
         raise ValueError(f"hf_captioners.pipeline knows the task {TASK!r}, not {task!r}; see transformers.pipeline.")
     if model is None:
         raise ValueError("give model=: a folder or Hub name of a captioner, or the model itself.")
-    if base_of(model) is not None:  # transformers finds their captioner from the working directory alone
-        options = {name: kwargs.pop(name) for name in ("dtype", "device_map") if name in kwargs}
-        options |= kwargs.pop("model_kwargs", {})
-        adapted = load_pretrained(AutoModelForImageTextToText, model, trust_remote_code, **options)
-        kwargs.setdefault("processor", load_processor(adapted, model, trust_remote_code))
-        model = adapted
+    # transformers finds the captioner of adapters from the working directory alone
+    if base_of(model) is not None or model_type_of(model) not in (None, *CAPTIONERS):
+        model = _loaded(model, trust_remote_code, kwargs)
     if isinstance(detector, (str, os.PathLike)):
         detector = CaptionerDetector(detector, trust_remote_code=trust_remote_code)
     if detector is not None:
         kwargs["detector"] = detector
     with foreign_code(model, trust_remote_code):
-        if "processor" not in kwargs and has_pair(model):
-            kwargs["processor"] = load_pair(model, trust_remote_code)
         return transformers.pipeline(
             TASK,  # type: ignore[call-overload]  # its overloads know its own tasks
             model=model,
-            pipeline_class=ImageToTextPipeline,
+            pipeline_class=_pipeline_class(model),
             trust_remote_code=trust_remote_code,
             **kwargs,
         )
+
+
+def _loaded(model: Any, trust_remote_code: bool, kwargs: dict[str, Any]) -> Any:
+    """The captioner of a folder or Hub name; its processor, and what else it was loaded with, are put in `kwargs`."""
+    options = {name: kwargs.pop(name) for name in ("dtype", "device_map", "revision", "token") if name in kwargs}
+    loaded = load_captioner_model(model, trust_remote_code, **options, **kwargs.pop("model_kwargs", {}))
+    check_can_caption(loaded, model)
+    if "processor" not in kwargs:
+        kwargs["processor"] = load_processor(loaded, model, trust_remote_code)
+    return loaded
+
+
+def _pipeline_class(model: Any) -> type[ImageToTextPipeline]:
+    """The pipeline of a captioner: that which travels with those of this package, or that of all families."""
+    if isinstance(model, (str, os.PathLike)):
+        return ImageToTextPipeline
+    own = issubclass(family_class(model), (CaptionerFamily, ForeignCodeFamily))
+    return ImageToTextPipeline if own else FamilyPipeline

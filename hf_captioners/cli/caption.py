@@ -20,7 +20,7 @@ from typing import Any, cast
 from .caption_out import Output, add_merge_option, add_out_options, check_out_options, merge, open_output, tell
 from .caption_sidecars import open_sidecars
 from .caption_sources import add_source_options, open_sources
-from .captioners import load_captioners
+from .captioners import add_family_options, load_captioner_of
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
@@ -39,6 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     work.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
     add_merge_option(work)
     add_model_options(parser)
+    add_family_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
     parser.add_argument(
         "--generation-kwargs",
@@ -166,7 +167,7 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for records, whatever a library has to say
-        model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
+        model, processor = load_captioner_of(args)
     with mistakes(ValueError):
         use_detector(model, processor, args.detector, args.trust_remote_code)
         use_retrieval(model, processor, args.retrieval, args.trust_remote_code)

@@ -1,12 +1,32 @@
 """The captioner of `--model`, or the ensemble of its captioners."""
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from .common import UsageError
+from .common import UsageError, mistakes
+
+PROMPT_HELP = "what a model with a prompt is asked, or how its captions begin; see docs/any_captioner.md"
+QUANTIZED_HELP = "load the linear layers in {} bits, through bitsandbytes"
 
 
-def load_captioners(names: Sequence[str], device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def add_family_options(parser: argparse._ActionsContainer) -> None:
+    """`--prompt`, `--load_in_4bit` and `--load_in_8bit`, for the captioners of transformers."""
+    parser.add_argument("--prompt", metavar="TEXT", help=PROMPT_HELP)
+    for bits in ("4", "8"):
+        option = f"--load_in_{bits}bit"
+        parser.add_argument(option, option.replace("_", "-"), action="store_true", help=QUANTIZED_HELP.format(bits))
+
+
+def load_captioner_of(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The captioner that the options of a verb describe, and its processor; see [`load_captioners`]."""
+    options = {name: vars(args)[name] for name in ("prompt", "load_in_4bit", "load_in_8bit")}
+    return load_captioners(args.model, args.device, args.dtype, args.trust_remote_code, **options)
+
+
+def load_captioners(
+    names: Sequence[str], device: str, dtype: str, trust_remote_code: bool, **options: Any
+) -> tuple[Any, Any]:
     """Load the captioner of `--model`, or several of one kind as an ensemble, and the processor.
 
     Args:
@@ -14,6 +34,7 @@ def load_captioners(names: Sequence[str], device: str, dtype: str, trust_remote_
         device (`str`): of `--device`.
         dtype (`str`): one of `DTYPES`.
         trust_remote_code (`bool`): whether code that comes with them may run.
+        options: `prompt`, `load_in_4bit` and `load_in_8bit`.
 
     Raises:
         UsageError: see [`hf_captioners.inference.loading.load_captioners`].
@@ -26,6 +47,9 @@ def load_captioners(names: Sequence[str], device: str, dtype: str, trust_remote_
     except ValueError as error:
         raise UsageError(f"--device: {error}") from error
     try:
-        return loading.load_captioners(names, str(target), dtype, trust_remote_code)
+        with mistakes(ImportError):
+            return loading.load_captioners(names, str(target), dtype, trust_remote_code, **options)
     except loading.CaptionerLoadError as error:
         raise UsageError(f"--model {error}") from error
+    except ValueError as error:  # of the options
+        raise UsageError(f"--{error}") from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .captioners import load_captioners
+from .captioners import add_family_options, load_captioner_of
 from .common import MODEL_HELP, UsageError, add_model_options, check_file, mistakes, refuse_unread
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
@@ -44,6 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_scores(parser)
     running = parser.add_argument_group("how --model runs")
     add_model_options(running)
+    add_family_options(running)
     add_detector_option(running)
     add_retrieval_options(running)
     parser.set_defaults(run=run)
@@ -221,7 +222,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
     _check_images(suite, references.captions, images)
     rows = _with_sentences(rows, args, references)
     number = len(references.captions)
-    model, processor = load_captioners(args.model, args.device, args.dtype, args.trust_remote_code)
+    model, processor = load_captioner_of(args)
     use_detector(model, processor, args.detector, args.trust_remote_code)
     use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}

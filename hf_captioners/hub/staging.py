@@ -19,10 +19,10 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data.files import regular_file
+from ..families.loading import check_can_caption, load_captioner_model, load_processor
 from ..modeling.captioner_adapters import may_be_on_hub
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_detector import DETECTORS, load_detector
-from ..modeling.captioner_foreign import check_can_caption, load_captioner_model, load_processor
 from ..modeling.configuration_captioner import CaptionerConfig
 from .card import updated_card, write_card
 from .facts import CardFacts, known_facts

@@ -14,9 +14,10 @@ from typing import Any, TypeAlias, TypedDict
 
 import torch
 
+from ..families import CaptionFamily, family_of
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_image_source import describe_source
-from ..modeling.processing_captioner import open_row, prepare_rows
+from ..modeling.processing_captioner import open_row
 
 _Row: TypeAlias = Mapping[str, Any]
 
@@ -94,14 +95,18 @@ class Captioner:
         model (`PreTrainedModel`): a captioner.
         processor (`ProcessorMixin`): its processor.
         options (`Mapping[str, Any]`): of `generate`.
+        family ([`CaptionFamily`], *optional*): how the model is called; by default the one that it is of.
 
     Attributes:
         has_worked (`bool`): whether the model has written a caption yet.
         fault (`Exception`, *optional*): what the model raised before it had.
     """
 
-    def __init__(self, model: Any, processor: Any, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Any, processor: Any, options: Mapping[str, Any], family: CaptionFamily | None = None
+    ) -> None:
         self.model = model
+        self.family = family_of(model) if family is None else family
         self.processor = processor
         self.options = options
         self.has_worked = False
@@ -114,7 +119,7 @@ class Captioner:
             ImageError: the processor refuses an image.
         """
         try:
-            inputs = prepare_rows(self.processor, rows)
+            inputs = self.family.prepare_rows(self.processor, rows)
         except ValueError as error:
             raise ImageError(str(error)) from error
         return self.caption_inputs(inputs.to(self.model.device, dtype=self.model.dtype), len(rows))
@@ -122,9 +127,9 @@ class Captioner:
     @torch.inference_mode()
     def caption_inputs(self, inputs: Mapping[str, Any], number: int) -> list[list[str]]:
         """The captions of each of a number of images that are model inputs."""
-        ids = self.model.generate(**inputs, **{"num_return_sequences": 1, **self.options})
+        ids = self.family.caption(self.model, inputs, **{"num_return_sequences": 1, **self.options})
         self.has_worked = True
-        captions = self.processor.batch_decode(ids, skip_special_tokens=True)  # which ours do anyway
+        captions = self.family.decode(self.processor, ids)
         per_image = len(captions) // number
         return [captions[start : start + per_image] for start in range(0, len(captions), per_image)]
 

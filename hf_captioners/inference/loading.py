@@ -1,7 +1,7 @@
 """A captioner, or an ensemble of several, loaded by name with an error that says what is missing."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..families import NoCaptionerError
+from ..families.loading import ask, check_can_caption, load_captioner_model, load_processor, quantized
 from ..modeling.captioner_adapters import AdapterError
-from ..modeling.captioner_foreign import NoCaptionerError, check_can_caption, load_captioner_model, load_processor
 from ..modeling.captioner_trust import RemoteCodeError
 from .device import choose_device
 from .ensemble import CaptionerEnsemble
@@ -23,7 +24,13 @@ class CaptionerLoadError(ValueError):
 
 
 def load_captioners(
-    names: Sequence[str], device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    names: Sequence[str],
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    prompt: str | None = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> tuple[Any, Any]:
     """Load a captioner, or several of one kind as an ensemble, and the processor.
 
@@ -32,16 +39,23 @@ def load_captioners(
         device (`str`, defaults to `"auto"`): see [`choose_device`].
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is that of the weights.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with them may run.
+        prompt (`str`, *optional*): what the captioner is asked, where its family takes a prompt.
+        load_in_4bit, load_in_8bit (`bool`, defaults to `False`): whether its linear layers are quantised, by
+            bitsandbytes.
 
     Returns:
         `tuple[PreTrainedModel, ProcessorMixin]`: the captioner on the device, in evaluation mode, and its processor.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here; a prompt for a captioner that is asked nothing.
+        ImportError: bitsandbytes is needed, and not installed.
         CaptionerLoadError: no such folder or model, or one that brings code which may not run; captioners that
             differ in kind, words, precision or in how images are prepared.
     """
-    loaded = [_load(name, device, dtype, trust_remote_code) for name in names]
+    options = quantized(load_in_4bit, load_in_8bit)
+    loaded = [_load(name, device, dtype, trust_remote_code, options) for name in names]
+    for model, _ in loaded:
+        ask(model, prompt)
     first, processor = loaded[0]
     if len(loaded) == 1:
         return first, processor
@@ -73,14 +87,15 @@ def _difference(first: Any, other: Any) -> str | None:
     return None
 
 
-def _load(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """A captioner, ready to caption, and its processor; see [`load_captioners`]."""
     logging.disable_progress_bar()
     target = choose_device(device)
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         raise CaptionerLoadError(f"{name}: no such folder")
     try:
-        model = load_captioner_model(name, trust_remote_code, dtype=dtype)
+        placed = {**options, "device_map": {"": target}} if options else {}  # what is quantised cannot be moved
+        model = load_captioner_model(name, trust_remote_code, dtype=dtype, **placed)
         check_can_caption(model, name)
         processor = load_processor(model, name, trust_remote_code)
     except (AdapterError, NoCaptionerError, RemoteCodeError) as error:
@@ -90,7 +105,7 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[
     except (TypeError, AttributeError, KeyError, IndexError) as error:  # values of a kind that a loader did not expect
         reason = missing_part(Path(name)) or f"a setting in its files is of a wrong kind or missing: {error!r:.300}"
         raise CaptionerLoadError(f"{name} cannot be loaded: {reason}") from error
-    return model.to(target).eval(), processor
+    return (model if options else model.to(target)).eval(), processor
 
 
 _PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none

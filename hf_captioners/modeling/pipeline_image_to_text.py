@@ -114,7 +114,7 @@ class ImageToTextPipeline(Pipeline):
             inputs = {"image_features": inputs}
         elif not isinstance(inputs, dict) or not inputs.keys() - {"path", "bytes"}:
             return {"image": inputs}
-        known = image_columns(self.processor)
+        known = self._known_columns()
         unknown = sorted(map(str, inputs.keys() - {*known, *_OF_DATA_SETS}))
         if unknown:
             raise ValueError(
@@ -132,6 +132,10 @@ class ImageToTextPipeline(Pipeline):
                 )
         return row
 
+    def _known_columns(self) -> Mapping[str, str]:
+        """Columns of a row that make an image."""
+        return image_columns(self.processor)
+
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
         inputs = model_inputs["inputs"]
@@ -144,8 +148,12 @@ class ImageToTextPipeline(Pipeline):
     def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
         """The captions of one picture."""
         ids = model_outputs["output_ids"]
-        captions = self.processor.batch_decode(ids[0] if ids.ndim == 3 else ids, skip_special_tokens=True)
+        captions = self._decoded(ids[0] if ids.ndim == 3 else ids)
         return [{"generated_text": caption.strip()} for caption in captions]
+
+    def _decoded(self, ids: torch.Tensor) -> list[str]:
+        """Captions (N, T) as text."""
+        return self.processor.batch_decode(ids, skip_special_tokens=True)
 
     def save_pretrained(self, save_directory: str | Path, ship_code: bool = False, **kwargs: Any) -> None:
         """Save the model and its processor as one folder; see `CaptionerPreTrainedModel.save_pretrained`."""

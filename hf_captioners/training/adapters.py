@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from ..families import without_adapters
 from ..modeling.captioner_adapters import BASE_FOLDER, may_be_on_hub
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from .checkpoints import filled_whole
-from .policy import without_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -83,17 +84,34 @@ def with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
 
     Args:
         model (`PreTrainedModel`): the model.
-        peft_config (`PeftConfig`): the adapters; a captioner's own `LORA_TARGET_MODULES` are put into it where it names
-            no layers.
+        peft_config (`PeftConfig`): the adapters; where it names no layers, a captioner's own `LORA_TARGET_MODULES` are
+            put into it, or those that peft knows of such a model.
 
     Returns:
         `PeftModel`
+
+    Raises:
+        ValueError: no layers are named, and peft knows none of such a model.
     """
     from peft import get_peft_model
 
     if peft_config.target_modules is None and isinstance(model, CaptionerPreTrainedModel):
         peft_config.target_modules = model.LORA_TARGET_MODULES
-    return get_peft_model(model, peft_config)
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        if peft_config.target_modules is not None:
+            raise
+        raise ValueError(
+            f"target_modules (lora_target_modules): peft knows no layers of a {model.config.model_type} for adapters; "
+            f"name some of {', '.join(_linear_names(model))}."
+        ) from error
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """The last parts of the names of linear layers, each once."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
 
 
 def check_adapters(model: Any, peft_config: Any, train_backbone: str) -> None:

@@ -22,6 +22,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..data.files import system_errors
+from ..families import without_adapters
 from .adapters import keep_base
 from .checkpoints import (
     UNFINISHED,
@@ -36,7 +37,6 @@ from .checkpoints import (
     set_aside,
 )
 from .checks import check_disk_space, check_output_dir, checkpoint_bytes, checkpoints_at_once
-from .policy import without_adapters
 
 logger = logging.getLogger(__name__)
 

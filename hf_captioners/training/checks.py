@@ -15,8 +15,8 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy, has_length
 
+from ..families import without_adapters
 from ..hub.access import HubError, check_write_rights
-from .policy import without_adapters
 
 logger = logging.getLogger(__name__)
 

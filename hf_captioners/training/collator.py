@@ -11,9 +11,10 @@ import torch
 from transformers.processing_utils import ProcessorMixin
 
 from ..data.printable import printable
+from ..families import CaptionFamily
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_layers import check_features
-from ..modeling.processing_captioner import CaptionerProcessor, open_row, prepare_rows
+from ..modeling.processing_captioner import CaptionerProcessor, open_row
 from .rows import captions_of, chance, row_name
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ class ImageCollator:
     """Open the pictures of rows; what a batch holds besides them is a subclass's matter.
 
     Args:
-        processor ([`CaptionerProcessor`]): makes the tensors. For pictures alone another `ProcessorMixin` with an
-            image processor will do, such as the one of a `VisionEncoderDecoderModel`.
+        processor ([`CaptionerProcessor`] or `ProcessorMixin`): makes the tensors.
         skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
             warning, instead of raising. A batch in which nothing is left raises all the same.
         seed (`int`, defaults to 0): of what is chosen.
+        family ([`CaptionFamily`], *optional*): how the captioner takes images; by default as those of this package.
 
     Attributes:
         epoch (`int`): set by the trainer; workers of a `DataLoader` see it change.
@@ -48,7 +49,11 @@ class ImageCollator:
     """
 
     def __init__(
-        self, processor: CaptionerProcessor | ProcessorMixin, skip_broken: bool = False, seed: int = 0
+        self,
+        processor: CaptionerProcessor | ProcessorMixin,
+        skip_broken: bool = False,
+        seed: int = 0,
+        family: CaptionFamily | None = None,
     ) -> None:
         try:
             self.image_processor = processor.image_processor
@@ -58,6 +63,7 @@ class ImageCollator:
                 "CaptionerProcessor(image_processor, tokenizer), or another processor with both."
             ) from error
         self.processor: Any = processor
+        self.family = CaptionFamily() if family is None else family
         self.skip_broken = skip_broken
         self.seed = seed
         self.training = True
@@ -137,6 +143,7 @@ class CaptionCollator(ImageCollator):
         skip_broken (`bool`, defaults to `False`): while `training`, leave out pictures that cannot be opened, with a
             warning, instead of raising. A batch in which nothing is left raises all the same.
         vocab_size (`int`, *optional*): words that the model knows, to refuse labels beyond.
+        family ([`CaptionFamily`], *optional*): see [`ImageCollator`].
 
     Attributes:
         epoch, training: see [`ImageCollator`].
@@ -167,6 +174,7 @@ class CaptionCollator(ImageCollator):
         seed: int = 0,
         skip_broken: bool = False,
         vocab_size: int | None = None,
+        family: CaptionFamily | None = None,
     ) -> None:
         for name, value in (
             ("captions_per_image", captions_per_image),
@@ -174,8 +182,7 @@ class CaptionCollator(ImageCollator):
         ):
             if value < 1:
                 raise ValueError(f"CaptionCollator: {name} must be at least 1, not {value}.")
-        super().__init__(processor, skip_broken, seed)
-        self.processor: CaptionerProcessor = processor
+        super().__init__(processor, skip_broken, seed, family)
         self.captions_per_image = captions_per_image
         self.eval_captions_per_image = eval_captions_per_image
         self.vocab_size = vocab_size
@@ -184,11 +191,11 @@ class CaptionCollator(ImageCollator):
         """Collate as [`ImageCollator`] does; and `labels`, rows of one picture side by side."""
         shown = [self._choose(row) for row in rows]
         extras: dict[str, Any] = {}
-        if self.training:
+        if self.training and isinstance(self.processor, CaptionerProcessor):
             draws = [self._random(row, "extras") for row in rows]
             extras = self.processor.training_extras(shown, [row["captions"] for row in rows], draws)
         captions = [caption for chosen in shown for caption in chosen]
-        batch = dict(prepare_rows(self.processor, opened, text_target=captions, **extras))
+        batch = self.family.training_batch(self.processor, opened, captions, **extras)
         self._check_labels(batch["labels"], captions, rows)
         return batch
 
@@ -225,6 +232,7 @@ class RewardCollator(ImageCollator):
             candidates depend on.
         skip_broken, seed: see [`ImageCollator`].
         num_candidates (`int`, defaults to 1): captions that the model is to write of each picture.
+        family ([`CaptionFamily`], *optional*): see [`ImageCollator`].
 
     Raises:
         ValueError: see [`ImageCollator`]; rows of a batch that have not the same columns; a column whose name is that
@@ -237,8 +245,9 @@ class RewardCollator(ImageCollator):
         skip_broken: bool = False,
         seed: int = 0,
         num_candidates: int = 1,
+        family: CaptionFamily | None = None,
     ) -> None:
-        super().__init__(processor, skip_broken, seed)
+        super().__init__(processor, skip_broken, seed, family)
         self.num_candidates = num_candidates
 
     def batch(self, rows: Sequence[Mapping[str, Any]], opened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -251,4 +260,4 @@ class RewardCollator(ImageCollator):
         extras: dict[str, Any] = {}
         if self.training and isinstance(self.processor, CaptionerProcessor):
             extras = self.processor.candidate_extras(self.num_candidates, [self._random(row, "extras") for row in rows])
-        return {**prepare_rows(self.processor, opened, **extras), "columns": columns}
+        return {**self.family.prepare_rows(self.processor, opened, **extras), "columns": columns}

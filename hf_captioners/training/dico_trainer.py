@@ -27,8 +27,7 @@ class DiCOTrainer(RewardTrainer):
     """Make the candidate that the reward likes best more likely than the others, compared with a reference model.
 
     Args:
-        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
-            cross-entropy.
+        model (`PreTrainedModel` or `PeftModel`): a captioner of any family, trained with cross-entropy.
         ref_model (`PreTrainedModel`, *optional*): see [`ReferenceModel`] for the default.
         reward_funcs (`Callable` or list): as [`ClipReward`].
         args ([`DiCOConfig`]): options.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..families import CaptionFamily, without_adapters
 from ..inference.captioning import Captioner
 from ..metrics.suite import CaptionMetrics
 from .arguments import CaptionerTrainingArguments
@@ -43,7 +44,7 @@ class EvaluatingTrainer(AveragingTrainer):
     args: CaptionerTrainingArguments
     model: Any
     eval_dataset: Any
-    policy: Any
+    family: CaptionFamily
     processing_class: Any
     compute_caption_metrics: CaptionScorer
     _metrics: dict[str, RunningMetrics]
@@ -162,13 +163,13 @@ class EvaluatingTrainer(AveragingTrainer):
             `tuple[dict[str, Any], bool]`: the batch, and whether it counts. If all its pictures are repeated, the first
             is kept, since all processes must run the model equally often, and does not count.
         """
-        images = self.policy.image_inputs(self.accelerator.unwrap_model(self.model), inputs)
-        size = len(next(iter(images.values())))
+        model = without_adapters(self.accelerator.unwrap_model(self.model))
+        size = self.family.count_images(self.family.image_inputs(model, inputs))
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return inputs, True
         own = min(state.remainder - size * self.accelerator.process_index, size)
-        return _first_images(inputs, max(own, 1), size), own > 0
+        return self.family.first_images(inputs, max(own, 1), size), own > 0
 
     def _log_captions(self, captions: list[str], dataset: Any) -> None:
         for index, caption in enumerate(captions[: self.args.num_logged_captions]):
@@ -203,21 +204,14 @@ class EvaluatingTrainer(AveragingTrainer):
         was_training = model.training
         model.eval()
         if options is None:
-            options = self.policy.evaluation_options(self.args)
-        captioner = Captioner(model, self.processing_class, options)
+            options = self.family.evaluation_options(self.args)
+        captioner = Captioner(model, self.processing_class, options, self.family)
         captions: list[str] = []
         with self._evaluating():
             for batch in self.get_eval_dataloader(dataset):
-                images = self._prepare_inputs(self.policy.image_inputs(model, batch))
-                written = captioner.caption_inputs(images, len(next(iter(images.values()))))
+                images = self._prepare_inputs(self.family.image_inputs(without_adapters(model), batch))
+                written = captioner.caption_inputs(images, self.family.count_images(images))
                 own = [caption for (caption,) in written]
                 captions.extend(self.accelerator.gather_for_metrics(own, use_gather_object=True))
         model.train(was_training)
         return captions
-
-
-def _first_images(values: Any, number: int, size: int) -> Any:
-    """The first `number` of the `size` pictures of a batch, with all their rows."""
-    if isinstance(values, dict):
-        return {name: _first_images(value, number, size) for name, value in values.items()}
-    return values[: len(values) // size * number]

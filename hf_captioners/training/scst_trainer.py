@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..families import family_of
 from ..rewards.cider import default_reward
-from .policy import policy_of
 from .reward.losses import advantages, loss_items, self_critical_loss
 from .reward.rollout import Rollout
 from .reward.trainer import RewardTrainer
@@ -23,8 +23,7 @@ class SCSTTrainer(RewardTrainer):
     better a candidate is than its baseline; see [`SCSTConfig`] for the variants of ExpansionNet v2 and SATIC.
 
     Args:
-        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
-            cross-entropy.
+        model (`PreTrainedModel` or `PeftModel`): a captioner of any family, trained with cross-entropy.
         ref_model (`PreTrainedModel`, *optional*): with `beta` above 0; see [`ReferenceModel`] for the default.
         reward_funcs (`Callable` or list, *optional*): by default CIDEr-D, see [`default_reward`].
         args ([`SCSTConfig`]): options.
@@ -57,9 +56,9 @@ class SCSTTrainer(RewardTrainer):
         *further: Any,
         **kwargs: Any,
     ) -> None:
-        policy_of(model)
+        family = family_of(model, to_train=True)
         if reward_funcs is None:
-            eos: Any = model.generation_config.eos_token_id
+            eos = family.tokens.eos_token_id
             reward_funcs = default_reward(train_dataset, eos if isinstance(eos, int) else None)
         super().__init__(model, ref_model, reward_funcs, args, train_dataset, *further, **kwargs)
 

@@ -11,9 +11,9 @@ import transformers
 
 from .._version import __version__
 from ..data.rows import FeatureDataset, captions_by_image, training_captions
+from ..families import without_adapters
 from ..hub.facts import CardFacts, CardResults
 from ..metrics.signature import hash_captions
-from .policy import without_adapters
 
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 

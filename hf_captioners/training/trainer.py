@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length
 
+from ..families import family_of, without_adapters
 from ..hub.card import write_card
 from .adapters import check_adapters, with_adapters
 from .arguments import CaptionerTrainingArguments
@@ -19,7 +20,6 @@ from .checks import check_hub_rights, warn_of_few_images
 from .collator import ImageCollator
 from .evaluation import CaptionScorer, DefaultMetrics, EvaluatingTrainer
 from .loading import closed, with_own_chance
-from .policy import policy_of, without_adapters
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
 from .summary import card_facts
@@ -31,7 +31,7 @@ class CaptionerTrainer(EvaluatingTrainer):
     """A `Trainer` of captioners; [`XETrainer`], [`SCSTTrainer`] and [`DiCOTrainer`] add what is learned.
 
     Args:
-        model ([`CaptionerPreTrainedModel`] or `VisionEncoderDecoderModel`): the captioner.
+        model (`PreTrainedModel`): a captioner of any of the `families`.
         args ([`CaptionerTrainingArguments`]): options.
         train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`.
         processing_class ([`CaptionerProcessor`]): the captioner's processor.
@@ -70,11 +70,11 @@ class CaptionerTrainer(EvaluatingTrainer):
     ) -> None:
         if compute_metrics is not None:
             raise ValueError("compute_metrics: evaluation keeps no predictions; give compute_caption_metrics.")
-        self.policy = policy_of(model)
+        self.family = family_of(model, to_train=True)
         if args.eval_with_generation:
-            self.policy.check_length(model, "generation_max_length", args.generation_max_length)
+            self.family.check_length(without_adapters(model), "generation_max_length", args.generation_max_length)
         check_adapters(model, peft_config, args.train_backbone)
-        self.policy.freeze_backbone(model, args.train_backbone)
+        self.family.freeze_backbone(without_adapters(model), args.train_backbone)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_feature_size(without_adapters(model), dataset)
         if peft_config is not None:

@@ -10,10 +10,11 @@ import torch
 
 from ..data.printable import printable
 from ..data.rows import training_captions
+from ..families import CaptionerFamily, family_of, without_adapters
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_vocabulary import extend_vocabulary
 from .collator import CaptionCollator
-from .policy import policy_of, without_adapters
+from .reward.forward_pass import call_through
 from .rows import check_vocabulary
 from .trainer import CaptionerTrainer
 from .xe_config import XEConfig
@@ -28,7 +29,7 @@ class XETrainer(CaptionerTrainer):
     gradients over n batches equals one batch of n times the size.
 
     Args:
-        model ([`CaptionerPreTrainedModel`]): the captioner.
+        model (`PreTrainedModel`): a captioner of any of the `families`.
         args ([`XEConfig`]): options.
         train_dataset, eval_dataset (`Dataset`): rows with `image` (or `image_features`), `captions` and `image_id`.
         processing_class ([`CaptionerProcessor`]): the captioner's processor.
@@ -65,6 +66,7 @@ class XETrainer(CaptionerTrainer):
             raise ValueError("XETrainer: give the captioner's processor as processing_class.")
         if args.extend_vocabulary:
             _extend_vocabulary(model, args, train_dataset, processing_class, kwargs.get("peft_config"))
+        family = family_of(model, to_train=True)
         if data_collator is None:
             data_collator = CaptionCollator(
                 processing_class,
@@ -72,10 +74,12 @@ class XETrainer(CaptionerTrainer):
                 eval_captions_per_image=args.eval_captions_per_image,
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 skip_broken=args.skip_broken_images,
-                vocab_size=policy_of(model).vocab_size(without_adapters(model)),
+                vocab_size=family.vocab_size(without_adapters(model)),
+                family=family,
             )
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, data_collator, **kwargs)
         self.label_smoother = None  # the model's own loss smooths
+        self.model_accepts_loss_kwargs = True  # whoever computes the loss divides it by num_items_in_batch
 
     def check_data(self) -> None:
         """Train as [`CaptionerTrainer`] does; and count the words of the training captions that are unknown.
@@ -86,11 +90,35 @@ class XETrainer(CaptionerTrainer):
         super().check_data()
         check_vocabulary(self.processing_class.tokenizer, self.train_dataset, self.args.max_unknown_words)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's loss, with `label_smoothing_factor`."""
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's loss, or its family's, with `label_smoothing_factor`."""
+        if not isinstance(self.family, CaptionerFamily):
+            return self._family_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.args.label_smoothing_factor is not None:
             inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _family_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items: torch.Tensor | int | None
+    ) -> Any:
+        """The loss of a captioner of transformers, through what accelerate has wrapped around it."""
+        base = self.accelerator.unwrap_model(model)
+        number = inputs.pop("num_items_in_batch", num_items)
+
+        def loss_of_batch() -> torch.Tensor:
+            with self.accelerator.autocast():
+                return self.family.caption_loss(base, inputs, number, self.args.label_smoothing_factor)
+
+        loss = call_through(model, base, loss_of_batch)
+        if num_items is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DistributedDataParallel takes the mean over the processes
+        return (loss, {}) if return_outputs else loss
 
     def prediction_step(
         self,

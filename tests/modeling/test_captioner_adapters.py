@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 import hf_captioners
 from hf_captioners.cli.main import main
+from hf_captioners.families.loading import load_processor
 from hf_captioners.modeling.captioner_adapters import AdapterError, base_of
-from hf_captioners.modeling.captioner_foreign import load_processor
 from hf_captioners.modeling.captioner_trust import load_pretrained
 
 PIXELS = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

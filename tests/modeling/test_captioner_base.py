@@ -25,13 +25,13 @@ from hf_captioners import (
     build_word_tokenizer,
     special_token_ids,
 )
+from hf_captioners.families import family_of
 from hf_captioners.inference.captioning import caption_rows
 from hf_captioners.modeling.captioner_base import CaptionerPreTrainedModel
 from hf_captioners.modeling.captioner_layers import ended_before, padding_mask, token_entropies, token_log_probs
 from hf_captioners.modeling.captioner_losses import smoothed_divergence
 from hf_captioners.modeling.captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from hf_captioners.modeling.configuration_captioner import CaptionerConfig
-from hf_captioners.training.policy import policy_of
 
 VIT = {"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 12, "num_hidden_layers": 1}
 VIT |= {"num_attention_heads": 2, "intermediate_size": 12, "hidden_dropout_prob": 0.0}
@@ -277,13 +277,13 @@ def test_it_is_trained_like_the_others(model, processor, rows, tmp_path, trainer
 
 def test_its_candidates_depend_on_the_names_of_the_pictures_alone(model, processor, rows, tmp_path):
     args = SCSTConfig(output_dir=str(tmp_path), num_generations=3, max_completion_length=11, use_cpu=True)
-    policy = policy_of(model)
+    family = family_of(model)
     inputs = dict(processor.prepare_rows(rows))
     names = [f"0 1 {row['image_id']}" for row in rows]
     with torch.no_grad():
-        together = policy.write(model, policy.encode(model, inputs), processor, args, names)
+        together = family.write(model, family.encode(model, inputs), processor, args, names)
         alone = [
-            policy.write(model, policy.encode(model, dict(processor.prepare_rows([row]))), processor, args, [name])
+            family.write(model, family.encode(model, dict(processor.prepare_rows([row]))), processor, args, [name])
             for row, name in zip(rows, names, strict=True)
         ]
     assert together.texts == [text for candidates in alone for text in candidates.texts]

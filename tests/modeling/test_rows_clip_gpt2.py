@@ -6,8 +6,8 @@ from contracts.tiny_clip_gpt2 import CAPTIONS, TINY_CLIP, image_processor, tiny_
 
 import hf_captioners
 from hf_captioners import CaptionCollator, ClipGpt2Processor, RewardCollator, build_tags
+from hf_captioners.families import family_of
 from hf_captioners.inference.captioning import caption_rows
-from hf_captioners.training.policy import policy_of
 
 ANCHORS = [["star"], [], ["red", "circle", "square"]]
 
@@ -55,7 +55,7 @@ def test_captioning_and_pipeline(model, processor, rows, expected, batch_size):
 
 
 def test_training_and_rewards(model, processor, rows):
-    policy = policy_of(model)
+    family = family_of(model)
     ids = processor(image_features=torch.zeros(3, 12), anchors=ANCHORS)["anchor_ids"]
     collator = CaptionCollator(processor)
     for training in (True, False):
@@ -63,9 +63,9 @@ def test_training_and_rewards(model, processor, rows):
         batch = collator(rows)
         assert torch.equal(batch["anchor_ids"], ids)  # what rows say, not what is drawn
         assert ("tag_targets" in batch) == training
-        assert torch.equal(policy.image_inputs(model, batch)["anchor_ids"], ids)
+        assert torch.equal(family.image_inputs(model, batch)["anchor_ids"], ids)
     batch = RewardCollator(processor)(rows)
-    assert torch.equal(policy.image_inputs(model, batch)["anchor_ids"], ids)
+    assert torch.equal(family.image_inputs(model, batch)["anchor_ids"], ids)
     assert batch["columns"]["anchors"] == ANCHORS
 
 

@@ -23,8 +23,8 @@ from transformers import AutoModelForImageTextToText
 
 from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer
 from hf_captioners.cli.training.captioner_arguments import CaptionerArguments, load_captioner
+from hf_captioners.families.loading import load_processor
 from hf_captioners.modeling.captioner_adapters import base_of
-from hf_captioners.modeling.captioner_foreign import load_processor
 from hf_captioners.modeling.captioner_trust import load_pretrained
 
 PIXELS = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ import torch
 from contracts.reward_policies import TOKENIZER, WORDS, quickly, reward_trainer, tiny_policy, tiny_processor
 
 from hf_captioners import SCSTConfig
+from hf_captioners.families import family_of
 from hf_captioners.training.collator import RewardCollator
-from hf_captioners.training.policy import policy_of
 
 EOS = TOKENIZER.eos_token_id
 
@@ -106,12 +106,12 @@ def test_candidates_see_sentences_of_their_own():
 def test_without_guides_the_sampler_writes_them(tmp_path):
     made = [{name: value for name, value in row.items() if name != "guide"} for row in rows()]
     network, processor = model(), tiny_processor("scdnet")
-    policy = policy_of(network)
+    family = family_of(network)
     batch = RewardCollator(processor, seed=1, num_candidates=2)(made[:2])
-    encoded = policy.encode(network, policy.image_inputs(network, batch))
+    encoded = family.encode(network, family.image_inputs(network, batch))
     written = network.write_candidates(encoded, 2, 8, ["1", "2"])
     assert len(written.sequences) == 4
-    sentences = policy.image_inputs(network, RewardCollator(processor, seed=1, num_candidates=2)(made[:2]))
+    sentences = family.image_inputs(network, RewardCollator(processor, seed=1, num_candidates=2)(made[:2]))
     one_each = {name: value[::2] if "retrieved" in name else value for name, value in sentences.items()}
     guides = network.generate(**one_each)[:, 1:]
     assert torch.equal(written.scoring_inputs["targets"][::2, : guides.shape[1]], guides)

@@ -16,11 +16,13 @@ from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...data.rows import FeatureDataset, training_captions
+from ...families import NoCaptionerError
+from ...families.loading import ask, load_captioner_model, load_processor, quantized
 from ...inference.loading import missing_part
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
-from ...modeling.captioner_foreign import NoCaptionerError, load_captioner_model, load_processor
 from ...modeling.captioner_new import check_fields, loading_problem
 from ...modeling.captioner_trust import foreign_code, load_pretrained
+from ..captioners import PROMPT_HELP, QUANTIZED_HELP
 from ..common import TrustArguments
 
 logger = logging.getLogger(__name__)
@@ -52,10 +54,13 @@ class CaptionerArguments(TrustArguments):
         retrieval (`str`, *optional*): caption retriever of SCD-Net, which finds the sentences of pictures that come
             without and is saved with the captioner; by default that of `model`. `"none"`: the captioner sees an empty
             sentence.
+        prompt (`str`, *optional*): what a captioner with a prompt is asked, or how its captions begin; saved with it.
+        load_in_4bit, load_in_8bit (`bool`, defaults to `False`): whether the linear layers of `model` are quantised, by
+            bitsandbytes; adapters learn on top of them.
         lora_rank (`int`, defaults to 0): rank of new adapters; 0 to train the model itself, or the adapters it has.
         lora_alpha (`float`, *optional*): of the adapters; by default twice the rank.
         lora_target_modules (`list[str]`, *optional*): layers that get adapters; by default those that the captioner
-            names. A `VisionEncoderDecoderModel` names none.
+            names; for those of transformers peft knows some.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model, with the backbone or
             with the CLIP model of a reward may run.
     """
@@ -87,6 +92,9 @@ class CaptionerArguments(TrustArguments):
         default=None,
         metadata={"help": "Caption retriever of SCD-Net, of `hf-captioners retrieval build`, or none for no sentence."},
     )
+    prompt: str | None = field(default=None, metadata={"help": PROMPT_HELP})
+    load_in_4bit: bool = field(default=False, metadata={"help": QUANTIZED_HELP.format(4)})
+    load_in_8bit: bool = field(default=False, metadata={"help": QUANTIZED_HELP.format(8)})
     lora_rank: int = field(
         default=0, metadata={"help": "Rank of new LoRA adapters; 0 to train the model itself, or the adapters it has."}
     )
@@ -105,6 +113,9 @@ class CaptionerArguments(TrustArguments):
         for name, value in (("lora_alpha", self.lora_alpha), ("lora_target_modules", self.lora_target_modules)):
             if value is not None and not self.lora_rank:
                 raise ValueError(f"{name}={value} is of new adapters; give lora_rank too.")
+        for name in ("load_in_4bit", "load_in_8bit"):
+            if vars(self)[name] and not self.model:
+                raise ValueError(f"{name}: a new captioner learns whole; it goes with model, and adapters.")
 
 
 def _mapping(option: str, value: Any) -> dict[str, Any]:
@@ -180,6 +191,8 @@ def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any
         has_adapters = find_adapter_config_file(name) is not None
     if has_adapters:
         return (*_load_adapters(name, arguments), None)
+    if not arguments.lora_rank and (arguments.load_in_4bit or arguments.load_in_8bit):
+        raise ValueError("load_in_4bit, load_in_8bit: what is quantised does not learn; give lora_rank for adapters.")
     with naming_option("model", name):
         model = _load_model(name, arguments)
         processor = _processor_of(model, name, arguments)
@@ -329,7 +342,9 @@ def _load_model(name: str, arguments: CaptionerArguments) -> Any:
     _check_options(config, options, "--model_options")
     with naming_fields("model_options"):
         try:
-            model = load_captioner_model(name, trust, dtype=torch.float32, **options)
+            bits = quantized(arguments.load_in_4bit, arguments.load_in_8bit)
+            model = load_captioner_model(name, trust, dtype=torch.float32, **bits, **options)
+            ask(model, arguments.prompt)
         except RuntimeError as error:
             if not options or "ignore_mismatched_sizes" not in str(error):
                 raise
@@ -338,6 +353,8 @@ def _load_model(name: str, arguments: CaptionerArguments) -> Any:
             ) from error
         except NoCaptionerError as error:
             raise ValueError(f"--model {error}") from error
+    if arguments.prompt is not None:
+        logger.info("the prompt is %r, here and wherever the captioner is loaded from what is saved", arguments.prompt)
     if options:
         model.name_or_path = ""  # it is another captioner than that in the folder
     return model

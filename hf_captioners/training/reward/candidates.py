@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from ...families import CaptionerFamily, CaptionFamily, SpecialTokens
 from ...modeling.captioner_layers import ended_before
 from ..rows import chance
 
@@ -57,17 +58,16 @@ class Candidates:
     def of(
         cls,
         sequences: torch.Tensor,
-        generation_config: GenerationConfig,
-        processor: Any,
+        tokens: SpecialTokens | GenerationConfig,
+        texts: list[str],
         k: int,
         log_probs: torch.Tensor | None = None,
         scoring_inputs: dict[str, Any] | None = None,
     ) -> Candidates:
-        """The candidates of what a model wrote; see [`Candidates`] for the arguments."""
-        targets, eos = sequences[:, 1:], generation_config.eos_token_id
+        """The candidates of what a model wrote, with the ids of its end token and padding; see [`Candidates`]."""
+        targets, eos = sequences[:, 1:], tokens.eos_token_id
         is_end = torch.isin(targets, torch.as_tensor(eos, device=targets.device))
-        counts = is_end | (targets != generation_config.pad_token_id)
-        texts = [text.strip() for text in processor.batch_decode(sequences, skip_special_tokens=True)]
+        counts = is_end | (targets != tokens.pad_token_id)
         mask, finished = counts & ~ended_before(targets, eos), is_end.any(dim=1)
         if log_probs is not None:
             log_probs = log_probs.masked_fill(~mask, 0.0)
@@ -122,16 +122,18 @@ class DiverseChoice(LogitsProcessor):
         k (`int`): candidates of a picture, whose rows are side by side.
         penalty (`float`): taken from a token's log-probability for each earlier candidate that has it.
         eos_token_id (`int` or `list[int]`): what ends a caption; one that has ended says nothing more.
+        start_length (`int`, defaults to 1): tokens before the first word, among which the end token ends nothing.
     """
 
-    def __init__(self, k: int, penalty: float, eos_token_id: int | Sequence[int]) -> None:
+    def __init__(self, k: int, penalty: float, eos_token_id: int | Sequence[int], start_length: int = 1) -> None:
         self.k = k
+        self.start_length = start_length
         self.penalty = penalty
         self.eos_token_id = eos_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         eos = torch.as_tensor(self.eos_token_id, device=input_ids.device)
-        goes_on = ~torch.isin(input_ids[:, 1:], eos).any(dim=1).view(-1, self.k)  # the start token may be the same
+        goes_on = ~torch.isin(input_ids[:, self.start_length :], eos).any(dim=1).view(-1, self.k)
         grouped = scores.log_softmax(dim=-1).view(-1, self.k, scores.shape[-1])
         said = torch.zeros_like(grouped[:, 0])
         chosen = []
@@ -163,7 +165,12 @@ def random_numbers(names: Sequence[str], k: int, steps: int) -> torch.Tensor:
 
 
 def generation_options(
-    args: Any, names: Sequence[str], device: torch.device, eos_token_id: int | Sequence[int], greedy: bool = False
+    args: Any,
+    names: Sequence[str],
+    device: torch.device,
+    eos_token_id: int | Sequence[int],
+    greedy: bool = False,
+    start_length: int = 1,
 ) -> dict[str, Any]:
     """The options of `generate` that give the candidates of a batch, for models that write word by word.
 
@@ -174,6 +181,7 @@ def generation_options(
         eos_token_id (`int` or `list[int]`): what ends a caption; with `"diverse_beam"` a candidate that has ended is no
             longer avoided.
         greedy (`bool`, defaults to `False`): one greedy caption of each picture instead.
+        start_length (`int`, defaults to 1): tokens before the first word.
 
     Returns:
         `dict[str, Any]`
@@ -192,7 +200,7 @@ def generation_options(
         wide = torch.float32 if device.type == "mps" else torch.float64
         chooser = SampledChoice(random_numbers(names, k, args.max_completion_length).to(device, wide))
     else:
-        chooser = DiverseChoice(k, args.diversity_penalty, eos_token_id)
+        chooser = DiverseChoice(k, args.diversity_penalty, eos_token_id, start_length)
     # generate's own warpers stay out of it: they would come after the choice
     options.update(num_beams=1, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None)
     options.update(logits_processor=LogitsProcessorList([*processors, chooser]))
@@ -211,3 +219,62 @@ def _warpers(args: Any) -> list[LogitsProcessor]:
     if args.min_p is not None:
         warpers.append(MinPLogitsWarper(args.min_p))
     return warpers
+
+
+def write_candidates(
+    family: CaptionFamily,
+    model: Any,
+    encoder_outputs: Any,
+    processor: Any,
+    args: Any,
+    names: Sequence[str],
+    greedy: bool = False,
+) -> Candidates:
+    """Let a model write captions of encoded images.
+
+    Args:
+        family ([`CaptionFamily`]): how the model is called.
+        model (`PreTrainedModel`): the model, in the mode in which it is to write.
+        encoder_outputs: of [`CaptionFamily.encode`], B images.
+        processor (`ProcessorMixin`): turns tokens into words.
+        args ([`RewardTrainingConfig`]): how many captions, how long and how.
+        names (`Sequence[str]`): for each image what chance depends on.
+        greedy (`bool`, defaults to `False`): one greedy caption of each image instead.
+
+    Returns:
+        [`Candidates`]
+    """
+    tokens = family.tokens
+    if type(family) is CaptionerFamily:
+        return _written_at_once(family, model, encoder_outputs, processor, args, names, greedy)
+    start = family.start_length(encoder_outputs)
+    options = generation_options(args, names, model.device, tokens.eos_token_id, greedy, start)
+    sequences = family.generate(model, encoder_outputs, **options)
+    return Candidates.of(sequences, tokens, family.decode(processor, sequences), 1 if greedy else args.num_generations)
+
+
+def _written_at_once(
+    family: CaptionFamily,
+    model: Any,
+    encoder_outputs: Any,
+    processor: Any,
+    args: Any,
+    names: Sequence[str],
+    greedy: bool,
+) -> Candidates:
+    """Candidates of a captioner that does not write word by word, in its own way of writing them."""
+    written = model.write_candidates(
+        encoder_outputs,
+        num_candidates=1 if greedy else args.num_generations,
+        max_length=args.max_completion_length + 1,
+        seeds=names,
+        greedy=greedy,
+        **(args.generation_kwargs or {}),
+    )
+    k, tokens = len(written.sequences) // len(encoder_outputs.last_hidden_state), family.tokens
+    inputs = {"log_probs": written.log_probs, "scoring_inputs": written.scoring_inputs}
+    candidates = Candidates.of(written.sequences, tokens, family.decode(processor, written.sequences), k, **inputs)
+    if written.greedy_sequences is not None:
+        texts = family.decode(processor, written.greedy_sequences)
+        candidates.greedy = Candidates.of(written.greedy_sequences, tokens, texts, k)
+    return candidates

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..policy import CaptionerPolicy, without_adapters
+from ...families import CaptionFamily, learns, without_adapters
 
 ADAPTER = "reference"
 
@@ -20,7 +20,7 @@ class ReferenceModel:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the policy's model, before training.
-        policy ([`CaptionerPolicy`]): how the trainer calls it.
+        family ([`CaptionFamily`]): how the trainer calls it.
         ref_model (`PreTrainedModel`, *optional*): the reference. By default, if the model has adapters that learned
             before, a frozen copy of them; if they are fresh, the model without them; otherwise a frozen copy of the
             model that shares its backbone, where that does not learn.
@@ -31,18 +31,16 @@ class ReferenceModel:
             that the frozen copy would get.
     """
 
-    def __init__(
-        self, model: Any, policy: CaptionerPolicy, ref_model: Any = None, fresh_adapters: bool = False
-    ) -> None:
+    def __init__(self, model: Any, family: CaptionFamily, ref_model: Any = None, fresh_adapters: bool = False) -> None:
         if ref_model is not None and without_adapters(ref_model) is without_adapters(model):
             raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
-        self.policy = policy
+        self.family = family
         self.adapter: str | None = None
         has_adapters = without_adapters(model) is not model
         if ref_model is None and has_adapters and not fresh_adapters:
             self.adapter = _freeze_adapter(model)
         elif ref_model is None and not has_adapters:
-            ref_model = frozen_copy(model, policy)
+            ref_model = frozen_copy(model, family)
         self.model = None if ref_model is None else ref_model.requires_grad_(False).eval()
 
     @contextmanager
@@ -68,7 +66,7 @@ class ReferenceModel:
         """Tell whether what the policy's frozen backbone sees is what the reference's sees."""
         if self.model is None:
             return True
-        return self.policy.backbone(self.model) is self.policy.backbone(without_adapters(model))
+        return self.family.backbone(self.model) is self.family.backbone(without_adapters(model))
 
     def move_to(self, device: torch.device) -> None:
         """Follow the policy to its device."""
@@ -76,12 +74,12 @@ class ReferenceModel:
             self.model.to(device)
 
 
-def frozen_copy(model: Any, policy: CaptionerPolicy) -> Any:
-    """A copy of a model that shares its backbone with it, unless the backbone learns."""
-    backbone = policy.backbone(model)
-    shared = {}
-    if backbone is not None and not any(parameter.requires_grad for parameter in backbone.parameters()):
-        shared = {id(backbone): backbone}
+def frozen_copy(model: Any, family: CaptionFamily) -> Any:
+    """A copy of a model that shares with it what does not learn: its backbone, and other frozen parameters."""
+    backbone = family.backbone(model)
+    shared: dict[int, Any] = {id(one): one for one in model.parameters() if not one.requires_grad}
+    if backbone is not None and not learns(backbone):
+        shared[id(backbone)] = backbone
     return copy.deepcopy(model, shared)
 
 
@@ -100,8 +98,8 @@ def _using_adapter(model: Any, name: str | None) -> Iterator[None]:
     finally:
         if name is not None:
             model.set_adapter(active)
-        for parameter, learns in learning:  # peft lets everything learn in what it switches on
-            parameter.requires_grad_(learns)
+        for parameter, wanted in learning:  # peft lets everything learn in what it switches on
+            parameter.requires_grad_(wanted)
 
 
 def _freeze_adapter(model: Any) -> str:
@@ -121,8 +119,8 @@ def _freeze_adapter(model: Any) -> str:
     state = get_peft_model_state_dict(model, adapter_name=active, save_embedding_layers=False)
     set_peft_model_state_dict(model, state, adapter_name=ADAPTER)
     model.requires_grad_(False)
-    for parameter, learns in learning:
-        parameter.requires_grad_(learns)
+    for parameter, wanted in learning:
+        parameter.requires_grad_(wanted)
     return ADAPTER
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ...data.opened_images import OpenedImages
 from ..trainer import CaptionerTrainer
-from .candidates import Candidates
+from .candidates import Candidates, write_candidates
 from .config import RewardTrainingConfig
 from .forward_pass import mode
 from .functions import RewardFunctions, Rewards
@@ -55,7 +55,7 @@ class RolloutTrainer(CaptionerTrainer):
         model = self.accelerator.unwrap_model(self.model)
         batch = self._prepare_inputs(batch)
         columns = batch["columns"]
-        pixels = self.policy.image_inputs(model, batch)
+        pixels = self.family.image_inputs(model, batch)
         with self.accelerator.autocast():
             image_inputs = self._run_backbone(model, pixels)
             candidates, greedy = self._write(model, image_inputs, columns)
@@ -92,7 +92,7 @@ class RolloutTrainer(CaptionerTrainer):
     def _run_backbone(self, model: Any, image_inputs: dict[str, Any]) -> dict[str, Any]:
         """Image inputs as they are encoded, from the cache where it is switched on."""
         if not self.args.cache_image_features or "pixel_values" not in image_inputs:
-            return self.policy.run_backbone(model, image_inputs)
+            return self.family.run_backbone(model, image_inputs)
         pixels = image_inputs["pixel_values"]
         content = pixels.cpu().flatten(1).view(torch.uint8).numpy()  # an image_id may be another picture's elsewhere
         keys = [hashlib.blake2b(image, digest_size=16).digest() for image in content]
@@ -105,7 +105,7 @@ class RolloutTrainer(CaptionerTrainer):
 
     def _features_of(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Features of one image (1, 3, height, width), in the computer's memory."""
-        return self.policy.run_backbone(model, {"pixel_values": pixels})["image_features"][0].cpu()
+        return self.family.run_backbone(model, {"pixel_values": pixels})["image_features"][0].cpu()
 
     def _write(
         self, model: Any, image_inputs: dict[str, Any], columns: dict[str, list[Any]]
@@ -115,8 +115,10 @@ class RolloutTrainer(CaptionerTrainer):
         names = [f"{self.args.seed} {step} {name}" for name in self._names(columns)]
         dropout = self.args.generate_with_dropout and self.model.training
         with mode(model, training=dropout, seed=" ".join([f"{self.args.seed} {step}", *names])):
-            encoder_outputs = self.policy.encode(model, image_inputs)
-            write = partial(self.policy.write, model, encoder_outputs, self.processing_class, self.args, names)
+            encoder_outputs = self.family.encode(model, image_inputs)
+            write = partial(
+                write_candidates, self.family, model, encoder_outputs, self.processing_class, self.args, names
+            )
             candidates = write()
             if not self.needs_greedy():
                 return candidates, None
@@ -145,7 +147,7 @@ class RolloutTrainer(CaptionerTrainer):
         columns: dict[str, Any] = {
             name: [value for value in values for _ in range(k)] for name, values in batch["columns"].items()
         }
-        if "pixel_values" in batch:
+        if len(batch.get("pixel_values", ())) * k == len(texts):  # a row per image
             columns["pixel_values"] = [image for image in batch["pixel_values"] for _ in range(k)]
         return self.reward_functions(texts, ids, trainer_state=self.state, **self._with_images(columns))
 
@@ -165,15 +167,15 @@ class RolloutTrainer(CaptionerTrainer):
             return None
         with self.reference.in_use(model) as reference:
             if not self.reference.shares_backbone(model):
-                image_inputs = self.policy.run_backbone(reference, pixels)
+                image_inputs = self.family.run_backbone(reference, pixels)
             return self._log_probs(reference, image_inputs, candidates)[0]
 
     def _log_probs(
         self, model: Any, image_inputs: dict[str, Any], candidates: Candidates
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.accelerator.autocast():
-            encoder_outputs = self.policy.encode(model, image_inputs)
-            log_probs, entropies = self.policy.log_probs(
+            encoder_outputs = self.family.encode(model, image_inputs)
+            log_probs, entropies = self.family.log_probs(
                 model, candidates.sequences, encoder_outputs, **candidates.scoring_inputs
             )
         return log_probs.masked_fill(~candidates.mask, 0.0), entropies.masked_fill(~candidates.mask, 0.0)

@@ -16,9 +16,9 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from ...extras import require
+from ...families import family_class, family_of, learns, without_adapters
 from ...modeling.captioner_trust import load_pretrained
 from ..collator import RewardCollator
-from ..policy import policy_of, without_adapters
 from ..rows import ROWS, column_names
 from ..watch.collapse import CollapseCallback
 from ..watch.completions import log_completions
@@ -38,8 +38,7 @@ class RewardTrainer(RolloutTrainer):
     """Teach a captioner with rewards; [`SCSTTrainer`] and [`DiCOTrainer`] say how.
 
     Args:
-        model ([`CaptionerPreTrainedModel`], `VisionEncoderDecoderModel` or `PeftModel`): the captioner, trained with
-            cross-entropy.
+        model (`PreTrainedModel` or `PeftModel`): a captioner of any family, trained with cross-entropy.
         ref_model (`PreTrainedModel`, *optional*): the model to stay close to; see [`ReferenceModel`] for the default.
         reward_funcs (`Callable`, or list): see [`RewardFunctions`].
         args ([`RewardTrainingConfig`]): options.
@@ -87,7 +86,8 @@ class RewardTrainer(RolloutTrainer):
             raise ValueError("reward_processing_classes: reward functions are called as they are; prepare in them.")
         if data_collator is None:
             seed = args.seed if args.data_seed is None else args.data_seed
-            data_collator = RewardCollator(processing_class, args.skip_broken_images, seed, args.num_generations)
+            broken, family = args.skip_broken_images, family_of(model, to_train=True)
+            data_collator = RewardCollator(processing_class, broken, seed, args.num_generations, family)
         self.reward_functions = RewardFunctions(reward_funcs, args.reward_weights)
         super().__init__(
             model,
@@ -103,11 +103,11 @@ class RewardTrainer(RolloutTrainer):
             **kwargs,
         )
         base = without_adapters(self.model)
-        self.policy.check_candidates(base, args)
+        self.family.check_candidates(base, args)
         self._check_cache(base)
-        self.policy.check_length(base, "max_completion_length + 1", args.max_completion_length + 1)
+        self.family.check_length(base, "max_completion_length + 1", args.max_completion_length + 1)
         if self.needs_reference():
-            self.reference = ReferenceModel(self.model, self.policy, ref_model, fresh_adapters=peft_config is not None)
+            self.reference = ReferenceModel(self.model, self.family, ref_model, fresh_adapters=peft_config is not None)
             self.reference.move_to(self.accelerator.device)
         if args.sync_ref_model:
             self._follow_policy()
@@ -126,13 +126,12 @@ class RewardTrainer(RolloutTrainer):
             raise ValueError(f"{name}: give reward_funcs, a function or several.")
         if ref_model is model:
             raise ValueError("ref_model is the model itself and would learn with it; give a copy, or None.")
-        policy = policy_of(model)
+        family = family_of(model, to_train=True)
         if ref_model is None:
             return
-        sizes = [
-            without_adapters(captioner).get_output_embeddings().weight.shape[0] for captioner in (model, ref_model)
-        ]
-        if type(policy_of(ref_model)) is not type(policy) or sizes[0] != sizes[1]:
+        both = [without_adapters(captioner) for captioner in (model, ref_model)]
+        sizes = [family.vocab_size(captioner) for captioner in both]
+        if family_class(both[0]) is not family_class(both[1]) or sizes[0] != sizes[1]:
             raise ValueError(
                 f"ref_model, a {type(ref_model).__name__} of {sizes[1]} tokens, cannot score the captions of a "
                 f"{type(model).__name__} of {sizes[0]} tokens."
@@ -150,10 +149,14 @@ class RewardTrainer(RolloutTrainer):
             self.reward_functions.check_columns({*columns, "images", "pixel_values"})
 
     def _check_cache(self, model: Any) -> None:
-        backbone = self.policy.backbone(model)
-        learns = backbone is not None and any(one.requires_grad for one in backbone.parameters())
-        if self.args.cache_image_features and learns:  # by adapters; train_backbone is refused before
+        backbone = self.family.backbone(model)
+        if self.args.cache_image_features and learns(backbone):  # by adapters; train_backbone is refused before
             raise ValueError("cache_image_features=True keeps what the backbone sees, but adapters in it learn.")
+        if self.args.cache_image_features and not self.family.keeps_features:
+            raise ValueError(
+                f"cache_image_features=True: the features of a {type(model).__name__} differ in number from image to "
+                "image and are not kept; leave it out."
+            )
 
     def _follow_policy(self) -> None:
         if self.reference is None or self.reference.model is None:
@@ -286,9 +289,10 @@ class RewardTrainer(RolloutTrainer):
     def score_captions(self, captions: list[str], dataset: Any) -> dict[str, float]:
         """Also what the reward functions give for generated captions, by their names."""
         size, tokenizer, rewards = self.args.eval_batch_size, self.processing_class.tokenizer, []
+        end = self.family.tokens.end
         for start in range(0, len(captions), size):
             chunk = captions[start : start + size]
-            ids = [[*words, tokenizer.eos_token_id] for words in tokenizer(chunk, add_special_tokens=False).input_ids]
+            ids = [[*words, end] for words in tokenizer(chunk, add_special_tokens=False).input_ids]
             batch = self.data_collator([dataset[start + row] for row in range(len(chunk))])
             rewards.append(self._call_rewards(chunk, ids, 1, batch).per_function)
         means = torch.cat(rewards).nanmean(dim=0).tolist()

@@ -77,6 +77,9 @@ CAPTIONER = {
     "new_captioner": Option("equal", {"d_model": 32}, SAVED),
     "model_options": Option("effect", {"group_size": 1}, SAVED),
     "retrieval": Option("refused", "x", SAVED),  # of SCD-Net: tests/cli/test_retrieval.py
+    "prompt": Option("refused", "x", SAVED),  # of other captioners: tests/families/test_loading.py
+    "load_in_4bit": Option("refused", True, SAVED),  # only under adapters
+    "load_in_8bit": Option("refused", True, SAVED),
     "lora_rank": Option("effect", 2, SAVED),
     "lora_alpha": Option("effect", 1.0, LORA, alone=True),
     "lora_target_modules": Option("effect", ["linear_q"], LORA, alone=True),

@@ -39,8 +39,8 @@ from hf_captioners import (
     SaticForImageCaptioning,
     SCSTConfig,
 )
+from hf_captioners.families import CaptionFamily, family_of
 from hf_captioners.modeling.captioner_layers import ended_before
-from hf_captioners.training.policy import policy_of
 from hf_captioners.training.reward.candidates import (
     STRATEGIES,
     Candidates,
@@ -125,12 +125,12 @@ class Speaker:
     """A model with encoded pictures, and what a trainer does with them."""
 
     def __init__(self, model: Any, pictures: dict[str, torch.Tensor]) -> None:
-        self.model, self.policy, self.pictures = model, policy_of(model), pictures
+        self.model, self.family, self.pictures = model, family_of(model), pictures
 
     def memory(self, rows: list[int] | None = None) -> Any:
         chosen = {name: one if rows is None else one[rows] for name, one in self.pictures.items()}
         with torch.no_grad():
-            return self.policy.encode(self.model, self.policy.run_backbone(self.model, chosen))
+            return self.family.encode(self.model, self.family.run_backbone(self.model, chosen))
 
     def write(self, args: SCSTConfig, names: Any = PICTURES, rows: list[int] | None = None) -> torch.Tensor:
         """Candidates (pictures * k, max_completion_length + 1), padded to one width."""
@@ -277,7 +277,8 @@ class Words:
 
 def candidates(rows: list[list[int]], k: int = 1, silent: tuple[int, ...] = (0, 1, 2), **special: Any) -> Candidates:
     config = GenerationConfig(**{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **special})
-    return Candidates.of(torch.tensor(rows), config, Words(silent), k)
+    ids = torch.tensor(rows)
+    return Candidates.of(ids, config, CaptionFamily().decode(Words(silent), ids), k)
 
 
 def test_words_and_the_end_token_count():
@@ -349,7 +350,7 @@ def test_a_captioners_own_processor(tiny_captioner_dir):
     processor = AutoProcessor.from_pretrained(tiny_captioner_dir)
     config = AutoModelForImageTextToText.from_pretrained(tiny_captioner_dir).generation_config
     ids = processor.tokenizer(["a red circle", "two stars"], padding=True, return_tensors="pt").input_ids
-    got = Candidates.of(ids, config, processor, k=2)
+    got = Candidates.of(ids, config, CaptionFamily().decode(processor, ids), k=2)
     assert got.texts == ["a red circle", "two stars"]
     assert got.lengths.tolist() == [3, 2]
     assert got.finished.all()
@@ -508,7 +509,7 @@ def test_how_often_a_caption_is_drawn_is_its_probability(tmp_path, tiny_captione
     ids = speaker.write(args, ["picture"], [1])
     captions, counts = ids.unique(dim=0, return_counts=True)
     with torch.no_grad():
-        log_probs, _ = speaker.policy.log_probs(speaker.model, captions, speaker.memory([1]))
+        log_probs, _ = speaker.family.log_probs(speaker.model, captions, speaker.memory([1]))
     expected = log_probs.sum(dim=1).exp()
     assert expected.sum() <= 1 + 1e-5
     often = expected * number > 8

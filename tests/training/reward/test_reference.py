@@ -1,4 +1,4 @@
-"""The frozen model that reward training stays close to: copies, adapters, and what follows the policy."""
+"""The frozen model that reward training stays close to: copies, adapters, and what follows the family."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_captioners import SaticConfig, SaticForImageCaptioning
-from hf_captioners.training.policy import policy_of
+from hf_captioners.families import family_of
 from hf_captioners.training.reward.reference import ADAPTER, ReferenceModel, SyncReferenceCallback, frozen_copy
 
 peft = pytest.importorskip("peft")
@@ -51,9 +51,9 @@ def vision_encoder_decoder() -> VisionEncoderDecoderModel:
 def scores(model, pictures) -> torch.Tensor:
     """Log-probabilities of two captions of each picture."""
     ids = torch.tensor([[0, 5, 6, 7, 8], [0, 9, 8, 1, 2], [0, 4, 4, 5, 1], [0, 11, 12, 13, 14]])
-    policy = policy_of(model)
+    family = family_of(model)
     training = model.training
-    log_probs, _ = policy.log_probs(model.eval(), ids, policy.encode(model, policy.run_backbone(model, pictures)))
+    log_probs, _ = family.log_probs(model.eval(), ids, family.encode(model, family.run_backbone(model, pictures)))
     model.train(training)
     return log_probs
 
@@ -63,11 +63,11 @@ def train(model, pictures, steps: int = 2) -> None:
     learning = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=0.1)
     ids = torch.tensor([[0, 5, 6, 7, 8], [0, 4, 4, 5, 1]])
-    policy = policy_of(model)
+    family = family_of(model)
     for _ in range(steps):
         optimizer.zero_grad()
-        memory = policy.encode(model, policy.run_backbone(model, pictures))
-        policy.log_probs(model, ids, memory)[0].sum().backward()
+        memory = family.encode(model, family.run_backbone(model, pictures))
+        family.log_probs(model, ids, memory)[0].sum().backward()
         optimizer.step()
 
 
@@ -97,7 +97,7 @@ def state(model) -> tuple:
 
 
 def test_a_copy_shares_the_frozen_backbone_and_nothing_else(model):
-    reference = ReferenceModel(model, policy_of(model))
+    reference = ReferenceModel(model, family_of(model))
     assert reference.model is not model
     assert reference.model.backbone is model.backbone
     assert reference.shares_backbone(model)
@@ -111,7 +111,7 @@ def test_a_copy_shares_the_frozen_backbone_and_nothing_else(model):
 
 def test_a_backbone_that_learns_is_copied(model, pictures):
     model.freeze_backbone(r"layers\.1")
-    reference = ReferenceModel(model, policy_of(model))
+    reference = ReferenceModel(model, family_of(model))
     assert reference.model.backbone is not model.backbone
     assert not reference.shares_backbone(model)
     assert any(one.requires_grad for one in model.backbone.parameters())
@@ -122,7 +122,7 @@ def test_a_backbone_that_learns_is_copied(model, pictures):
 
 def test_the_reference_stays_what_the_policy_was(model, pictures):
     before = scores(model, pictures)
-    reference = ReferenceModel(model, policy_of(model))
+    reference = ReferenceModel(model, family_of(model))
     model.train()
     train(model, pictures)
     assert torch.equal(spoken(reference, model, pictures), before)
@@ -134,7 +134,7 @@ def test_a_model_that_is_given_is_frozen(model, pictures):
     given = copy.deepcopy(model).train()
     with torch.no_grad():
         given.vocab_linear.bias += torch.arange(len(given.vocab_linear.bias))
-    reference = ReferenceModel(model, policy_of(model), given)
+    reference = ReferenceModel(model, family_of(model), given)
     assert reference.model is given
     assert not (given.training or any(one.requires_grad for one in given.parameters()))
     assert not reference.shares_backbone(model)
@@ -143,32 +143,32 @@ def test_a_model_that_is_given_is_frozen(model, pictures):
 
 def test_the_model_itself_is_refused(model):
     with pytest.raises(ValueError, match="ref_model is the model itself and would learn with it; give a copy, or None"):
-        ReferenceModel(model, policy_of(model), model)
+        ReferenceModel(model, family_of(model), model)
     inside = adapted(model)
     with pytest.raises(ValueError, match="ref_model is the model itself"):
-        ReferenceModel(inside, policy_of(inside), inside.get_base_model())
+        ReferenceModel(inside, family_of(inside), inside.get_base_model())
 
 
 def test_no_gradient_while_the_reference_speaks(model):
-    reference = ReferenceModel(model, policy_of(model))
+    reference = ReferenceModel(model, family_of(model))
     with reference.in_use(model):
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
 
 
 def test_it_follows_to_a_device(model):
-    reference = ReferenceModel(model, policy_of(model))
+    reference = ReferenceModel(model, family_of(model))
     reference.move_to(torch.device("meta"))
     assert reference.model.vocab_linear.weight.device.type == "meta"
-    ReferenceModel(adapted(model, trained=False), policy_of(model), fresh_adapters=True).move_to(torch.device("cpu"))
+    ReferenceModel(adapted(model, trained=False), family_of(model), fresh_adapters=True).move_to(torch.device("cpu"))
 
 
 def test_a_vision_encoder_decoder_model(vision_encoder_decoder, pictures):
     model = vision_encoder_decoder
-    policy = policy_of(model)
-    policy.freeze_backbone(model, "none")
+    family = family_of(model)
+    family.freeze_backbone(model, "none")
     before = scores(model, pictures)
-    reference = ReferenceModel(model, policy)
+    reference = ReferenceModel(model, family)
     assert reference.model.encoder is model.encoder
     assert reference.model.decoder is not model.decoder
     tied = reference.model.decoder
@@ -177,8 +177,8 @@ def test_a_vision_encoder_decoder_model(vision_encoder_decoder, pictures):
     train(model, pictures)
     assert torch.equal(spoken(reference, model, pictures), before)
     assert not torch.allclose(scores(model, pictures), before)
-    policy.freeze_backbone(model, "all")
-    assert frozen_copy(model, policy).encoder is not model.encoder
+    family.freeze_backbone(model, "all")
+    assert frozen_copy(model, family).encoder is not model.encoder
 
 
 # -- adapters --------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_fresh_adapters_are_switched_off(model, pictures):
     inside = adapted(model, trained=False)
     before = scores(inside, pictures)  # they begin as nothing
     torch.testing.assert_close(before, without, atol=1e-5, rtol=0)
-    reference = ReferenceModel(inside, policy_of(inside), fresh_adapters=True)
+    reference = ReferenceModel(inside, family_of(inside), fresh_adapters=True)
     assert reference.model is None
     assert list(inside.peft_config) == ["default"]
     assert reference.shares_backbone(inside)
@@ -213,11 +213,11 @@ def test_fresh_adapters_are_switched_off(model, pictures):
 def test_adapters_that_have_learned_are_copied(model, pictures, options):
     inside = adapted(model, **options)
     before, learning = scores(inside, pictures), state(inside)
-    reference = ReferenceModel(inside, policy_of(inside))
+    reference = ReferenceModel(inside, family_of(inside))
     assert reference.model is None
     assert reference.adapter == ADAPTER
     assert inside.active_adapter == "default"
-    assert torch.equal(scores(inside, pictures), before)  # the policy is what it was
+    assert torch.equal(scores(inside, pictures), before)  # the family is what it was
     assert state(inside)[0] == learning[0]
     assert not any(one.requires_grad for name, one in inside.named_parameters() if f".{ADAPTER}" in name)
     inside.train()
@@ -233,7 +233,7 @@ def test_adapters_of_another_kind_are_copied(model, pictures):
             if one.requires_grad:
                 one.mul_(1.5)
     before = scores(inside, pictures)
-    reference = ReferenceModel(inside, policy_of(inside))
+    reference = ReferenceModel(inside, family_of(inside))
     train(inside, pictures)
     assert torch.equal(spoken(reference, inside, pictures), before)
     assert not torch.allclose(scores(inside, pictures), before)
@@ -241,10 +241,10 @@ def test_adapters_of_another_kind_are_copied(model, pictures):
 
 def test_a_second_training_copies_the_adapter_anew(model, pictures):
     inside = adapted(model)
-    ReferenceModel(inside, policy_of(inside))
+    ReferenceModel(inside, family_of(inside))
     train(inside, pictures)
     between = scores(inside, pictures)
-    reference = ReferenceModel(inside, policy_of(inside))
+    reference = ReferenceModel(inside, family_of(inside))
     train(inside, pictures)
     assert torch.equal(spoken(reference, inside, pictures), between)
 
@@ -252,13 +252,13 @@ def test_a_second_training_copies_the_adapter_anew(model, pictures):
 def test_an_adapter_with_the_copys_name_is_refused(model):
     inside = peft.get_peft_model(model, peft.LoraConfig(target_modules=model.LORA_TARGET_MODULES), adapter_name=ADAPTER)
     with pytest.raises(ValueError, match="the adapter that learns is called 'reference'"):
-        ReferenceModel(inside, policy_of(inside))
+        ReferenceModel(inside, family_of(inside))
 
 
 def test_a_given_model_goes_before_adapters(model, pictures):
     given = copy.deepcopy(model)
     inside = adapted(model)
-    reference = ReferenceModel(inside, policy_of(inside), given)
+    reference = ReferenceModel(inside, family_of(inside), given)
     assert (reference.model, reference.adapter) == (given, None)
     assert list(inside.peft_config) == ["default"]
 
@@ -271,7 +271,7 @@ def test_everything_is_as_before_when_the_reference_has_spoken(model, pictures, 
     inside = adapted(model)
     frozen = next(name for name, one in inside.named_parameters() if one.requires_grad)
     inside.get_parameter(frozen).requires_grad_(False)
-    reference = ReferenceModel(inside, policy_of(inside), fresh_adapters=fresh)
+    reference = ReferenceModel(inside, family_of(inside), fresh_adapters=fresh)
     inside.train(training)
     before, own = state(inside), scores(inside, pictures)
     outputs = []
@@ -302,7 +302,7 @@ def values(model) -> dict[str, torch.Tensor]:
 
 
 def test_the_reference_becomes_a_mixture(model, pictures):
-    reference = ReferenceModel(model, policy_of(model)).model
+    reference = ReferenceModel(model, family_of(model)).model
     train(model, pictures)
     old, new = values(reference), values(model)
     callback = SyncReferenceCallback(reference)
@@ -320,7 +320,7 @@ def test_the_reference_becomes_a_mixture(model, pictures):
 
 def test_the_mixture_is_trls(model, pictures):
     trl = pytest.importorskip("trl")
-    reference = ReferenceModel(model, policy_of(model)).model
+    reference = ReferenceModel(model, family_of(model)).model
     theirs = copy.deepcopy(reference)
     Accelerator(cpu=True)  # TRL asks its state
     train(model, pictures)
@@ -332,7 +332,7 @@ def test_the_mixture_is_trls(model, pictures):
 
 def test_what_is_shared_is_left_alone(model, pictures):
     """To the last bit, also where 0.6 a + 0.4 a is not a."""
-    reference = ReferenceModel(model, policy_of(model)).model
+    reference = ReferenceModel(model, family_of(model)).model
     before = values(model.backbone)
     train(model, pictures)
     sync(SyncReferenceCallback(reference), model, 4)
@@ -341,7 +341,7 @@ def test_what_is_shared_is_left_alone(model, pictures):
 
 
 def test_all_of_the_policy(model, pictures):
-    reference = ReferenceModel(model, policy_of(model)).model
+    reference = ReferenceModel(model, family_of(model)).model
     train(model, pictures)
     sync(SyncReferenceCallback(reference), model, 8, alpha=1.0)
     torch.testing.assert_close(scores(reference, pictures), scores(model, pictures))
@@ -352,7 +352,7 @@ def test_statistics_of_batch_norms_follow_too():
     sizes = {"d_model": 16, "ffn_dim": 16, "num_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
     config = SaticConfig(vocab_size=20, feature_size=8, feature_batch_norm=2, group_size=2, **sizes, **ids)
     model = SaticForImageCaptioning(config)
-    reference = frozen_copy(model, policy_of(model))
+    reference = frozen_copy(model, family_of(model))
     norms = [[one for one in each.modules() if isinstance(one, torch.nn.BatchNorm1d)] for each in (model, reference)]
     assert len(norms[0]) == 2
     for norm in norms[0]:
@@ -369,7 +369,7 @@ def test_statistics_of_batch_norms_follow_too():
 def test_a_policy_in_distributed_data_parallel(tmp_path, model, pictures):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        reference = ReferenceModel(model, policy_of(model)).model
+        reference = ReferenceModel(model, family_of(model)).model
         train(model, pictures)
         old, new = values(reference), values(model)
         wrapped = torch.nn.parallel.DistributedDataParallel(model)

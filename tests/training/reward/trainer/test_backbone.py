@@ -31,7 +31,7 @@ class TestBackbone:
         """For candidates, greedy captions, policy and reference."""
         options = {"baseline": "greedy", "beta": 0.1} if config is SCSTConfig else {}
         run = trainer(config, kind=kind, **options)
-        calls = Calls(run.policy.backbone(run.model))
+        calls = Calls(run.family.backbone(run.model))
         run.train()
         assert calls.sizes == [4, 4]
 
@@ -46,7 +46,7 @@ class TestBackbone:
     def test_cache(self, trainer, rows, kind):
         """A picture once in the run; equal results; another picture of the same name is another picture."""
         runs = [trainer(kind=kind, max_steps=6, cache_image_features=cached) for cached in (False, True)]
-        calls = Calls(runs[1].policy.backbone(runs[1].model))
+        calls = Calls(runs[1].family.backbone(runs[1].model))
         for run in runs:
             run.train()
         assert sum(calls.sizes) == 8
@@ -63,7 +63,7 @@ class TestBackbone:
         before, reference = weights(run.model), weights(run.reference.model)
         assert not run.reference.shares_backbone(run.model)
         run.train()
-        learns = {name for name, one in run.policy.backbone(run.model).named_parameters() if one.requires_grad}
+        learns = {name for name, one in run.family.backbone(run.model).named_parameters() if one.requires_grad}
         prefix = "encoder." if kind == "vision-encoder-decoder" else "backbone."
         moved = {name.removeprefix(prefix) for name in changed(before, run.model) if name.startswith(prefix)}
         assert moved

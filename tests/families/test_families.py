@@ -14,10 +14,13 @@ from transformers import (
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
+    ViTModel,
 )
 
+from hf_captioners.families import NoCaptionerError, family_of, without_adapters
+from hf_captioners.families.captioner import WordByWordFamily
+from hf_captioners.families.encoder_decoder import EncoderDecoderFamily
 from hf_captioners.modeling.captioner_layers import token_entropies
-from hf_captioners.training.policy import EncoderDecoderPolicy, WordByWordPolicy, policy_of, without_adapters
 
 START, END, PAD, WORDS = 0, 1, 2, 20
 
@@ -80,27 +83,30 @@ def count_calls(module: torch.nn.Module) -> list[int]:
     return calls
 
 
-# -- which policy ----------------------------------------------------------------------------------------------------
+# -- which family ----------------------------------------------------------------------------------------------------
 
 
 def test_which_policy(model, captioner):
-    assert type(policy_of(model)) is EncoderDecoderPolicy
-    assert type(policy_of(captioner)) is WordByWordPolicy
+    assert type(family_of(model)) is EncoderDecoderFamily
+    assert type(family_of(captioner)) is WordByWordFamily
 
 
 def test_adapters_do_not_hide_the_model(model, captioner):
     peft = pytest.importorskip("peft")
     inside = peft.get_peft_model(captioner, peft.LoraConfig(target_modules=captioner.LORA_TARGET_MODULES))
     assert without_adapters(inside) is captioner is without_adapters(captioner)
-    assert type(policy_of(inside)) is WordByWordPolicy
+    assert type(family_of(inside)) is WordByWordFamily
     inside = peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
-    assert type(policy_of(inside)) is EncoderDecoderPolicy
+    assert type(family_of(inside)) is EncoderDecoderFamily
 
 
 def test_other_models_are_refused():
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, n_positions=4))
-    with pytest.raises(TypeError, match="a GPT2LMHeadModel cannot be trained here: give a captioner"):
-        policy_of(gpt2)
+    with pytest.raises(NoCaptionerError, match="a GPT2LMHeadModel is a text model, which sees no images; captioners"):
+        family_of(gpt2)
+    vision = ViTModel(encoder_decoder().config.encoder)
+    with pytest.raises(NoCaptionerError, match="a ViTModel sees images, but writes no text; a vision model is the --b"):
+        family_of(vision)
 
 
 @pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id"])
@@ -109,12 +115,12 @@ def test_a_model_that_does_not_know_its_special_tokens_is_refused(model, caption
         one.generation_config.update(**{name: None})
         assert vars(one.generation_config)[name] is None
         with pytest.raises(ValueError, match=f"model.generation_config.{name} is None; set it to the tokenizer's"):
-            policy_of(one)
+            family_of(one)
 
 
 def test_token_0_is_a_token(model):
     model.generation_config.update(eos_token_id=0, pad_token_id=0)
-    assert type(policy_of(model)) is EncoderDecoderPolicy
+    assert type(family_of(model)) is EncoderDecoderFamily
 
 
 # -- VisionEncoderDecoderModel ---------------------------------------------------------------------------------------
@@ -126,9 +132,9 @@ def test_log_probs_equal_a_teacher_forced_pass_of_each_caption(width, pixels, se
     """The whole model on a picture and a caption that is cut behind its end, one after the other."""
     model = encoder_decoder(width=width)
     assert hasattr(model, "enc_to_dec_proj") == (width != 16)
-    policy = policy_of(model)
-    log_probs, entropies = policy.log_probs(
-        model, sequences, policy.encode(model, policy.run_backbone(model, {"pixel_values": pixels}))
+    family = family_of(model)
+    log_probs, entropies = family.log_probs(
+        model, sequences, family.encode(model, family.run_backbone(model, {"pixel_values": pixels}))
     )
     assert log_probs.shape == entropies.shape == (6, 6)
     for row, ids in enumerate(sequences.tolist()):
@@ -144,8 +150,8 @@ def test_log_probs_equal_a_teacher_forced_pass_of_each_caption(width, pixels, se
 
 @torch.no_grad()
 def test_log_probs_are_what_generate_scores(model, pixels):
-    policy = policy_of(model)
-    memory = policy.encode(model, policy.run_backbone(model, {"pixel_values": pixels}))
+    family = family_of(model)
+    memory = family.encode(model, family.run_backbone(model, {"pixel_values": pixels}))
     out = model.generate(
         encoder_outputs=type(memory)(**memory),
         num_beams=3,
@@ -154,17 +160,17 @@ def test_log_probs_are_what_generate_scores(model, pixels):
         output_scores=True,
     )
     steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=False)
-    log_probs, _ = policy.log_probs(model, out.sequences, memory)
+    log_probs, _ = family.log_probs(model, out.sequences, memory)
     torch.testing.assert_close(log_probs, steps.masked_fill(log_probs == 0, 0.0), atol=1e-5, rtol=0)
     assert torch.equal(out.sequences, model.generate(pixels, num_beams=3, num_return_sequences=3))
 
 
 def test_gradients_reach_what_learns(pixels, sequences):
     model = encoder_decoder(width=24)
-    policy = policy_of(model)
-    policy.freeze_backbone(model, "none")
-    seen = policy.run_backbone(model, {"pixel_values": pixels})
-    log_probs, entropies = policy.log_probs(model, sequences, policy.encode(model, seen))
+    family = family_of(model)
+    family.freeze_backbone(model, "none")
+    seen = family.run_backbone(model, {"pixel_values": pixels})
+    log_probs, entropies = family.log_probs(model, sequences, family.encode(model, seen))
     log_probs.sum().backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert model.enc_to_dec_proj.weight.grad.any()
@@ -173,49 +179,49 @@ def test_gradients_reach_what_learns(pixels, sequences):
 
 
 def test_a_backbone_that_learns_gets_gradients(model, pixels, sequences):
-    policy = policy_of(model)
-    policy.freeze_backbone(model, r"layers?\.1\.")
+    family = family_of(model)
+    family.freeze_backbone(model, r"layers?\.1\.")
     learning = [name for name, one in model.encoder.named_parameters() if one.requires_grad]
     assert learning
     assert all(".1." in name for name in learning)
-    seen = policy.run_backbone(model, {"pixel_values": pixels})
+    seen = family.run_backbone(model, {"pixel_values": pixels})
     assert set(seen) == {"pixel_values"}
-    policy.log_probs(model, sequences, policy.encode(model, seen))[0].sum().backward()
+    family.log_probs(model, sequences, family.encode(model, seen))[0].sum().backward()
     assert {name for name, one in model.encoder.named_parameters() if one.grad is not None} == set(learning)
 
 
 @pytest.mark.parametrize("trainable", ["none", "all"])
 def test_all_or_nothing_of_the_backbone_learns(model, trainable):
-    policy_of(model).freeze_backbone(model, trainable)
+    family_of(model).freeze_backbone(model, trainable)
     assert {one.requires_grad for one in model.encoder.parameters()} == {trainable == "all"}
     assert all(one.requires_grad for one in model.decoder.parameters())
 
 
 def test_a_pattern_without_parameters_is_refused(model):
     with pytest.raises(ValueError, match="no parameter of the encoder matches 'decoder'"):
-        policy_of(model).freeze_backbone(model, "decoder")
+        family_of(model).freeze_backbone(model, "decoder")
 
 
 def test_a_frozen_backbone_looks_once_and_without_dropout(pixels, sequences):
     model = encoder_decoder(dropout=0.5)
-    policy = policy_of(model)
-    policy.freeze_backbone(model, "none")
+    family = family_of(model)
+    family.freeze_backbone(model, "none")
     expected = model.encoder(pixels)[0]
     model.train()
     calls = count_calls(model.encoder)
-    seen = policy.run_backbone(model, {"pixel_values": pixels})
+    seen = family.run_backbone(model, {"pixel_values": pixels})
     torch.testing.assert_close(seen["image_features"], expected)
     assert model.encoder.training  # as before
-    memory = policy.encode(model, seen)
+    memory = family.encode(model, seen)
     model.generate(encoder_outputs=type(memory)(**memory), max_length=5)
-    policy.log_probs(model, sequences, memory)
-    policy.log_probs(model, sequences, policy.encode(model, seen))
+    family.log_probs(model, sequences, memory)
+    family.log_probs(model, sequences, family.encode(model, seen))
     assert len(calls) == 1
 
 
 def test_the_memory_is_left_alone_by_generate(model, pixels):
-    policy = policy_of(model)
-    memory = policy.encode(model, policy.run_backbone(model, {"pixel_values": pixels}))
+    family = family_of(model)
+    memory = family.encode(model, family.run_backbone(model, {"pixel_values": pixels}))
     before = memory.last_hidden_state.clone()
     model.generate(encoder_outputs=type(memory)(**memory), num_beams=2, max_length=5)
     assert torch.equal(memory.last_hidden_state, before)
@@ -224,20 +230,20 @@ def test_the_memory_is_left_alone_by_generate(model, pixels):
 def test_cached_features_are_not_for_it(model):
     batch = {"image_features": torch.zeros(1, 4, 16), "columns": {}}
     with pytest.raises(ValueError, match="a VisionEncoderDecoderModel does not read image_features of a batch; an im"):
-        policy_of(model).image_inputs(model, batch)
+        family_of(model).image_inputs(model, batch)
 
 
 def test_an_input_that_the_captioner_does_not_read_is_refused(captioner, big_pixels):
     batch = {"pixel_values": big_pixels, "anchor_ids": torch.zeros(1, 1), "labels": torch.zeros(1, 1)}
     with pytest.raises(ValueError, match="a ExpansionNetV2ForImageCaptioning does not read anchor_ids of a batch"):
-        policy_of(captioner).image_inputs(captioner, batch)
+        family_of(captioner).image_inputs(captioner, batch)
 
 
 def test_captions_beyond_the_decoders_positions_are_refused(model):
-    policy = policy_of(model)
-    policy.check_length(model, "max_completion_length + 1", 12)
+    family = family_of(model)
+    family.check_length(model, "max_completion_length + 1", 12)
     with pytest.raises(ValueError, match=r"max_completion_length \+ 1=13 is beyond the decoder's 12 positions"):
-        policy.check_length(model, "max_completion_length + 1", 13)
+        family.check_length(model, "max_completion_length + 1", 13)
 
 
 def test_a_bert_decoder_knows_its_positions_by_another_name(model):
@@ -247,7 +253,7 @@ def test_a_bert_decoder_knows_its_positions_by_another_name(model):
     bert = VisionEncoderDecoderModel(config)
     bert.generation_config.update(eos_token_id=END, pad_token_id=PAD)
     with pytest.raises(ValueError, match="max_length=10 is beyond the decoder's 9 positions"):
-        policy_of(bert).check_length(bert, "max_length", 10)
+        family_of(bert).check_length(bert, "max_length", 10)
 
 
 # -- captioners ------------------------------------------------------------------------------------------------------
@@ -260,58 +266,58 @@ def big_pixels() -> torch.Tensor:
 
 @torch.no_grad()
 def test_a_captioner_speaks_by_its_contract(captioner, big_pixels):
-    policy = policy_of(captioner)
-    policy.freeze_backbone(captioner, "none")
+    family = family_of(captioner)
+    family.freeze_backbone(captioner, "none")
     sequences = captioner.generate(big_pixels, num_beams=3, num_return_sequences=3, max_length=8)
-    seen = policy.run_backbone(captioner, {"pixel_values": big_pixels})
+    seen = family.run_backbone(captioner, {"pixel_values": big_pixels})
     torch.testing.assert_close(seen["image_features"], captioner.extract_image_features(big_pixels))
-    log_probs, entropies = policy.log_probs(captioner, sequences, policy.encode(captioner, seen))
+    log_probs, entropies = family.log_probs(captioner, sequences, family.encode(captioner, seen))
     torch.testing.assert_close(log_probs, captioner.sequence_log_probs(sequences, pixel_values=big_pixels))
     logits = captioner(pixel_values=big_pixels, decoder_input_ids=sequences[:, :-1]).logits
     torch.testing.assert_close(entropies, token_entropies(logits).masked_fill(log_probs == 0, 0.0))
 
 
 def test_a_captioners_frozen_backbone_looks_once(captioner, big_pixels):
-    policy = policy_of(captioner)
-    policy.freeze_backbone(captioner, "none")
-    assert policy.backbone(captioner) is captioner.backbone
+    family = family_of(captioner)
+    family.freeze_backbone(captioner, "none")
+    assert family.backbone(captioner) is captioner.backbone
     calls = count_calls(captioner.backbone)
-    seen = policy.run_backbone(captioner, {"pixel_values": big_pixels})
-    memory = policy.encode(captioner, seen)
+    seen = family.run_backbone(captioner, {"pixel_values": big_pixels})
+    memory = family.encode(captioner, seen)
     ids = captioner.generate(encoder_outputs=type(memory)(**memory), max_length=6)
     captioner.train()
-    log_probs, _ = policy.log_probs(captioner, ids, policy.encode(captioner, seen))
+    log_probs, _ = family.log_probs(captioner, ids, family.encode(captioner, seen))
     log_probs.sum().backward()
     assert len(calls) == 1
     assert not seen["image_features"].requires_grad
 
 
 def test_a_captioners_backbone_that_learns_is_part_of_the_graph(captioner, big_pixels):
-    policy = policy_of(captioner)
-    policy.freeze_backbone(captioner, "all")
+    family = family_of(captioner)
+    family.freeze_backbone(captioner, "all")
     pictures = {"pixel_values": big_pixels}
-    assert policy.run_backbone(captioner, pictures) is pictures
+    assert family.run_backbone(captioner, pictures) is pictures
     ids = captioner.generate(big_pixels, max_length=6)
-    policy.log_probs(captioner, ids, policy.encode(captioner, pictures))[0].sum().backward()
+    family.log_probs(captioner, ids, family.encode(captioner, pictures))[0].sum().backward()
     assert any(one.grad is not None for one in captioner.backbone.parameters())
 
 
 def test_cached_features_go_straight_through(captioner):
     pictures = {"image_features": torch.zeros(2, 5, 4), "image_attention_mask": torch.ones(2, 5)}
-    assert policy_of(captioner).run_backbone(captioner, pictures) is pictures
+    assert family_of(captioner).run_backbone(captioner, pictures) is pictures
 
 
 def test_captions_beyond_the_captioners_longest_are_refused(captioner):
-    policy = policy_of(captioner)
-    policy.check_length(captioner, "generation_max_length", 20)
+    family = family_of(captioner)
+    family.check_length(captioner, "generation_max_length", 20)
     with pytest.raises(ValueError, match="generation_max_length=21 is beyond the model's max_position_embeddings=20"):
-        policy.check_length(captioner, "generation_max_length", 21)
+        family.check_length(captioner, "generation_max_length", 21)
 
 
 def test_a_policy_holds_no_model(model, pixels):
-    policy, other = policy_of(model), copy.deepcopy(model)
+    family, other = family_of(model), copy.deepcopy(model)
     for one in (model, other):
-        policy.freeze_backbone(one, "none")
+        family.freeze_backbone(one, "none")
     other.encoder.layernorm.bias.data += 1
-    seen = [policy.run_backbone(one, {"pixel_values": pixels})["image_features"] for one in (model, other)]
+    seen = [family.run_backbone(one, {"pixel_values": pixels})["image_features"] for one in (model, other)]
     assert not torch.equal(*seen)

@@ -1,4 +1,4 @@
-"""Captioners of other people: which classes of transformers can be run as they are, and their processors."""
+"""Captioners of any family, and their processors, loaded by name."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_bitsandbytes_available
 
-from .captioner_adapters import base_of
-from .captioner_trust import load_pretrained
-from .processing_captioner import CaptionerProcessor
-
-FOREIGN_CAPTIONERS = ("BlipForConditionalGeneration", "GitForCausalLM", "VisionEncoderDecoderModel")
-"""Classes of transformers that caption a picture without a prompt, with what `load_processor` gives."""
+from ..modeling.captioner_adapters import base_of
+from ..modeling.captioner_trust import load_pretrained
+from ..modeling.processing_captioner import CaptionerProcessor
+from . import NoCaptionerError, family_class, known_families
 
 PAIR = "vision-encoder-decoder"  # `model_type` of an image and a text model that transformers has no processor for
-
-
-class NoCaptionerError(ValueError):
-    """A folder or Hub name of a model that captions no pictures."""
 
 
 def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust_remote_code: bool = False) -> Any:
     """The processor that goes with a captioner; with adapters that have none beside them, that of their captioner.
 
-    A `VisionEncoderDecoderModel` gets a [`CaptionerProcessor`] of its folder's image processor and tokenizer:
-    transformers has none for it, and `AutoProcessor` gives its tokenizer alone.
+    An image processor and a tokenizer side by side, without a processor class, become a [`CaptionerProcessor`]: so are
+    the folders of every `VisionEncoderDecoderModel`, of which `AutoProcessor` gives the tokenizer alone.
 
     Args:
         model (`PreTrainedModel`): the captioner.
@@ -52,7 +53,10 @@ def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust
         pair = load_pair(source, trust_remote_code)
         check_special_tokens(source, model.generation_config, pair.tokenizer)
         return pair
-    return load_pretrained(AutoProcessor, source, trust_remote_code)
+    processor = load_pretrained(AutoProcessor, source, trust_remote_code)
+    if isinstance(processor, ProcessorMixin) or type(model).__module__.split(".")[0] != "transformers":
+        return processor
+    return load_pair(source, trust_remote_code)
 
 
 def _with_processor(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -82,9 +86,15 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
         if "Unrecognized configuration class" not in str(error):
             raise
         kind = load_pretrained(AutoConfig, source, trust_remote_code).model_type
-        raise NoCaptionerError(
-            f"{source}: is a {kind}, which is no captioner; a vision model is the --backbone of a new one."
-        ) from error
+        raise NoCaptionerError(f"{source}: is a {kind}, {_told_apart(kind)}; {known_families()}") from error
+
+
+def _told_apart(model_type: str) -> str:
+    """What models of a type are that transformers has no class for which reads images and writes."""
+    writes = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    if model_type in writes:
+        return "a text model, which sees no images"
+    return "which is no captioner; a vision model is the --backbone of a new one"
 
 
 def load_pair(source: str | os.PathLike[str], trust_remote_code: bool = False) -> CaptionerProcessor:
@@ -93,15 +103,14 @@ def load_pair(source: str | os.PathLike[str], trust_remote_code: bool = False) -
     return CaptionerProcessor(image_processor, load_pretrained(AutoTokenizer, source, trust_remote_code))
 
 
-def has_pair(source: Any) -> bool:
-    """Tell whether `source`, a folder or Hub name, is a model without a processor of transformers: see `load_pair`."""
+def model_type_of(source: Any) -> str | None:
+    """The `model_type` of a folder or Hub name; `None` for adapters, for a model, and where there is none."""
     if not isinstance(source, (str, os.PathLike)):
-        return False
+        return None
     try:
-        settings = PreTrainedConfig.get_config_dict(source)[0]
-    except (OSError, ValueError):  # no model, as a folder of adapters; what is wrong with it the loader will say
-        return False
-    return settings.get("model_type") == PAIR
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except (OSError, ValueError):  # what is wrong with it the loader will say
+        return None
 
 
 def check_special_tokens(source: Any, settings: Any, tokenizer: Any) -> None:
@@ -135,12 +144,51 @@ def check_special_tokens(source: Any, settings: Any, tokenizer: Any) -> None:
 
 
 def check_can_caption(model: PreTrainedModel, source: Any) -> None:
-    """Refuse models of transformers that are not known to caption a picture alone, by the name of their class.
+    """Refuse models that are of no family, by the name of their class and what they are.
 
     Raises:
-        ValueError: such a model.
+        NoCaptionerError: such a model.
     """
-    name = type(model).__name__
-    if type(model).__module__.startswith("transformers.models.") and name not in FOREIGN_CAPTIONERS:
-        known = ", ".join(FOREIGN_CAPTIONERS)
-        raise ValueError(f"{source}: a {name} is not run here; of the models of transformers these are: {known}.")
+    try:
+        family_class(model)
+    except NoCaptionerError as error:
+        raise NoCaptionerError(f"{source}: {error}") from error
+
+
+def ask(model: PreTrainedModel, prompt: str | None) -> None:
+    """Let a captioner be asked a prompt, which is saved with its configuration.
+
+    Args:
+        model (`PreTrainedModel`): the captioner.
+        prompt (`str`, *optional*): by default that which it has, or its family's.
+
+    Raises:
+        ValueError: a captioner that is asked nothing.
+    """
+    if prompt is None:
+        return
+    if not family_class(model).takes_prompt:
+        raise ValueError(f"prompt {prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
+    model.config.captioning_prompt = prompt
+
+
+def quantized(load_in_4bit: bool, load_in_8bit: bool) -> dict[str, Any]:
+    """Options of `from_pretrained` that load the linear layers in 4 or 8 bits, through bitsandbytes.
+
+    Args:
+        load_in_4bit, load_in_8bit (`bool`): one of them, or none.
+
+    Returns:
+        `dict[str, Any]`: empty for none.
+
+    Raises:
+        ValueError: both.
+        ImportError: bitsandbytes is not installed.
+    """
+    if load_in_4bit and load_in_8bit:
+        raise ValueError("load_in_4bit and load_in_8bit exclude each other; give one of them.")
+    if not (load_in_4bit or load_in_8bit):
+        return {}
+    if not is_bitsandbytes_available():
+        raise ImportError("load_in_4bit and load_in_8bit need bitsandbytes: pip install bitsandbytes")
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)}

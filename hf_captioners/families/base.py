@@ -1,0 +1,551 @@
+"""The contract of a family: all that inference, evaluation and the trainers ask of a captioner of any architecture.
+
+A family holds no model, only what it needs of one to prepare and decode: its special tokens, its prompt. Its methods
+take the model itself, not what DistributedDataParallel makes of it, with adapters of peft around it or without.
+
+Captions are of one layout for all: `sequences` have a start token, words, the end token and padding; `labels` the same
+without the start token and with -100 for padding. A prompt is no part of either; `max_length` counts the start token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
+from typing_extensions import Self
+
+from ..modeling.captioner_layers import ended_before, token_entropies, token_log_probs
+from ..modeling.captioner_losses import smoothed_cross_entropy
+from ..modeling.processing_captioner import image_columns, prepare_rows
+
+CAPTIONS = {"labels", "decoder_input_ids", "columns", "rows"}  # of a batch, beside the images
+
+
+class SpecialTokens(NamedTuple):
+    """Ids around the words of a caption.
+
+    Args:
+        eos_token_id (`int` or `list[int]`): what ends a caption.
+        pad_token_id (`int`): what stands behind the end.
+        start_token_id (`int`, *optional*): what stands before the first word.
+    """
+
+    eos_token_id: Any = None
+    pad_token_id: Any = None
+    start_token_id: Any = None
+
+    @property
+    def ends(self) -> list[int]:
+        """All tokens that end a caption."""
+        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+
+    @property
+    def end(self) -> int:
+        """The one end token that is taught."""
+        return self.ends[0]
+
+
+class CaptionFamily:
+    """How captioners of one kind are used.
+
+    Args:
+        tokens ([`SpecialTokens`], *optional*): of the model; images can be prepared without.
+        prompt (`str`, *optional*): what the model is asked; by default the family's `default_prompt`.
+
+    Attributes:
+        models (`tuple[str, ...]`): names of the classes that are of this family, their subclasses included.
+        title (`str`): the family in words, for messages.
+        takes_prompt (`bool`): whether there can be a prompt.
+        default_prompt (`str`, *optional*): the prompt of a model that was given none.
+        keeps_features (`bool`): whether `run_backbone` gives `image_features`, a row per image, that can be kept.
+    """
+
+    models: ClassVar[tuple[str, ...]] = ()
+    title: ClassVar[str] = ""
+    takes_prompt: ClassVar[bool] = False
+    default_prompt: ClassVar[str | None] = None
+    keeps_features: ClassVar[bool] = True
+
+    def __init__(self, tokens: SpecialTokens | None = None, prompt: str | None = None) -> None:
+        self.tokens = SpecialTokens() if tokens is None else tokens
+        self.prompt = self.default_prompt if prompt is None else prompt
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        """Tell whether a model is of this family, without loading the classes of others."""
+        return any(base.__name__ in cls.models for base in type(model).__mro__)
+
+    @classmethod
+    def of(cls, model: Any, prompt: str | None = None) -> Self:
+        """The family of a model.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            prompt (`str`, *optional*): what it is asked; by default `model.config.captioning_prompt`, if that is set.
+
+        Raises:
+            ValueError: special tokens that the model does not say; a prompt for a model that takes none.
+        """
+        prompt = vars(model.config).get("captioning_prompt") if prompt is None else prompt
+        if prompt is not None and not cls.takes_prompt:
+            raise ValueError(f"prompt={prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
+        return cls(cls.special_tokens(model), prompt)
+
+    @classmethod
+    def special_tokens(cls, model: Any) -> SpecialTokens:
+        """Ids around the words of the model's captions.
+
+        Raises:
+            ValueError: naming what `generation_config` does not say.
+        """
+        config = model.generation_config
+        for name in ("eos_token_id", "pad_token_id"):
+            if vars(config)[name] is None:
+                raise ValueError(f"model.generation_config.{name} is None; set it to the tokenizer's {name}.")
+        start = vars(config).get("decoder_start_token_id")
+        return SpecialTokens(config.eos_token_id, config.pad_token_id, config.bos_token_id if start is None else start)
+
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    def image_columns(self, processor: Any) -> Mapping[str, str]:
+        """Columns of a row that make an image, and the arguments of the processor that take them."""
+        return image_columns(processor)
+
+    def prepare_rows(self, processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> Any:
+        """Inputs of rows with images, of the model's image and, where it has one, of its prompt.
+
+        Args:
+            processor (`ProcessorMixin`): the captioner's.
+            rows (`Sequence[Mapping]`): see [`CaptionerProcessor.prepare_rows`].
+            kwargs: further arguments of the processor.
+
+        Returns:
+            `BatchFeature`
+
+        Raises:
+            ValueError, ImageError: see there.
+        """
+        return prepare_rows(processor, rows, **kwargs)
+
+    def training_batch(
+        self, processor: Any, rows: Sequence[Mapping[str, Any]], captions: Sequence[str], **extras: Any
+    ) -> dict[str, Any]:
+        """Inputs of rows, and `labels` of captions: words and end token, then -100; no prompt, no prefix.
+
+        Args:
+            processor (`ProcessorMixin`): the captioner's.
+            rows (`Sequence[Mapping]`): B images.
+            captions (`Sequence[str]`): N of them, those of an image side by side.
+            extras: of [`CaptionerProcessor.training_extras`].
+
+        Returns:
+            `dict[str, Any]`
+        """
+        return dict(self.prepare_rows(processor, rows, text_target=list(captions), **extras))
+
+    def input_names(self, model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the inputs that make an image, and of those that only the loss reads."""
+        return ("pixel_values",), ()
+
+    def image_inputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a batch that makes its images.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            batch (`Mapping[str, Any]`): of a collator.
+
+        Returns:
+            `dict[str, Any]`: arguments of `run_backbone` and `encode`.
+
+        Raises:
+            ValueError: the batch has something that the model does not read.
+        """
+        images, others = self.input_names(model)
+        unknown = sorted(batch.keys() - {*images, *others, *CAPTIONS})
+        if unknown:
+            raise ValueError(
+                f"a {type(model).__name__} does not read {', '.join(unknown)} of a batch; an image of it is made of "
+                f"{', '.join(images)}."
+            )
+        return {name: batch[name] for name in images if name in batch}
+
+    def count_images(self, image_inputs: Mapping[str, Any]) -> int:
+        """Number of images that inputs are of."""
+        return len(next(iter(image_inputs.values())))
+
+    def first_images(self, batch: Mapping[str, Any], number: int, size: int) -> dict[str, Any]:
+        """The first `number` of the `size` images of a batch, with all their rows."""
+        return _first_rows(batch, number, size)
+
+    # -- what learns -------------------------------------------------------------------------------------------------
+
+    def backbone(self, model: Any) -> PreTrainedModel | None:
+        """The vision tower, if the model has one."""
+        return model.backbone
+
+    def freeze_backbone(self, model: Any, trainable: str) -> None:
+        """Choose what of the backbone learns: `"none"`, `"all"` or an expression, searched in parameter names."""
+        raise NotImplementedError(f"{type(self).__name__} must define freeze_backbone.")
+
+    def check_length(self, model: Any, name: str, length: int) -> None:
+        """Raise a `ValueError` if captions of `length` tokens, start token included, are too long for the model."""
+
+    def check_candidates(self, model: Any, args: Any) -> None:
+        """Refuse options of candidates that the model's way of writing does not have.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            args ([`RewardTrainingConfig`]): options.
+
+        Raises:
+            ValueError: naming the option.
+        """
+
+    def evaluation_options(self, args: Any) -> dict[str, Any]:
+        """Options of `generate` for the captions that evaluation is of.
+
+        Args:
+            args ([`CaptionerTrainingArguments`]): options of the trainer.
+
+        Returns:
+            `dict[str, Any]`
+        """
+        return {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
+
+    def vocab_size(self, model: Any) -> int:
+        """Words that the model knows."""
+        return int(model.get_output_embeddings().weight.shape[0])
+
+    # -- encoding, writing, scoring ----------------------------------------------------------------------------------
+
+    def run_backbone(self, model: Any, image_inputs: dict[str, Any]) -> dict[str, Any]:
+        """Image inputs with what a backbone that does not learn makes of them, so that it runs once.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            image_inputs (`dict[str, Any]`): of a batch.
+
+        Returns:
+            `dict[str, Any]`: arguments for `encode`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define run_backbone.")
+
+    def encode(self, model: Any, image_inputs: dict[str, Any]) -> Any:
+        """Encoder outputs for any number of captions of the images, with gradient where something learns."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode.")
+
+    def start_length(self, encoder_outputs: Any) -> int:
+        """Tokens that stand before the first word while `generate` writes: the start token, or a prompt."""
+        return 1
+
+    def generate(self, model: Any, encoder_outputs: Any, **options: Any) -> torch.Tensor:
+        """Write captions of encoded images, which stay as they are.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            encoder_outputs: of `encode`, B images.
+            options: of `generate`.
+
+        Returns:
+            `torch.LongTensor` of shape `(B * num_return_sequences, T)`: start token first, without a prompt.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define generate.")
+
+    def caption(self, model: Any, image_inputs: Mapping[str, Any], **options: Any) -> torch.Tensor:
+        """Encode images and write their captions; see `generate`."""
+        return self.generate(model, self.encode(model, dict(image_inputs)), **options)
+
+    def decode(self, processor: Any, sequences: torch.Tensor) -> list[str]:
+        """Captions as clean text.
+
+        Args:
+            processor (`ProcessorMixin`): the captioner's.
+            sequences (`torch.LongTensor` of shape `(N, T)`): of `generate`.
+
+        Returns:
+            `list[str]`: without special tokens, prompt and spaces at the ends.
+        """
+        return [text.strip() for text in processor.batch_decode(sequences, skip_special_tokens=True)]
+
+    def log_probs(
+        self, model: Any, sequences: torch.Tensor, encoder_outputs: Any, **scoring_inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the tokens of captions, with gradient, and the entropies they were drawn from.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            sequences (`torch.LongTensor` of shape `(N, T)`): captions, start token first; N is a multiple of B.
+            encoder_outputs: of `encode`, B images.
+            scoring_inputs: see [`Candidates`].
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: both `(N, T - 1)`, in nats, 0 after the end token.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define log_probs.")
+
+    def caption_loss(
+        self, model: Any, batch: Mapping[str, Any], num_items: torch.Tensor | int | None, smoothing: float | None
+    ) -> torch.Tensor | None:
+        """The cross-entropy of a batch's captions; `None` where the model's own `forward` has it.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            batch (`Mapping[str, Any]`): of `training_batch`.
+            num_items (`int` or `torch.Tensor`, *optional*): divisor of the sum; by default the number of targets.
+            smoothing (`float`, *optional*): mass of other words; by default the model's own.
+
+        Returns:
+            `torch.Tensor` of shape `()`, *optional*
+        """
+        return None
+
+
+class EncodedImages(NamedTuple):
+    """B images, ready for captions, and the tokens that stand before their words.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, L, width)`): what the captions are written from.
+        start (`torch.LongTensor` of shape `(B, P)`): start token and prefix.
+    """
+
+    features: torch.Tensor
+    start: torch.Tensor
+
+
+class TransformersFamily(CaptionFamily):
+    """Base of the families of transformers' own captioners, all of which write word by word.
+
+    Such a family says where the `backbone` is, how images are encoded, how `generate` is called (`write`), and how
+    captions are scored (`logits`).
+
+    Attributes:
+        teaches_start (`bool`): whether the token that the tokenizer puts before a text is taught, where it is another
+            one than the start token; so it is in encoder-decoders, whose decoders are started by a token of their own.
+    """
+
+    teaches_start: ClassVar[bool] = False
+
+    # -- what a family says ------------------------------------------------------------------------------------------
+
+    def logits(self, model: Any, sequences: torch.Tensor, encoder_outputs: Any) -> torch.Tensor:
+        """Scores of the words behind the start token.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            sequences (`torch.LongTensor` of shape `(N, T)`): captions, start token first; N is a multiple of B.
+            encoder_outputs: of `encode`, B images.
+
+        Returns:
+            `torch.Tensor` of shape `(N, T - 1, V)`
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define logits.")
+
+    def write(self, model: Any, encoder_outputs: Any, **options: Any) -> torch.Tensor:
+        """Call transformers' `generate` as this kind of model wants it.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            encoder_outputs: of `encode`, B images.
+            options: of transformers' `generate`; `max_new_tokens` says how long.
+
+        Returns:
+            `torch.LongTensor` of shape `(B * num_return_sequences, T)`: the last token before the words first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define write.")
+
+    # -- the rest follows --------------------------------------------------------------------------------------------
+
+    def training_batch(
+        self, processor: Any, rows: Sequence[Mapping[str, Any]], captions: Sequence[str], **extras: Any
+    ) -> dict[str, Any]:
+        return {**self.prepare_rows(processor, rows), "labels": self.labels(processor, captions)}
+
+    def labels(self, processor: Any, captions: Sequence[str]) -> torch.Tensor:
+        """Words and end token of captions, then -100: `torch.LongTensor` of shape `(N, T)`."""
+        texts, tokenizer = [self.target(caption) for caption in captions], processor.tokenizer
+        ids = tokenizer(texts, add_special_tokens=self.teaches_start, truncation=True).input_ids
+        rows = [torch.tensor([*self._words(row)[: tokenizer.model_max_length - 2], self.tokens.end]) for row in ids]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+
+    def _words(self, ids: list[int]) -> list[int]:
+        """Ids without the start token and the end token that a tokenizer puts around them."""
+        if self.teaches_start and ids and ids[0] == self.tokens.start_token_id:
+            ids = ids[1:]
+        return ids[:-1] if ids and ids[-1] in self.tokens.ends else ids
+
+    def target(self, caption: str) -> str:
+        """A caption as the model learns it; by default as it is."""
+        return caption
+
+    def freeze_backbone(self, model: Any, trainable: str) -> None:
+        backbone: Any = self.backbone(model)
+        try:
+            pattern = re.compile({"none": r"(?!)", "all": ""}.get(trainable, trainable))
+        except re.error as error:
+            raise ValueError(f"{trainable!r} of the backbone: neither none, all nor an expression: {error}.") from error
+        chosen = [pattern.search(name) is not None for name, _ in backbone.named_parameters()]
+        if trainable != "none" and not any(chosen):
+            raise ValueError(f"no parameter of the encoder matches {trainable!r}.")
+        for parameter, learns in zip(backbone.parameters(), chosen, strict=True):
+            if parameter.is_floating_point():  # quantised ones cannot learn
+                parameter.requires_grad_(learns)
+
+    def run_backbone(self, model: Any, image_inputs: dict[str, Any]) -> dict[str, Any]:
+        backbone: Any = self.backbone(model)
+        if learns(backbone) or "pixel_values" not in image_inputs:
+            return image_inputs
+        training = backbone.training
+        with torch.no_grad():
+            backbone.eval()
+            features = self.look(model, image_inputs["pixel_values"])
+        backbone.train(training)
+        others = {name: value for name, value in image_inputs.items() if name != "pixel_values"}
+        return {"image_features": features, **others}
+
+    def look(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features (B, L, width) that the backbone makes of prepared images."""
+        backbone: Any = self.backbone(model)
+        return backbone(pixel_values=pixel_values.to(backbone.dtype)).last_hidden_state
+
+    def features(self, model: Any, image_inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Features of images: those of `run_backbone`, or new ones with gradient."""
+        features = image_inputs.get("image_features")
+        return self.look(model, image_inputs["pixel_values"]) if features is None else features
+
+    def generate(self, model: Any, encoder_outputs: Any, **options: Any) -> torch.Tensor:
+        if options.get("max_length") is not None:  # which would count a prompt
+            options.setdefault("max_new_tokens", options.pop("max_length") - 1)
+        options.pop("max_length", None)
+        options.setdefault("trust_remote_code", False)  # of custom_generate="a folder"; None would ask on the terminal
+        if model.training:  # a cache and dropout do not go together: some models refuse it, others drop the cache
+            options["use_cache"] = False
+        return self.write(model, encoder_outputs, **options)
+
+    def decode(self, processor: Any, sequences: torch.Tensor) -> list[str]:
+        words = []
+        for row in sequences[:, 1:].tolist():
+            stop = next((place for place, token in enumerate(row) if token in self.tokens.ends), len(row))
+            words.append([token for token in row[:stop] if token != self.tokens.pad_token_id])
+        texts = processor.tokenizer.batch_decode(words, skip_special_tokens=True)
+        return [self.clean(processor, text).strip() for text in texts]
+
+    def clean(self, processor: Any, text: str) -> str:
+        """A decoded caption without what a task of the family puts into it; by default as it is."""
+        return text
+
+    def log_probs(
+        self, model: Any, sequences: torch.Tensor, encoder_outputs: Any, **scoring_inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = sequences[:, 1:]
+        logits = self.logits(model, sequences, encoder_outputs)
+        ended = ended_before(targets, self.tokens.eos_token_id)
+        scores = token_log_probs(logits, targets), token_entropies(logits)
+        return scores[0].masked_fill(ended, 0.0), scores[1].masked_fill(ended, 0.0)
+
+    def caption_loss(
+        self, model: Any, batch: Mapping[str, Any], num_items: torch.Tensor | int | None, smoothing: float | None
+    ) -> torch.Tensor:
+        encoded = self.encode(model, self.run_backbone(model, self.image_inputs(model, batch)))
+        labels = batch["labels"]
+        words = labels.masked_fill(labels == -100, self.tokens.pad_token_id)
+        start = words.new_full((len(words), 1), self.tokens.start_token_id)
+        logits = self.logits(model, torch.cat([start, words], dim=1), encoded)
+        return smoothed_cross_entropy(logits, labels, smoothing or self.own_smoothing(model), num_items)
+
+    def own_smoothing(self, model: Any) -> float:
+        """Mass of other words in the model's own loss."""
+        return 0.0
+
+
+def _first_rows(values: Any, number: int, size: int) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _first_rows(value, number, size) for name, value in values.items()}
+    return values[: len(values) // size * number]
+
+
+@contextmanager
+def answering(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
+    """Let a module give what is known already in the place of its forward pass, for the time of a block.
+
+    Args:
+        module (`nn.Module`): a vision tower that a model calls itself.
+        answer (`Callable`): called with its arguments.
+    """
+    patched = vars(module).get("forward")  # accelerate puts one there
+    module.forward = answer
+    try:
+        yield
+    finally:
+        if patched is None:
+            del module.forward
+        else:
+            module.forward = patched
+
+
+def behind_start(start: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+    """Ids (N, P + T - 2) that a model reads to score captions (N, T) behind B starts (B, P)."""
+    return torch.cat([repeated(start, len(sequences)), sequences[:, 1:-1]], dim=1)
+
+
+def learns(module: nn.Module | None) -> bool:
+    """Tell whether anything in a module has a gradient."""
+    return module is not None and any(parameter.requires_grad for parameter in module.parameters())
+
+
+def repeated(values: torch.Tensor, captions: int) -> torch.Tensor:
+    """Rows (B, …) of images for captions (N, …) of them, which stand side by side."""
+    times = captions // len(values)
+    return values if times == 1 else values.repeat_interleave(times, dim=0)
+
+
+def without_adapters(model: Any) -> Any:
+    """The model that peft has put adapters into, or the model itself."""
+    if not is_peft_available():
+        return model
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+class PrefixedFamily(TransformersFamily):
+    """Base of the families whose captions may begin with given words, as `"a photo of"`: the prompt is such a prefix.
+
+    The batch has `input_ids` (B, P), start token and prefix, only if there is one.
+    """
+
+    takes_prompt: ClassVar[bool] = True
+
+    def input_names(self, model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return ("pixel_values", "input_ids"), ()
+
+    def prepare_rows(self, processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> Any:
+        inputs = super().prepare_rows(processor, rows, **kwargs)
+        if self.prompt:
+            prefix = processor.tokenizer(self.prompt, add_special_tokens=False).input_ids
+            inputs["input_ids"] = torch.tensor([[self.tokens.start_token_id, *prefix]] * len(rows))  # (B, P)
+        return inputs
+
+    def encode(self, model: Any, image_inputs: dict[str, Any]) -> EncodedImages:
+        features = self.features(model, image_inputs)
+        start = image_inputs.get("input_ids")
+        if start is None:
+            start = torch.full((len(features), 1), self.tokens.start_token_id, device=features.device)
+        return EncodedImages(features, start)
+
+    def start_length(self, encoder_outputs: EncodedImages) -> int:
+        return encoder_outputs.start.shape[1]
+
+    def positions(self, model: Any) -> int:
+        """Tokens of the longest text that the model reads."""
+        return model.config.get_text_config().max_position_embeddings
+
+    def check_length(self, model: Any, name: str, length: int) -> None:
+        longest = self.positions(model)
+        if length > longest:
+            raise ValueError(f"{name}={length} is beyond the model's {longest} positions.")
