@@ -65,7 +65,7 @@ def known_families() -> str:
 
 
 def _described(model: Any) -> str:
-    """What a model is that is no captioner here."""
+    """Tell what a model is that is no captioner here."""
     if not isinstance(model, PreTrainedModel):
         return "is no model of transformers"
     sees = "image" in (model.input_modalities or ()) or model.main_input_name == "pixel_values"

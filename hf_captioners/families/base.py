@@ -52,7 +52,7 @@ class SpecialTokens(NamedTuple):
 
 
 class CaptionFamily:
-    """How captioners of one kind are used.
+    """Way in which captioners of one kind are used.
 
     Args:
         tokens ([`SpecialTokens`], *optional*): of the model; images can be prepared without.

@@ -90,7 +90,7 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
 
 
 def _told_apart(model_type: str) -> str:
-    """What models of a type are that transformers has no class for which reads images and writes."""
+    """Tell what models of a type are of which transformers has no class that reads images and writes."""
     writes = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
     if model_type in writes:
         return "a text model, which sees no images"
