@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from contracts.killed_captioning import caption_until_killed
 from PIL import Image
 
 from hf_captioners.cli import main
@@ -87,22 +85,8 @@ def test_every_source_has_the_same_captions_in_the_file_as_on_stdout(run, source
 def test_goes_on_behind_a_kill_and_takes_failed_ones_again(tiny_captioner_dir, run, sources, pictures, tmp_path):
     folder, out = Path(sources[0]), tmp_path / "captions.jsonl"
     _, expected, _ = run(folder)
-    code = f"""
-import os, signal
-from hf_captioners.cli.main import main
-from hf_captioners.data.json_lines import JsonLines
-append, left = JsonLines.append, [7]
-def append_and_die(lines, record):
-    append(lines, record)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-JsonLines.append = append_and_die
-main(["caption", {str(folder)!r}, "--model", {str(tiny_captioner_dir)!r}, "--out", {str(out)!r},
-      "--batch-size", "5", "--max-new-tokens", "6"])
-"""
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    arguments = [folder, "--model", tiny_captioner_dir, "--out", out, "--batch-size", 5, "--max-new-tokens", 6]
+    caption_until_killed(arguments, 7)
     assert len(records_of(out)) == 7
     run(folder, "--out", out)
     assert records_of(out) == expected
