@@ -12,10 +12,24 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ..data.printable import PrintableFormatter
-from . import caption, convert, env, evaluate, features, guides, plot, push, quickstart, regions, retrieval, train
+from . import (
+    caption,
+    convert,
+    env,
+    evaluate,
+    features,
+    guides,
+    plot,
+    push,
+    quickstart,
+    regions,
+    retrieval,
+    scdnet,
+    train,
+)
 from .common import INTERRUPTED, TRACEBACK, Parser, UsageError, needed, report
 
-VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, guides, plot, convert, push, env)
+VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, guides, scdnet, plot, convert, push, env)
 
 
 def build_parser() -> argparse.ArgumentParser:

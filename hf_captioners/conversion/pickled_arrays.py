@@ -23,7 +23,7 @@ from .stand_ins import Named
 from .state_names import find_state, unwrapped_names
 
 MAX_BYTES = 4 * 2**30
-_NUMBERS = {"f2", "f4", "f8", "i4", "i8"}
+_NUMBERS = {"f2", "f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8"}
 
 
 class _NumberType:

@@ -3,7 +3,7 @@
 Sources: `model_Epoch_*.pth` of one stage, or of both stages of a cascade, with the weights under `model` and their
 moving average under `trainer.ema`; `vocabulary.txt`; the settings in X-modaler's names. The model keeps the authors'
 parameter names; those of a cascade's first stage stand under `first_stage.`. Which stage a checkpoint is shows in the
-width of its input. The number of heads, the places of a caption and the noise schedule are in no tensor.
+width of its input. Heads, places of a caption, regions of a picture and the noise schedule are in no tensor.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CROPPED = 64  # positions of retrieved sentences that stay when the tables are c
 SETTINGS: dict[str, tuple[str, Any]] = {
     "num_attention_heads": ("MODEL.BERT.NUM_ATTENTION_HEADS", 8),
     "caption_length": ("MODEL.MAX_SEQ_LEN", 20),
+    "max_regions": ("DATALOADER.MAX_FEAT_NUM", 50),  # below 1: all
     "bit_scale": ("MODEL.TOKEN_EMBED.BIT_SCALE", 1.0),
     "noise_schedule": ("DIFFUSION.NOISE_SCHEDULE", "cosine"),
     "label_smoothing": ("LOSSES.LABELSMOOTHING", 0.1),
@@ -48,7 +49,8 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "dropout": ("MODEL.BERT.HIDDEN_DROPOUT_PROB", 0.1),
     "attention_dropout": ("MODEL.BERT.ATTENTION_PROBS_DROPOUT_PROB", 0.1),
 }
-ASSUMED = ("num_attention_heads", "caption_length", "bit_scale", "noise_schedule")  # wrong ones caption badly
+# wrong ones caption badly
+ASSUMED = ("num_attention_heads", "caption_length", "max_regions", "bit_scale", "noise_schedule")
 _SAMPLING = "DECODE_STRATEGY.DIFFUSION."
 
 
@@ -267,6 +269,8 @@ def build_config(
     """
     common = {name: _setting(settings, name) for name in SETTINGS}
     common["max_position_embeddings"] = common.pop("caption_length") + 1
+    if isinstance(common["max_regions"], int) and common["max_regions"] < 1:
+        common["max_regions"] = None
     sizes = {prefix: _sizes(source, settings, words) for prefix, source in sources.items()}
     main, path = sizes[""], sources[""].path
     if FIRST in sizes and not main["sees_previous"]:

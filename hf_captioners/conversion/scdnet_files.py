@@ -1,30 +1,23 @@
-"""Annotations and exports of SCD-Net's authors' code: read without running what is in them, and written for it.
+"""Annotations of SCD-Net's authors' code, read without running what is in them.
 
-- Annotations, `mscoco_caption_anno_train.pkl`: a list of `{"image_id": id, "tokens_ids": (k, L), ...}`, each row 0,
-  words, then zeros. Those of val and test may have ids alone.
-- The export of a first stage, and a teacher's captions: `{image id: (1, L)}`, words, then zeros. `scdnet_sentences`
-  reads them, and retrieved sentences.
+`mscoco_caption_anno_train.pkl` is a list of `{"image_id": id, "tokens_ids": (k, L), ...}`, each row 0, words, then
+zeros. Those of val and test may have ids alone. `scdnet_sentences` reads pickles of sentences, `scdnet_export` writes.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..data.captions.distill import read_captions_by_image
 from ..data.captions.records import id_of
 from ..data.files import write_whole
 from .pickle_limits import show
 from .pickled_arrays import ARRAYS, MAX_BYTES
 from .safe_load import CheckpointError, load_plain_pickle
 from .scdnet_sentences import join_words, whole_numbers
-from .scdnet_words import build_tokenizer, read_words
-from .writing import ConversionError
+from .scdnet_words import read_words
 
 TOKENS = "tokens_ids"
 
@@ -82,33 +75,3 @@ def _read_annotations(path: str | Path, words: Sequence[str]) -> list[tuple[int 
         except ValueError as error:
             raise CheckpointError(f"{path}: annotation {index}: {error}") from error
     return [(image_id, captions) for image_id, captions in found if captions]
-
-
-def export_sentences(
-    captions: str | Path, vocabulary: str | Path | Sequence[str], out: str | Path, length: int = 20
-) -> int:
-    """Write captions as the authors' code reads a cascade's input and a teacher's captions.
-
-    Args:
-        captions (`str` or `Path`): as `hf-captioners caption --annotations` writes them; of several the first one.
-        vocabulary (`str`, `Path` or `Sequence[str]`): `vocabulary.txt`, or its words.
-        out (`str` or `Path`): the pickle to write: id as text -> int64 `(1, length)`.
-        length (`int`, defaults to 20): tokens of a caption.
-
-    Returns:
-        `int`: number of images.
-
-    Raises:
-        ConversionError: the vocabulary cannot be used, or lacks a word and has no unknown word.
-    """
-    words, unknown = read_words(vocabulary)
-    tokenizer = build_tokenizer(words, unknown, length + 1)
-    exported: dict[str, np.ndarray] = {}
-    for image_id, texts in read_captions_by_image(captions).items():
-        lacking = [word for word in texts[0].split() if unknown is None and word not in words] if texts else []
-        if lacking:
-            raise ConversionError(f"{captions}: image {image_id!r}: the vocabulary lacks {lacking[0]!r}")
-        ids = tokenizer(texts[0] if texts else "", truncation=True).input_ids[1:]
-        exported[str(image_id)] = np.array([(ids + [0] * length)[:length]], dtype=np.int64)
-    write_whole(Path(out), lambda file: file.write_bytes(pickle.dumps(exported)))
-    return len(exported)

@@ -138,4 +138,4 @@ def whole_numbers(value: Any, name: str) -> torch.Tensor:
         raise ValueError(
             f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected integers (sentences, tokens)"
         )
-    return tensor
+    return tensor.long()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -104,6 +105,21 @@ def check_whole(name: str, source: str | Path | None, report: Mapping[str, Any])
             f"{source}: not a whole checkpoint of {name}; weights {'; '.join(problems)}. strict=False loads it, with "
             "random weights for those that are missing"
         )
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Tell whether two modules have the same weights under the same names, in the same types.
+
+    Args:
+        first, second (`nn.Module`): such as backbones.
+
+    Returns:
+        `bool`
+    """
+    own, other = first.state_dict(), second.state_dict()
+    return own.keys() == other.keys() and all(
+        own[name].dtype == other[name].dtype and torch.equal(own[name], other[name]) for name in own
+    )
 
 
 class GridBackbone:

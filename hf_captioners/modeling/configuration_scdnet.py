@@ -43,6 +43,9 @@ class ScdnetConfig(CaptionerConfig):
         first_stage (`ScdnetConfig` or `dict`, *optional*):
             Of the network that writes the sentence which a second stage sees: with it the model is a cascade and owns
             both. Its backbone is the second stage's.
+        max_regions (`int`, *optional*):
+            Regions of a picture that a features-only model looks at: the first ones of its `image_features`, wherever
+            they come from. All by default; the released models see 50.
         retrieval (`str`, defaults to `"sentence"`):
             `"sentence"`: every picture comes with a retrieved sentence. `"none"`: without one the model sees an empty
             sentence, for models that were trained so.
@@ -109,6 +112,7 @@ class ScdnetConfig(CaptionerConfig):
     time_frequencies: int = 128
     sees_previous: bool = False
     first_stage: dict | PreTrainedConfig | None = None
+    max_regions: int | None = None
     retrieval: str = "sentence"
     visual_dropout: float | int = 0.5
     dropout: float | int = 0.1
@@ -149,6 +153,13 @@ class ScdnetConfig(CaptionerConfig):
         self._check_at_least(self.caption_length, "caption_positions")
         self._check_heads("num_attention_heads", "hidden_size")
         self._check_rates("visual_dropout", "dropout", "attention_dropout")
+        if self.max_regions is not None:
+            self._check_at_least(1, "max_regions")
+            if not self.features_only:
+                raise ValueError(
+                    f"ScdnetConfig: max_regions={self.max_regions} is for a features_only model; this one has a "
+                    "vision_config, whose grid it sees whole."
+                )
         for name in ("caption_positions", "retrieved_positions"):
             if vars(self)[name] > self.max_positions:
                 raise ValueError(

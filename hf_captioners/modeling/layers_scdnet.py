@@ -292,3 +292,23 @@ class Predictor(nn.Module):
 def word_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities of the words in float32, also under autocast."""
     return at_least_float32(logits).softmax(-1).float()
+
+
+def first_regions(
+    features: torch.Tensor, mask: torch.Tensor | None, most: int | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The first regions of each picture.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, L, feature_size)`): of the regions.
+        mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for real regions.
+        most (`int`, *optional*): how many real regions stay; all by default.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor | None]`: features and mask; with a mask what does not stay is hidden by it.
+    """
+    if most is None or features.shape[1] <= most:
+        return features, mask
+    if mask is None:
+        return features[:, :most], None
+    return features, mask.bool() & (mask.bool().cumsum(1) <= most)

@@ -36,6 +36,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .captioner_backbone import same_weights
 from .captioner_base import CaptionerPreTrainedModel
 from .captioner_layers import (
     ended_before,
@@ -72,6 +73,7 @@ from .layers_scdnet import (
     TimeFeatures,
     VisualEmbedding,
     WordEmbedding,
+    first_regions,
     word_probabilities,
 )
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401  travels with the model
@@ -282,17 +284,21 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         """Make a cascade of two stages that were trained one by one.
 
         Args:
-            first, second ([`ScdnetForImageCaptioning`]): of one vocabulary. Their weights are copied; a backbone is the
-                second stage's.
+            first, second ([`ScdnetForImageCaptioning`]): of one vocabulary. Their weights are copied; of the two
+                backbones, which have to be the same, one stays.
 
         Returns:
             [`ScdnetForImageCaptioning`]: in evaluation mode; the processor of the second stage belongs to it.
 
         Raises:
             StrictDataclassError: (huggingface_hub) they are no two stages that fit, by field and value.
+            ValueError: they have different backbones.
         """
-        own = {**first.config.to_dict(), "vision_config": None, "features_only": True}
-        model = cls(type(second.config)(**{**second.config.to_dict(), "first_stage": own}))
+        own, other = first.backbone, second.backbone
+        if own is not None and other is not None and not same_weights(own, other):
+            raise ValueError(f"{cls.__name__}.from_stages: the stages have different backbones; a cascade owns one.")
+        config = {**first.config.to_dict(), "vision_config": None, "features_only": True}
+        model = cls(type(second.config)(**{**second.config.to_dict(), "first_stage": config}))
         below = {
             f"first_stage.{name}": weight for name, weight in first.state_dict().items() if "backbone." not in name
         }
@@ -358,13 +364,13 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         previous_ids: torch.Tensor | None = None,
         guide_ids: torch.Tensor | None = None,
     ) -> ScdnetEncoderOutput:
-        """Self-attention of the regions, and the embedded sentences.
+        """Self-attention of the regions, the first `config.max_regions` of each picture, and the embedded sentences.
 
         Raises:
             ValueError: no retrieved sentence; sentences that cannot be shared out among the pictures, that are too long
                 or whose mask has another shape; a previous sentence for a first stage.
         """
-        mask = padding_mask(mask)
+        features, mask = first_regions(features, padding_mask(mask), self.config.max_regions)
         if mask is not None and values_are_known(mask):
             longest = int(mask.any(0).nonzero().max()) + 1
             features, mask = features[:, :longest], padding_mask(mask[:, :longest])

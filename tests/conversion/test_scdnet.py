@@ -50,7 +50,18 @@ def test_the_moving_average_is_taken_unless_it_is_refused(tmp_path, prefix):
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
         assert sorted(report.used) == sorted(expected) and not report.dropped
     assert report.special_tokens["UNK"] == (19, "UNK")
-    assert set(report.assumed) == {"MODEL.TOKEN_EMBED.BIT_SCALE", "DIFFUSION.NOISE_SCHEDULE"}
+    assert set(report.assumed) == {
+        "MODEL.TOKEN_EMBED.BIT_SCALE", "DIFFUSION.NOISE_SCHEDULE", "DATALOADER.MAX_FEAT_NUM",
+    }  # fmt: skip
+    assert report.config.max_regions == 50
+
+
+@pytest.mark.parametrize("number, expected", [(36, 36), (-1, None)])
+def test_the_number_of_regions_is_a_setting(tmp_path, number, expected):
+    original(tmp_path / "x.pth")
+    settings = {**SETTINGS, "DATALOADER": {"MAX_FEAT_NUM": number}}
+    convert_small(tmp_path / "x.pth", tmp_path / "out", original_config=settings)
+    assert ScdnetConfig.from_pretrained(tmp_path / "out").max_regions == expected
 
 
 def test_weights_alone_convert_too(tmp_path):

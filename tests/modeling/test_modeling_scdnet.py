@@ -19,6 +19,7 @@ from hf_captioners import (
     special_token_ids,
 )
 from hf_captioners.modeling.diffusion_scdnet import log_snr
+from hf_captioners.modeling.processing_captioner import pad_features
 
 SWIN = {
     "model_type": "swin",
@@ -86,6 +87,34 @@ def model():
 @pytest.fixture(scope="module")
 def cascade():
     return small_model(sees_previous=True, first_stage=ScdnetConfig(**SIZES, feature_size=12))
+
+
+class TestRegions:
+    """The first regions of a picture are seen, wherever its features come from."""
+
+    def test_as_if_the_others_were_not_there(self):
+        model, limited = small_model(), small_model(max_regions=4)
+        fewer = IMAGES | {"image_features": IMAGES["image_features"][:, :4]}
+        torch.testing.assert_close(limited(**IMAGES, labels=LABELS).logits, model(**fewer, labels=LABELS).logits)
+        assert not torch.allclose(
+            model(**IMAGES, labels=LABELS).logits, model(**fewer, labels=LABELS).logits, atol=1e-3
+        )
+
+    def test_with_padding(self):
+        limited, features = small_model(max_regions=4), [IMAGES["image_features"][0], IMAGES["image_features"][1, :3]]
+        batch, mask = pad_features(features)
+        both = IMAGES | {"image_features": batch, "image_attention_mask": mask}
+        out = limited.encode_images(**both)
+        assert out.image_attention_mask.sum(1).tolist() == [4, 3] and out.image_features.shape == (2, 4, 12)
+        alone = {name: value[1:] for name, value in IMAGES.items()} | {"image_features": features[1][None]}
+        logits = limited(**both, labels=LABELS).logits
+        torch.testing.assert_close(logits[2:], limited(**alone, labels=LABELS[2:]).logits)
+
+    def test_of_a_cascade(self):
+        sizes = {**SIZES, "feature_size": 12, "max_regions": 4}
+        cascade = small_model(sees_previous=True, max_regions=4, first_stage=ScdnetConfig(**sizes))
+        fewer = IMAGES | {"image_features": IMAGES["image_features"][:, :4]}
+        assert torch.equal(cascade.generate(**IMAGES), cascade.generate(**fewer))
 
 
 class TestSentences:
@@ -266,6 +295,8 @@ def test_more_words_than_the_bits_can_tell_apart():
         ({"first_stage": ScdnetConfig(**SIZES)}, "needs sees_previous=True"),
         ({"first_stage": ScdnetConfig(**SIZES | {"vocab_size": 21}), "sees_previous": True}, "vocab_size=21"),
         ({"num_attention_heads": 3}, "does not divide hidden_size=16"),
+        ({"max_regions": 0}, "max_regions must be at least 1, not 0"),
+        ({"max_regions": 50, "vision_config": SWIN}, "max_regions=50 is for a features_only model"),
     ],
 )
 def test_configurations_that_contradict_themselves(fields, message):
@@ -357,3 +388,12 @@ def test_a_cascade_of_stages_that_were_trained_alone(tmp_path):
     assert torch.equal(again.first_stage.generate(**images, num_inference_steps=5), previous)
     with pytest.raises(StrictDataclassError, match="first_stage needs sees_previous=True"):
         type(first).from_stages(first, first)
+
+
+def test_the_stages_of_a_cascade_have_one_backbone():
+    sizes = {"vision_config": SWIN, "feature_size": None}
+    first, second = small_model(1, **sizes), small_model(2, sees_previous=True, **sizes)
+    with pytest.raises(ValueError, match="the stages have different backbones"):
+        type(first).from_stages(first, second)
+    first.backbone.load_state_dict(second.backbone.state_dict())
+    assert type(first).from_stages(first, second).first_stage.backbone is None

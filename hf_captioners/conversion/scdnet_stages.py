@@ -1,0 +1,55 @@
+"""Two stages of SCD-Net that were trained one by one, joined to the folder of a cascade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
+from .writing import ConversionError, check_out_dir, write_folder
+
+
+def join_stages(first: tuple[Any, Any], second: tuple[Any, Any], out_dir: str | Path, overwrite: bool = False) -> Path:
+    """Write a cascade that owns both stages, with the second one's processor and caption retriever.
+
+    Args:
+        first, second (`tuple[PreTrainedModel, ProcessorMixin]`): the stages and their processors, as `load_captioners`
+            gives them.
+        out_dir (`str` or `Path`): the folder to write; new or empty. It appears complete or not at all.
+        overwrite (`bool`, defaults to `False`): replace a captioner of this kind that is there.
+
+    Returns:
+        `Path`: `out_dir`.
+
+    Raises:
+        FileExistsError, OSError: `out_dir` may not be written.
+        ConversionError: they are not a first and a second stage of the same words, sizes and backbone.
+    """
+    check_out_dir(out_dir, "scdnet", overwrite)
+    names = [model.name_or_path for model, _ in (first, second)]
+    for name, (model, _), is_second in zip(names, (first, second), (False, True), strict=True):
+        if not isinstance(model, ScdnetForImageCaptioning) or model.is_cascade:
+            kind = "a cascade already" if isinstance(model, ScdnetForImageCaptioning) else f"a {type(model).__name__}"
+            raise ConversionError(f"{name}: is {kind}, expected a stage of SCD-Net")
+        if model.config.sees_previous != is_second:
+            own, other = ("first", "second") if is_second else ("second", "first")
+            raise ConversionError(f"{name}: is a {own} stage, expected the {other} one (config.sees_previous)")
+    _check_words(" and ".join(names), *(processor.tokenizer.get_vocab() for _, processor in (first, second)))
+    try:
+        model = ScdnetForImageCaptioning.from_stages(first[0], second[0])
+    except (StrictDataclassError, ValueError) as error:
+        raise ConversionError(f"{' and '.join(names)}: {' '.join(str(error).split())}") from error
+    return write_folder(out_dir, "scdnet", overwrite, model, second[1])
+
+
+def _check_words(names: str, own: dict[str, int], other: dict[str, int]) -> None:
+    """Refuse stages that write the same word with different ids."""
+    differing = sorted(word for word in own.keys() | other.keys() if own.get(word) != other.get(word))
+    if differing:
+        ids = own.get(differing[0]), other.get(differing[0])
+        raise ConversionError(
+            f"{names}: the stages have other words: {differing[0]!r} has the ids {ids[0]} and {ids[1]}; train both "
+            "with the same vocabulary"
+        )
