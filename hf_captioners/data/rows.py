@@ -11,6 +11,7 @@ import torch
 
 from .captions.records import has_word
 from .features.store import FeatureStore
+from .row_stream import RowStream
 
 if TYPE_CHECKING:
     import datasets
@@ -178,12 +179,15 @@ def captions_by_image(rows: Any) -> list[list[str]]:
     """The captions of each row, without opening a picture.
 
     Args:
-        rows (`Dataset` or `list[dict]`): as [`load_rows`] returns them, or alike.
+        rows (`Dataset`, `RowStream` or `list[dict]`): as [`load_rows`] returns them, or alike; of a stream one pass is
+            read.
 
     Returns:
         `list[list[str]]`
     """
     dataset = rows.dataset if isinstance(rows, FeatureDataset) else rows
+    if isinstance(dataset, RowStream):
+        return [list(row["captions"]) for row in dataset.passage()]
     if isinstance(dataset, list):
         return [list(row["captions"]) for row in dataset]
     return [list(captions) for captions in dataset["captions"]]

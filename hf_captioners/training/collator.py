@@ -11,6 +11,7 @@ import torch
 from transformers.processing_utils import ProcessorMixin
 
 from ..data.printable import printable
+from ..data.row_stream import StreamedRow
 from ..families import CaptionFamily
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_layers import check_features
@@ -105,7 +106,8 @@ class ImageCollator:
 
     def _random(self, row: Mapping[str, Any], *what: str) -> random.Random:
         """Chance that depends on the seed, the epoch and the picture alone."""
-        return chance(" ".join([f"{self.seed} {self.epoch} {row.get('image_id')}", *what]))
+        epoch = row.position.epoch if isinstance(row, StreamedRow) else self.epoch
+        return chance(" ".join([f"{self.seed} {epoch} {row.get('image_id')}", *what]))
 
     def _opened(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row whose image is open, at the processor's size if it is large, or whose features are numbers."""
@@ -129,8 +131,9 @@ class ImageCollator:
 class CaptionCollator(ImageCollator):
     """Open pictures, choose captions and pad: batches that teach by cross-entropy.
 
-    Which captions of a picture are chosen is a function of the seed, the epoch and the picture alone: the same in any
-    batch size, under gradient accumulation, in any number of processes and after resuming.
+    Which captions of a picture are chosen is a function of the seed, the epoch and the picture's id alone: the same in
+    any batch size, under gradient accumulation, in any number of processes, after resuming, and from whatever files the
+    picture comes with that id.
 
     Args:
         processor ([`CaptionerProcessor`]): makes the tensors. While `training` its `training_extras` say what else a

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..data.captions.attached import attach_sentences, has_sentences, parse_sentences
+from ..data.captions.captioned import Columns, captioned, captioned_stream, kept_rows, load_named, split_names
 from ..data.captions.distill import distill_captions
 from ..data.captions.folder import join_splits, load_folder
 from ..data.captions.layouts import COCOTALK, KARPATHY, layout_of
 from ..data.captions.load import load_captions
+from ..data.captions.tar_shards import stream_tars, tar_shards
 from ..data.features.store import FeatureStore
 from ..data.image_check import check_images
+from ..data.row_stream import BUFFER_SIZE, RowStream
 from ..data.rows import attach_features, check_captions, training_captions
 
 __all__ = ["DataArguments", "load_rows", "training_captions"]  # what a training script reads
@@ -33,6 +36,12 @@ class DataArguments:
             in another file; the root by default that of `image_root`.
         labels (`str`, *optional*): label file of the SATIC code; `annotations` is its `cocotalk.json` then.
         features (`str`, *optional*): folder of a [`FeatureStore`], to read instead of the pictures.
+        dataset_name (`str`, *optional*): or a data set of the Hub, or a folder that `datasets` reads.
+        dataset_config_name (`str`, *optional*): its configuration.
+        image_column (`str`, defaults to `"image"`), caption_column (`list[str]`, *optional*), image_id_column (`str`,
+            *optional*): its columns, see [`Columns`].
+        streaming (`bool`, defaults to `False`): a [`RowStream`] of the training rows of tars or `dataset_name`.
+        stream_buffer_size (`int`, defaults to 1000): rows of it that are shuffled together.
         train_split, eval_split (`str`, *optional*): names of splits, or of layouts without splits files with names or
             ids of pictures; by default `train+restval` and `val` of Karpathy's layout, `train` and `validation` of a
             folder, and everything of the others.
@@ -46,7 +55,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "File of captions: Karpathy's or COCO's JSON, a token file of Flickr8k or Flickr30k, JSONL, CSV or "
-            "Parquet with file names and captions, or lines of a caption, a tab and a URL."
+            "Parquet with file names and captions, or lines of a caption, a tab and a URL; or tars in WebDataset's "
+            "layout, one or shards/{000000..000113}.tar."
         },
     )
     image_root: str | None = field(
@@ -73,18 +83,53 @@ class DataArguments:
             "metadata.parquet, or a text file beside each picture (cat.txt of cat.jpg)."
         },
     )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --annotations: a data set of the Hub (org/name), or a folder that "
+            "datasets.load_dataset reads, such as one of Parquet files."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Its configuration, where --dataset_name has several."}
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of the pictures of --dataset_name."})
+    caption_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of its captions, of a text or a list of them, or several columns. By default the first of "
+            "captions, caption, text, sentences_raw and sentences."
+        },
+    )
+    image_id_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the ids of its pictures; rows of one picture with a caption each become one. By default "
+            "image_id, or else the name of the picture's file or the number of the row."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training rows of tars or --dataset_name as they go, without a copy on the disk: files in "
+            "a new order in every pass, rows shuffled in blocks. --max_steps says when it ends."
+        },
+    )
+    stream_buffer_size: int = field(
+        default=BUFFER_SIZE, metadata={"help": "Rows of a block, which are in memory; 1 does not shuffle rows."}
+    )
     train_split: str | None = field(
         default=None,
         metadata={
             "help": "Splits to learn from, or a file with the names of their pictures. By default train+restval of "
-            "Karpathy's layout, train of a folder, everything of a file without splits."
+            "Karpathy's layout, train of a folder or of --dataset_name, everything of a file without splits."
         },
     )
     eval_split: str | None = field(
         default=None,
         metadata={
             "help": "Splits to evaluate on, or a file with the names of their pictures. By default val of Karpathy's "
-            "layout, validation of a folder."
+            "layout, validation of a folder or of --dataset_name."
         },
     )
     features: str | None = field(
@@ -125,7 +170,11 @@ def data_set_name(arguments: DataArguments) -> tuple[str, str | None]:
         `tuple[str, str | None]`
     """
     source = arguments.data_dir or arguments.eval_annotations or arguments.annotations or ""
-    split = arguments.eval_split or ("validation" if arguments.data_dir else None)
+    split = arguments.eval_split or (None if arguments.annotations else "validation")
+    if arguments.dataset_name is not None:
+        return arguments.dataset_name if not Path(arguments.dataset_name).exists() else Path(
+            arguments.dataset_name
+        ).name, split
     if split is None and arguments.eval_annotations is None and arguments.annotations is not None:
         split = "val"
     return Path(source).resolve().stem, split
@@ -144,10 +193,19 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
         ValueError: options that do not go together, or pictures without captions.
     """
     sentences = parse_sentences(arguments.sentences or [])
-    if (arguments.annotations is None) == (arguments.data_dir is None):
-        raise ValueError("give --annotations (a file of captions) or --data_dir (a folder), one of them.")
+    sources = [name for name in ("annotations", "data_dir", "dataset_name") if vars(arguments)[name] is not None]
+    if len(sources) != 1:
+        raise ValueError(
+            "give --annotations (a file of captions, or tars), --data_dir (a folder) or --dataset_name (of the Hub), "
+            "one of them."
+        )
     _refuse_unread(arguments)
-    train, evaluation = (_load_folder if arguments.data_dir is not None else _load_files)(arguments)
+    if arguments.streaming:
+        train, evaluation = _stream(arguments)
+        _check_rows(arguments, None, evaluation)
+        return train, evaluation
+    readers = {"annotations": _load_files, "data_dir": _load_folder, "dataset_name": _load_named}
+    train, evaluation = readers[sources[0]](arguments)
     if arguments.distilled is not None:
         train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
         check_captions(train, arguments.distilled)
@@ -174,12 +232,17 @@ def _attach_sentences(sentences: dict[str, str], train: Any, evaluation: Any) ->
 def _refuse_unread(arguments: DataArguments) -> None:
     """Refuse options that nothing reads beside the others."""
     of_annotations = ("image_root", "labels", "eval_annotations", "eval_image_root")
+    of_hub = ("dataset_config_name", "image_column", "caption_column", "image_id_column")
     names = {
+        "no --dataset_name": of_hub if arguments.dataset_name is None else (),
+        "--dataset_name": of_annotations if arguments.dataset_name is not None else (),
         "--data_dir": of_annotations if arguments.data_dir is not None else (),
         "--labels, whose rows have no pictures": of_annotations[:1] + of_annotations[2:]
         if arguments.labels is not None
         else (),
         "no --eval_annotations": ("eval_image_root",) if arguments.eval_annotations is None else (),
+        "--streaming, whose rows are read once": ("features", "distilled", "sentences") if arguments.streaming else (),
+        "no --streaming": ("stream_buffer_size",) if not arguments.streaming else (),
         "no --distilled": ("missing_distilled",) if arguments.distilled is None else (),
     }
     usual = {option.name: option.default for option in fields(arguments)}
@@ -215,7 +278,8 @@ def _load_files(arguments: DataArguments) -> tuple[Any, Any]:
     source, root = annotations, arguments.image_root
     if arguments.eval_annotations is not None:
         source, root = arguments.eval_annotations, arguments.eval_image_root or root
-    usual = "val" if layout_of(source) in (KARPATHY, COCOTALK) else None
+    has_splits = not tar_shards(source) and layout_of(source) in (KARPATHY, COCOTALK)
+    usual = "val" if has_splits else None
     if (arguments.eval_annotations or arguments.eval_split or usual) is None:
         return train, None
     return train, _load(arguments, "eval_split", source, root, usual)
@@ -253,3 +317,49 @@ def _load_folder(arguments: DataArguments) -> tuple[Any, Any]:
         if parts[-1] is not None:
             check_captions(parts[-1], folder)
     return parts[0], parts[1]
+
+
+def _load_named(arguments: DataArguments) -> tuple[Any, Any]:
+    """The rows of splits of a data set of the Hub, or of a folder that `datasets` reads."""
+    name, columns = str(arguments.dataset_name), _columns(arguments)
+    parts = []
+    for split in (arguments.train_split or "train", _evaluated_split(arguments)):
+        rows = None if split is None else load_named(name, arguments.dataset_config_name, split)
+        parts.append(None if rows is None else captioned(rows, columns, name, needs_images=arguments.features is None))
+        if rows is not None:
+            check_captions(parts[-1], name)
+    return parts[0], parts[1]
+
+
+def _columns(arguments: DataArguments) -> Columns:
+    captions = arguments.caption_column or ()
+    names = (captions,) if isinstance(captions, str) else tuple(captions)
+    return Columns(arguments.image_column, names, arguments.image_id_column)
+
+
+def _evaluated_split(arguments: DataArguments) -> str | None:
+    """The split of a data set of the Hub to evaluate on, if it has one."""
+    if arguments.eval_split is not None:
+        return arguments.eval_split
+    there = split_names(str(arguments.dataset_name), arguments.dataset_config_name)
+    return next((split for split in ("validation", "val", "dev") if split in there), None)
+
+
+def _stream(arguments: DataArguments) -> tuple[RowStream, Any]:
+    """A stream of training rows; those to evaluate on are in memory or, of tars, in the cache."""
+    options: dict[str, Any] = {"buffer_size": arguments.stream_buffer_size}
+    if arguments.dataset_name is not None:
+        name, config, columns = arguments.dataset_name, arguments.dataset_config_name, _columns(arguments)
+        train = load_named(name, config, arguments.train_split, streaming=True)
+        evaluated = _evaluated_split(arguments)
+        evaluation = None if evaluated is None else load_named(name, config, evaluated, streaming=True)
+        if evaluation is not None:
+            evaluation = captioned(kept_rows(evaluation), columns, name)
+        return captioned_stream(train, columns, name, **options), evaluation
+    tars = tar_shards(str(arguments.annotations)) if arguments.annotations is not None else []
+    if not tars or arguments.train_split is not None:
+        raise ValueError("--streaming is for tars in WebDataset's layout (--annotations) and for --dataset_name.")
+    evaluation = None
+    if arguments.eval_annotations is not None:
+        evaluation = _load(arguments, "eval_split", arguments.eval_annotations, arguments.eval_image_root)
+    return captioned_stream(stream_tars(tars), source=str(arguments.annotations), **options), evaluation

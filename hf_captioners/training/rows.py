@@ -16,6 +16,7 @@ from ..data.rows import FeatureDataset, training_captions
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_vocabulary import has_words, unknown_words
 from ..modeling.tokenization_words import MANY_UNKNOWN
+from .streaming import batch_place
 
 logger = logging.getLogger(__name__)
 
@@ -218,4 +219,4 @@ class NamedRows:
         self.collator = collator
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        return {**self.collator(rows), ROWS: [row_name(row) for row in rows]}
+        return {**self.collator(rows), ROWS: [row_name(row) for row in rows], **batch_place(rows)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length
 
+from ..data.row_stream import RowStream
 from ..families import family_of, without_adapters
 from ..hub.card import write_card
 from .adapters import check_adapters, with_adapters
@@ -22,6 +24,7 @@ from .evaluation import CaptionScorer, DefaultMetrics, EvaluatingTrainer
 from .loading import closed, with_own_chance
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
+from .streaming import STREAM, StreamProgress
 from .summary import card_facts
 from .watch.finite import FiniteCallback
 from .watch.running_metrics import RunningMetrics
@@ -54,6 +57,8 @@ class CaptionerTrainer(EvaluatingTrainer):
     train_dataset: Any
     eval_dataset: Any
     processing_class: Any
+    _stream: StreamProgress | None = None  # of training rows that are a stream
+    _skips_data = True
 
     def __init__(
         self,
@@ -94,6 +99,12 @@ class CaptionerTrainer(EvaluatingTrainer):
             data_collator=data_collator,
             **kwargs,
         )
+        if isinstance(self.train_dataset, RowStream):
+            if self.train_dataset.seed is None:
+                self.train_dataset.seed = args.seed if args.data_seed is None else args.data_seed
+            workers = max(args.dataloader_num_workers, 1)
+            self._stream = StreamProgress(self.train_dataset, args.process_index, args.world_size, workers)
+            self.add_callback(self._stream)
         self.compute_caption_metrics = compute_caption_metrics or DefaultMetrics(args.caption_metrics)
         self.card_fields: dict[str, Any] = {}
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
@@ -174,7 +185,14 @@ class CaptionerTrainer(EvaluatingTrainer):
         """
         self.check_data()
         self.check_best_metric()
-        return super().train(*args, **kwargs)
+        if self._stream is None:
+            return super().train(*args, **kwargs)
+        self._skips_data = not self.args.ignore_data_skip
+        self.args.ignore_data_skip = True  # the stream begins at its place, where `Trainer` would read batches
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.args.ignore_data_skip = not self._skips_data
 
     def check_data(self) -> None:
         """Check the data before the first step.
@@ -200,16 +218,49 @@ class CaptionerTrainer(EvaluatingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`; batches say their rows, and starting workers draws no random numbers of dropout."""
         collator = self.data_collator
-        if not isinstance(self.train_dataset, IterableDataset):  # whose batches accelerate cuts, as tensors
+        if self._stream is not None or not isinstance(self.train_dataset, IterableDataset):  # accelerate cuts theirs
             self.data_collator = NamedRows(collator)
         try:
+            if self._stream is not None:
+                return with_own_chance(self._stream.loader(self._stream_loader(), self.args.device))
             return with_own_chance(super().get_train_dataloader())
         finally:
             self.data_collator = collator
 
+    def _stream_loader(self) -> DataLoader:
+        args = self.args
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Load as `Trainer` does, and the place in the stream of training rows."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._stream is not None and checkpoint is not None and self._skips_data:
+            self._stream.load(Path(checkpoint))
+
+    def checkpoint_parts(self, checkpoint: Path) -> list[tuple[str, ...]]:
+        """Files that a checkpoint must have, the place in the stream among them."""
+        return [*super().checkpoint_parts(checkpoint), *([] if self._stream is None else [(self._stream.file,)])]
+
+    def write_more(self, checkpoint: Path) -> None:
+        """Write the place in the stream, too."""
+        super().write_more(checkpoint)
+        if self._stream is not None:
+            self._stream.save(checkpoint)
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As in `Trainer`; a loss that is no number is an error that names the rows."""
-        rows = inputs.pop(ROWS, [])
+        rows, place = inputs.pop(ROWS, []), inputs.pop(STREAM, None)
+        if self._stream is not None and place is not None:
+            self._stream.learned(place)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._finite.check_loss(loss, rows, self.state, self.args)
         return loss

@@ -49,7 +49,8 @@ def test_a_new_captioner_then_rewards(data, tmp_path):
         (
             "xe",
             {"model_type": "satic", "features": "no_such"},
-            "give --annotations (a file of captions) or --data_dir (a folder), one of them",
+            "give --annotations (a file of captions, or tars), --data_dir (a folder) or --dataset_name (of the Hub), "
+            "one of them",
         ),
         ("scst", {"model_type": "satic"}, "--model: scst goes on with a captioner; `hf-captioners train xe` makes one"),
         ("dico", {"model": "no_such", "annotations": "no_such.json"}, "no_such.json"),

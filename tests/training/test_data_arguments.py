@@ -142,7 +142,7 @@ def test_captions_without_a_word(annotations, features, caption):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"give --annotations .* or --data_dir .*, one of them"),
+        ({}, r"give --annotations .*, --data_dir .* or --dataset_name .*, one of them"),
         ({"annotations": "a", "eval_image_root": "b"}, "--eval_image_root b has no effect with no --eval_annotations"),
         ({"annotations": "a", "data_dir": "b"}, "one of them"),
         ({"data_dir": "b", "labels": "c"}, "--labels c has no effect with --data_dir; leave it out"),

@@ -155,6 +155,9 @@ def _check_evaluation(data: DataArguments, evaluation: Any, args: Any) -> None:
             f"--data_dir {data.data_dir}: no validation/ in it to evaluate on (--eval_strategy {strategy}); put some "
             "of the pictures there"
             if data.data_dir is not None
+            else f"--dataset_name {data.dataset_name}: no split validation in it to evaluate on (--eval_strategy "
+            f"{strategy}); name another one by --eval_split"
+            if data.dataset_name is not None
             else f"--annotations {data.annotations}: has no splits, and nothing says what to evaluate on "
             f"(--eval_strategy {strategy}); give --eval_annotations, or --eval_split with a file of names"
         )

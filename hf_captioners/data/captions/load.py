@@ -16,6 +16,7 @@ from .karpathy_file import find_images
 from .layouts import COCOTALK, KARPATHY, URLS, layout_of, read_annotations
 from .metadata_files import Row, image_name
 from .records import CaptionFileError
+from .tar_shards import load_tars, tar_shards
 
 with of_extra():
     import datasets
@@ -35,8 +36,8 @@ def load_captions(
 
     Args:
         source (`str` or `os.PathLike`): a file in one of the layouts of `layouts` (Karpathy's and COCO's JSON, JSONL,
-            token files of Flickr8k and Flickr30k, CSV, Parquet, URLs), or a folder of captioned pictures or an archive
-            of one (see `folder_files`).
+            token files of Flickr8k and Flickr30k, CSV, Parquet, URLs); a folder of captioned pictures or an archive
+            of one (see `folder_files`); or tars in WebDataset's layout, one or a pattern (see `tar_shards`).
         image_root (`str` or `os.PathLike`, *optional*): folder of the pictures of a file; of URLs the folder where the
             pictures are kept once they are fetched. Without it rows have captions only.
         split (`str`, *optional*): names of splits joined by `+`, or `"all"`; of layouts without splits a file with the
@@ -70,10 +71,19 @@ def load_captions(
     """
     if missing not in ("error", "drop"):
         raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
-    if is_folder(source):
-        for name, value in (("image_root", image_root), ("labels", labels)):
-            if value is not None:
-                raise ValueError(f"{source}: is a folder, which has its own pictures; leave {name}={value} out")
+    tars = tar_shards(source)
+    has_images = bool(tars) or is_folder(source)
+    for name, value in (("image_root", image_root), ("labels", labels)):
+        if has_images and value is not None:
+            what = "tars, which have" if tars else "a folder, which has"
+            raise ValueError(
+                f"{source}: is {what} its own pictures; leave {name}={value} out".replace("have its", "have their")
+            )
+    if tars:
+        if split not in (None, "all"):
+            raise ValueError(f"{source}: split={split!r}: tars have no splits; give those of a split")
+        return load_tars(tars)
+    if has_images:
         return load_folder_split(source, split or "all", missing)
     layout = layout_of(source)
     if (layout == COCOTALK) != (labels is not None):

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -25,6 +26,7 @@ from hf_captioners.cli.training.reward_arguments import RewardArguments, load_re
 from hf_captioners.cli.training.run_report import ReportArguments
 from hf_captioners.cli.training.script import check_switches
 from hf_captioners.data.features.store import FeatureWriter
+from hf_captioners.data.row_stream import RowStream
 from hf_captioners.data.rows import undecoded
 from hf_captioners.metrics.cider.document_frequency import DocumentFrequencies
 from hf_captioners.rewards.cider import END
@@ -56,6 +58,13 @@ DATA = {
     "annotations": Option("effect", "{annotations}"),
     "data_dir": Option("effect", "{folder}"),
     "image_root": Option("effect", "{images}", {"annotations": "{annotations}"}, alone=True),
+    "dataset_name": Option("effect", "{parquet}"),
+    "dataset_config_name": Option("refused", "dataset_config_name", {"dataset_name": "{parquet}"}),  # it has none
+    "image_column": Option("effect", "photo", {"dataset_name": "{photos}"}, alone=True),
+    "caption_column": Option("effect", ["caption"], {"dataset_name": "{parquet}"}, alone=True),
+    "image_id_column": Option("effect", "number", {"dataset_name": "{parquet}"}, alone=True),
+    "streaming": Option("effect", True, {"dataset_name": "{parquet}"}, alone=True),
+    "stream_buffer_size": Option("effect", 1, {"dataset_name": "{parquet}", "streaming": True}, alone=True),
     "eval_annotations": Option("effect", "{tokens}", ANNOTATIONS),
     "eval_image_root": Option("effect", "{others}", {**ANNOTATIONS, "eval_annotations": "{annotations}"}, alone=True),
     "labels": Option("refused", "x.h5", {"data_dir": "{folder}"}),  # its rows: tests/training/test_data_arguments.py
@@ -116,6 +125,12 @@ def files(tmp_path_factory):
     found["annotations"].write_text(json.dumps({"dataset": "tiny", "images": entries}))
     found["tokens"] = folder / "all.token"
     found["tokens"].write_text("".join(f"{row['image_id']}.png#0\ta star\n" for row in rows))
+    for name, column in (("parquet", "image"), ("photos", "photo")):
+        found[name] = folder / name
+        table = {column: [row["image"] for row in rows], "captions": [row["captions"] for row in rows]}
+        table |= {"caption": ["a star"] * len(rows), "number": [row["image_id"] for row in rows]}
+        features = datasets.Dataset.from_dict(table).cast_column(column, datasets.Image())
+        features.to_parquet(found[name] / "train.parquet")
     for name in ("folder", "broken"):
         (found[name] / "train").mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(found[name] / "train" / "a.png")
@@ -156,7 +171,10 @@ def filled(options: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
 def rows_of(options: dict[str, Any]) -> Any:
     parts = load_rows(DataArguments(**options))
     closed = [undecoded(part) if isinstance(part, datasets.Dataset) else part for part in parts]
-    return [None if part is None else [part[index] for index in range(len(part))] for part in closed]
+    return [
+        list(islice(iter(part), 40)) if isinstance(part, RowStream) else part and [part[i] for i in range(len(part))]
+        for part in closed
+    ]
 
 
 def captioner_of(options: dict[str, Any]) -> Any:

@@ -1,0 +1,306 @@
+"""Any `datasets.Dataset` as captioned pictures: rows with `image`, `image_id` and `captions`.
+
+1. Captions are a column of texts or of lists of texts, or several columns (`caption_0`, `caption_1`, …); entries that
+   are objects with `raw`, as `sentences` of Karpathy's data sets, are their `raw`.
+2. Rows of one picture with a caption each become one row, where a column of ids says that it is one picture.
+3. Without such a column the id of a picture is the name of its file, if all have one and no two the same, and else
+   `train/17`, split and row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+from ...extras import of_extra
+from ..row_stream import BUFFER_SIZE, RowStream
+from .records import CaptionFileError, ImageId, caption_of, id_of
+
+with of_extra():
+    import datasets
+    import pyarrow
+    import pyarrow.compute
+
+IMAGE, IMAGE_ID, CAPTIONS = "image", "image_id", "captions"
+CAPTION_COLUMNS = ("captions", "caption", "text", "sentences_raw", "sentences")
+"""Names of columns of captions, the first that a data set has."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a data set.
+
+    Attributes:
+        image (`str`, defaults to `"image"`): pictures, or their paths or URLs.
+        captions (`tuple[str, ...]`, *optional*): by default the first of `CAPTION_COLUMNS` that there is.
+        image_id (`str`, *optional*): by default `image_id`, if there is one.
+    """
+
+    image: str = IMAGE
+    captions: tuple[str, ...] = ()
+    image_id: str | None = None
+
+    def found(self, names: Sequence[str], source: str, needs_images: bool = True) -> Columns:
+        """The columns that a data set has.
+
+        Args:
+            names (`Sequence[str]`): of its columns.
+            source (`str`): its name, for messages.
+            needs_images (`bool`, defaults to `True`): whether it must have pictures.
+
+        Returns:
+            [`Columns`]: with `captions`, and with `image_id` if there is one.
+
+        Raises:
+            CaptionFileError: it lacks one; the message has its columns.
+        """
+        captions = self.captions or tuple(name for name in CAPTION_COLUMNS if name in names)[:1]
+        has = f"its columns are {', '.join(map(repr, names))}"
+        if not captions:
+            expected = ", ".join(CAPTION_COLUMNS)
+            raise CaptionFileError(f"{source}: no column of captions ({expected}); {has}; name one by --caption_column")
+        options = {"--caption_column": captions, "--image_id_column": filter(None, [self.image_id])}
+        if needs_images:
+            options["--image_column"] = (self.image,)
+        for option, wanted in options.items():
+            for name in wanted:
+                if name not in names:
+                    raise CaptionFileError(f"{source}: no column {name!r}; {has}; name one by {option}")
+        return Columns(self.image, captions, self.image_id or (IMAGE_ID if IMAGE_ID in names else None))
+
+
+def captions_in(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The captions of a row, from one column or several; ValueError names the field that has something else."""
+    captions: list[str] = []
+    for name in names:
+        value = row[name]
+        for index, one in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            raw = one.get("raw") if isinstance(one, Mapping) else one
+            captions.append(caption_of(raw, f"field {name!r}[{index}]" if value is not one else f"field {name!r}"))
+    if not captions:
+        raise ValueError(f"field {names[0]!r} is {reprlib.repr(row[names[0]])}, expected at least one caption")
+    return captions
+
+
+def captioned(
+    dataset: datasets.Dataset,
+    columns: Columns | None = None,
+    source: str = "the data set",
+    *,
+    needs_images: bool = True,
+) -> datasets.Dataset:
+    """Give a data set the columns of captioned pictures.
+
+    Args:
+        dataset (`datasets.Dataset`): one row a picture, or one row a caption.
+        columns ([`Columns`], *optional*): names of its columns.
+        source (`str`): its name, for messages.
+        needs_images (`bool`, defaults to `True`): whether it must have pictures.
+
+    Returns:
+        `datasets.Dataset`: rows with `image` (`datasets.Image`), `image_id`, `captions` (`list[str]`) and the data
+        set's other columns; of several rows of one picture, those of the first.
+
+    Raises:
+        ValueError: a column is not there; a caption or an id cannot be used. The message names row and field.
+
+    Example:
+
+    ```python
+    >>> import datasets
+    >>> from hf_captioners.data.captions.captioned import Columns, captioned
+    >>> rows = datasets.Dataset.from_dict({"photo": ["a.jpg", "a.jpg"], "text": ["a dog", "one dog"], "number": [7, 7]})
+    >>> rows = captioned(rows, Columns(image="photo", image_id="number"))
+    >>> rows["image_id"][:], rows["captions"][:]
+    ([7], [['a dog', 'one dog']])
+
+    ```
+    """
+    found = (columns or Columns()).found(dataset.column_names, source, needs_images)
+    captions = _captions(dataset, found, source)
+    ids = _ids(dataset, found, source)
+    first: dict[ImageId, int] = {}
+    merged: dict[ImageId, list[str]] = {}
+    for index, (image_id, own) in enumerate(zip(ids, captions, strict=True)):
+        first.setdefault(image_id, index)
+        merged.setdefault(image_id, []).extend(own)
+    if len(merged) < len(dataset):
+        dataset = dataset.select(list(first.values()))
+    return _with_columns(dataset, found, list(merged), list(merged.values()))
+
+
+def _captions(dataset: datasets.Dataset, columns: Columns, source: str) -> list[list[str]]:
+    values = {name: dataset[name][:] for name in columns.captions}
+    captions = []
+    for number in range(len(dataset)):
+        try:
+            captions.append(captions_in({name: values[name][number] for name in values}, columns.captions))
+        except ValueError as error:
+            raise CaptionFileError(f"{source}: row {number}: {error}") from error
+    return captions
+
+
+def _ids(dataset: datasets.Dataset, columns: Columns, source: str) -> list[ImageId]:
+    if columns.image_id is None:
+        names = _file_names(dataset, columns.image) if columns.image in dataset.column_names else []
+        if names and None not in names and len(set(names)) == len(names):
+            return [name for name in names if name is not None]
+        return [f"{dataset.split or 'row'}/{number}" for number in range(len(dataset))]
+    ids: list[ImageId] = []
+    for number, value in enumerate(dataset[columns.image_id][:]):
+        try:
+            ids.append(id_of(value, f"field {columns.image_id!r}"))
+        except ValueError as error:
+            raise CaptionFileError(f"{source}: row {number}: {error}") from error
+    return [str(one) for one in ids] if len({type(one) for one in ids}) > 1 else ids
+
+
+def _file_names(dataset: datasets.Dataset, image: str) -> list[str | None]:
+    """The last part of the names of the pictures' files; no picture is read."""
+    closed = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    paths = pyarrow.compute.struct_field(closed.with_format("arrow")[:][image], "path").to_pylist()
+    return [None if path is None else PurePath(path).name for path in paths]
+
+
+def _with_columns(
+    dataset: datasets.Dataset, columns: Columns, ids: list[ImageId], captions: list[list[str]]
+) -> datasets.Dataset:
+    taken = {*columns.captions, columns.image_id, IMAGE_ID, CAPTIONS} | ({IMAGE} - {columns.image})
+    dataset = dataset.remove_columns([name for name in dataset.column_names if name in taken])
+    if columns.image in dataset.column_names:
+        if columns.image != IMAGE:
+            dataset = dataset.rename_column(columns.image, IMAGE)
+        dataset = dataset.cast_column(IMAGE, datasets.Image())
+    others = [name for name in dataset.column_names if name != IMAGE]
+    kind = datasets.Value("int64" if ids and isinstance(ids[0], int) else "string")
+    dataset = dataset.add_column(IMAGE_ID, ids, feature=kind)
+    dataset = dataset.add_column(CAPTIONS, captions, feature=datasets.List(datasets.Value("string")))
+    images = [IMAGE] if IMAGE in dataset.column_names else []
+    return dataset.select_columns([*images, IMAGE_ID, CAPTIONS, *others])
+
+
+def captioned_stream(
+    dataset: datasets.IterableDataset,
+    columns: Columns | None = None,
+    source: str = "the data set",
+    *,
+    seed: int | None = None,
+    buffer_size: int = BUFFER_SIZE,
+) -> RowStream:
+    """Make an endless stream of captioned pictures of a streaming data set.
+
+    Rows stay as they are: those of one picture with a caption each are not put together. Without a column of ids the
+    id of a picture is the name of its file, or else a digest of its bytes.
+
+    Args:
+        dataset (`datasets.IterableDataset`): not shuffled; from `load_dataset(..., streaming=True)`.
+        columns ([`Columns`], *optional*), source (`str`): as of [`captioned`].
+        seed (`int`, *optional*), buffer_size (`int`, defaults to 1000): of the order, see [`RowStream`].
+
+    Returns:
+        [`RowStream`]
+
+    Raises:
+        ValueError: a column is not there.
+    """
+    dataset = _closed(dataset)
+    names = dataset.column_names or list(next(iter(dataset), {}))
+    found = (columns or Columns()).found(names, source)
+    return RowStream(
+        dataset, partial(_stream_row, columns=found, source=source), source, seed=seed, buffer_size=buffer_size
+    )
+
+
+def _closed(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def kept_rows(dataset: datasets.IterableDataset) -> datasets.Dataset:
+    """Read all rows of a streaming data set into memory, pictures encoded: few ones, to evaluate on.
+
+    Args:
+        dataset (`datasets.IterableDataset`): the rows.
+
+    Returns:
+        `datasets.Dataset`
+    """
+    rows = list(_closed(dataset))
+    kept = datasets.Dataset.from_list(rows, split=dataset.split)
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            kept = kept.cast_column(name, datasets.Image())
+    return kept
+
+
+def _stream_row(row: Mapping[str, Any], place: str, columns: Columns, source: str) -> dict[str, Any]:
+    try:
+        captions = captions_in(row, columns.captions)
+        if columns.image not in row:  # only the captions were asked for
+            return {CAPTIONS: captions}
+        image = row[columns.image]
+        number = None if columns.image_id is None else id_of(row[columns.image_id], f"field {columns.image_id!r}")
+    except ValueError as error:
+        raise CaptionFileError(f"{source}: {place}: {error}") from error
+    taken = {*columns.captions, columns.image, columns.image_id, IMAGE, IMAGE_ID, CAPTIONS}
+    others = {name: value for name, value in row.items() if name not in taken}
+    return {IMAGE: image, IMAGE_ID: _name_of(image) if number is None else number, CAPTIONS: captions, **others}
+
+
+def _name_of(image: Any) -> str:
+    """The name of a picture's file, or a digest of its bytes."""
+    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
+    if isinstance(path, str):
+        return path if content is None else PurePath(path).name
+    return hashlib.sha256(content if isinstance(content, bytes) else repr(image).encode()).hexdigest()[:16]
+
+
+def load_named(
+    name: str | os.PathLike[str], config: str | None = None, split: str | None = None, *, streaming: bool = False
+) -> Any:
+    """Load a split of a data set of the Hub, or of a folder that `datasets` reads, such as one of Parquet files.
+
+    Args:
+        name (`str` or `os.PathLike`): `org/name` or a folder.
+        config (`str`, *optional*): its configuration, where it has several.
+        split (`str`, *optional*, defaults to `"train"`): names of splits joined by `+`, or a slice (`train[:10%]`).
+        streaming (`bool`, defaults to `False`): read it as it goes, without a copy on the disk.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset`
+
+    Raises:
+        ValueError: there is no such data set, configuration or split, or it cannot be read.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.captions.captioned import load_named
+    >>> load_named("nlphuji/flickr30k", split="test")  # doctest: +SKIP
+    ```
+    """
+    with _reading(name):
+        return datasets.load_dataset(os.fspath(name), config, split=split or "train", streaming=streaming)
+
+
+def split_names(name: str | os.PathLike[str], config: str | None = None) -> list[str]:
+    """The names of the splits of a data set; arguments and errors are those of [`load_named`]."""
+    with _reading(name):
+        return list(datasets.get_dataset_split_names(os.fspath(name), config))
+
+
+@contextmanager
+def _reading(name: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{name}: {error}") from error

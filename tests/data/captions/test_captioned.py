@@ -1,0 +1,78 @@
+"""Any `datasets.Dataset` as captioned pictures."""
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_captioners.data.captions.captioned import Columns, captioned, load_named, split_names
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def table(**columns):
+    return datasets.Dataset.from_dict(columns)
+
+
+PICTURES = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+
+
+def test_one_caption_or_a_list(tmp_path):
+    rows = captioned(table(image=["a.jpg", "b.jpg"], text=["a dog", "a cat"], more=[1, 2]))
+    assert rows.column_names == ["image", "image_id", "captions", "more"]
+    assert rows["captions"][:] == [["a dog"], ["a cat"]] and rows["image_id"][:] == ["a.jpg", "b.jpg"]
+    assert captioned(table(image=["a.jpg"], captions=[["a dog", "one dog"]]))["captions"][:] == [["a dog", "one dog"]]
+    raw = table(image=["a.jpg"], sentences=[[{"raw": "a dog", "tokens": ["a", "dog"]}]])
+    assert captioned(raw)["captions"][:] == [["a dog"]]
+
+
+def test_several_columns():
+    rows = table(photo=["a.jpg"], caption_0=["a dog"], caption_1=["one dog"], image=["other.jpg"])
+    found = captioned(rows, Columns("photo", ("caption_1", "caption_0")))
+    assert found["captions"][:] == [["one dog", "a dog"]] and found["image_id"][:] == ["a.jpg"]
+
+
+def test_rows_of_one_picture_are_put_together():
+    rows = table(image=PICTURES + PICTURES[:1], caption=["a", "b", "c"], image_id=[7, 8, 7])
+    found = captioned(rows.cast_column("image", datasets.Image()))
+    assert found["image_id"][:] == [7, 8] and found["captions"][:] == [["a", "c"], ["b"]]
+    assert found[1]["image"].getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_ids_without_names_are_splits_and_rows():
+    rows = table(image=PICTURES, caption=["a", "b"]).cast_column("image", datasets.Image())
+    assert captioned(rows)["image_id"][:] == ["row/0", "row/1"]
+
+
+def test_parquet_through_load_dataset(tmp_path):
+    rows = table(image=PICTURES, caption=["a", "b"]).cast_column("image", datasets.Image())
+    for split in ("train", "validation"):
+        rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    assert split_names(tmp_path / "data") == ["train", "validation"]
+    found = captioned(load_named(tmp_path / "data", split="validation"))
+    assert found["image_id"][:] == ["validation/0", "validation/1"] and found[0]["image"].size == (4, 4)
+    with pytest.raises(ValueError, match=r"data: Unknown split \"test\""):
+        load_named(tmp_path / "data", split="test")
+    with pytest.raises(ValueError, match="nowhere"):
+        load_named(tmp_path / "nowhere")
+
+
+MISTAKES = {
+    "no captions": ({"image": ["a"], "x": [1]}, {}, r"mine: no column of captions .*its columns are 'image', 'x'"),
+    "no picture": ({"photo": ["a"], "text": ["a"]}, {}, r"mine: no column 'image'; .* name one by --image_column"),
+    "no such captions": ({"image": ["a"]}, {"captions": ("x",)}, r"mine: no column 'x'; .* by --caption_column"),
+    "no such ids": ({"image": ["a"], "text": ["a"]}, {"image_id": "x"}, r"no column 'x'; .* by --image_id_column"),
+    "null": ({"image": ["a"], "text": [None]}, {}, r"mine: row 0: field 'text' is None, expected a string"),
+    "number": ({"image": ["a"], "text": [[3]]}, {}, r"mine: row 0: field 'text'\[0\] is 3, expected a string"),
+    "none": ({"image": ["a"], "captions": [[]]}, {}, r"mine: row 0: field 'captions' is \[\], expected at least one"),
+    "id": ({"image": ["a"], "text": ["a"], "image_id": [1.5]}, {}, r"mine: row 0: field 'image_id' is 1.5, expected"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_message_names_row_and_field(name):
+    columns, options, message = MISTAKES[name]
+    with pytest.raises(ValueError, match=message):
+        captioned(table(**columns), Columns(**options), "mine")

@@ -1,0 +1,122 @@
+"""Tars in WebDataset's layouts: rows, ids, and samples that cannot be used."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_captioners.data.archive import ArchiveError
+from hf_captioners.data.captions.load import load_captions
+from hf_captioners.data.captions.records import CaptionFileError
+from hf_captioners.data.captions.tar_shards import is_webdataset, tar_shards
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(colour="red"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pack(path, **members):
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            content = content if isinstance(content, bytes) else content.encode()
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def rows_of(source):
+    rows = load_captions(source)
+    return dict(zip(rows["image_id"][:], rows["captions"][:], strict=True))
+
+
+def test_both_layouts(tmp_path):
+    texts = pack(tmp_path / "a.tar", **{"1.png": png("blue"), "1.txt": "a dog\n", "2.png": png(), "2.txt": "a cat"})
+    lists = pack(tmp_path / "b.tar", **{"x/3.json": json.dumps(["a cow", "one cow"]), "x/3.png": png(), "x/3.cls": "7"})
+    objects = pack(tmp_path / "c.tar", **{"4.png": png(), "4.json": json.dumps({"url": "", "caption": "a hen"})})
+    assert rows_of(texts) == {1: ["a dog"], 2: ["a cat"]}
+    assert rows_of(lists) == {"x/3": ["a cow", "one cow"]} and rows_of(objects) == {4: ["a hen"]}
+    row = load_captions(texts)[0]
+    assert row["image"].getpixel((0, 0)) == (0, 0, 255) and row["file_name"] == "1.png"
+
+
+def test_samples_of_one_coco_picture_are_one(tmp_path):
+    """As in DiCO's tars, which have a sample per caption."""
+    for number in range(2):
+        stem = f"{number}__COCO_train2014_000000379613"
+        pack(tmp_path / f"{number:06d}.tar", **{f"{stem}.jpg": png(), f"{stem}.txt": f"caption {number}"})
+    assert rows_of(tmp_path / "{000000..000001}.tar") == {379613: ["caption 0", "caption 1"]}
+    assert rows_of(tmp_path / "*.tar") == {379613: ["caption 0", "caption 1"]}
+
+
+def test_a_changed_tar_is_read_anew(tmp_path):
+    path = tmp_path / "a.tar"
+    pack(path, **{"1.png": png(), "1.txt": "a dog"})
+    assert rows_of(path) == {1: ["a dog"]}
+    pack(path, **{"1.png": png(), "1.txt": "a cat, and more"})
+    assert rows_of(path) == {1: ["a cat, and more"]}
+
+
+def test_archives_of_folders_are_others(tmp_path):
+    for name in ("train/a.png", "metadata.jsonl"):
+        path = pack(tmp_path / "folder.tar", **{name: png(), "train/a.txt": "a dog"})
+        assert not is_webdataset(path) and tar_shards(path) == []
+    assert tar_shards(tmp_path / "nothing.tar") == [] and tar_shards(tmp_path) == []
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 tars are missing: .*nothing2\.tar"):
+        tar_shards(f"{tmp_path}/{{folder,nothing2}}.tar")
+
+
+GOOD = {"1.png": png(), "1.txt": "a dog"}
+BAD = {
+    "outside": (
+        {"../2.png": png(), "../2.txt": "a"},
+        ArchiveError,
+        r"the member '\.\./2\.png' leads out of the archive",
+    ),
+    "no captions": ({"2.png": png()}, CaptionFileError, r"the member '2\.png' has no captions beside it, in 2\.txt or"),
+    "no picture": ({"2.txt": "a cat"}, CaptionFileError, r"the member '2\.txt' has no picture of its name beside it"),
+    "apart": ({"2.png": png(), "3.png": png(), "2.txt": "x"}, CaptionFileError, r"'2\.png' has no captions beside it"),
+    "empty picture": ({"2.png": b"", "2.txt": "a"}, CaptionFileError, r"the member '2\.png' is empty, expected a pic"),
+    "empty captions": ({"2.png": png(), "2.txt": ""}, CaptionFileError, r"the member '2\.txt' is empty, expected capt"),
+    "blank": (
+        {"2.png": png(), "2.txt": " \n"},
+        CaptionFileError,
+        r"the member '2\.txt': its content is \[\], expected",
+    ),
+    "null": ({"2.png": png(), "2.json": "[null]"}, CaptionFileError, r"'2\.json': its content\[0\] is None, expected"),
+    "number": ({"2.png": png(), "2.json": "3"}, CaptionFileError, r"'2\.json': is 3, expected a list of captions"),
+    "cut JSON": ({"2.png": png(), "2.json": '["a'}, CaptionFileError, r"the member '2\.json': Unterminated string"),
+    "Latin 1": ({"2.png": png(), "2.txt": b"\xe9"}, CaptionFileError, r"the member '2\.txt': 'utf-8' codec can't dec"),
+    "two pictures": ({"2.png": png(), "2.jpg": png()}, CaptionFileError, r"'2\.jpg' has the name of '2\.png'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_message_names_tar_and_member(tmp_path, name):
+    members, kind, message = BAD[name]
+    path = pack(tmp_path / "a.tar", **GOOD, **members)
+    with pytest.raises(kind, match=message) as caught:
+        load_captions(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_one_name_in_two_tars(tmp_path):
+    for name in "ab":
+        pack(tmp_path / f"{name}.tar", **GOOD)
+    with pytest.raises(CaptionFileError, match=r"the sample '1\.png' is in .*a\.tar and in .*b\.tar"):
+        load_captions(tmp_path / "{a,b}.tar")
+    with pytest.raises(ValueError, match=r"is tars, which have their own pictures; leave image_root=x out"):
+        load_captions(tmp_path / "a.tar", "x")
+    with pytest.raises(ValueError, match=r"split='val': tars have no splits"):
+        load_captions(tmp_path / "a.tar", split="val")
