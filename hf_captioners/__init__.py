@@ -51,6 +51,7 @@ _HOME = {
     "distill_captions": "data.captions.distill",
     "extend_vocabulary": "modeling.captioner_vocabulary",
     "load_cocotalk": "data.captions.cocotalk",
+    "load_captions": "data.captions.load",
     "load_karpathy": "data.captions.karpathy",
     "open_image": "modeling.captioner_image_io",
     "pipeline": "pipelines",

@@ -16,6 +16,7 @@ from ._version import __version__ as __version__
 from .data.captions.cocotalk import load_cocotalk as load_cocotalk
 from .data.captions.distill import distill_captions as distill_captions
 from .data.captions.karpathy import load_karpathy as load_karpathy
+from .data.captions.load import load_captions as load_captions
 from .data.features.regions import RegionFeatures as RegionFeatures
 from .data.features.regions import write_region_features as write_region_features
 from .data.features.store import FeatureStore as FeatureStore

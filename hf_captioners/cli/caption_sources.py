@@ -136,13 +136,14 @@ def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
     """Function that reads a data set's rows, from its picture files or from cached features; and their number."""
     if args.paths or (args.annotations is not None and args.data_dir is not None):
         raise UsageError("give paths, or --annotations, or --data-dir, one of them")
-    if args.data_dir is None and not (args.image_root or args.features):
-        raise UsageError("--annotations goes with --image-root or --features, without paths")
     from ..data.captions.attached import attach_sentences, parse_sentences
+    from ..data.captions.load import has_own_images
     from ..data.features.store import FeatureStore
     from ..data.rows import attach_features, undecoded
 
     with mistakes(ValueError, OSError):
+        if args.data_dir is None and not (args.image_root or args.features or has_own_images(args.annotations)):
+            raise UsageError("--annotations goes with --image-root or --features, without paths")
         sentences = parse_sentences(args.sentences)
         rows = _rows(args)
         for column, path in sentences.items():

@@ -267,10 +267,13 @@ def _rows_to_caption(
     args: argparse.Namespace, source: Path, references: "References"
 ) -> tuple[Iterator[dict[str, Any]], dict[Any, Path]]:
     """Rows with a file or cached features each, and the files as far as they are known."""
+    from ..data.archive import archive_suffix
     from ..data.captions.folder_files import is_folder
     from ..data.features.store import FeatureStore
 
     ids = list(references.captions)
+    if args.features is None and not references.file_names and archive_suffix(source):
+        return _rows_of_tars(source), {}
     if args.features is None:
         images = _image_paths(references, args.image_root, source)
         nameless = [image_id for image_id in ids if image_id not in images]
@@ -284,6 +287,13 @@ def _rows_to_caption(
     knows_where = args.image_root or is_folder(source)
     images = _image_paths(references, args.image_root, source) if knows_where else {}
     return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), images
+
+
+def _rows_of_tars(source: Path) -> Iterator[dict[str, Any]]:
+    from ..data.captions.load import load_captions
+    from ..data.rows import undecoded
+
+    yield from undecoded(load_captions(source)).select_columns(["image_id", "image"])
 
 
 def _with_sentences(

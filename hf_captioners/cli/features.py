@@ -33,6 +33,7 @@ ON_BAD_ROW = ("error", "skip")
 
 _OF_A_DATASET = (
     *("annotations", "image_root", "data_dir", "splits", "missing"),
+    *("dataset", "dataset_config", "image_column", "id_column"),
     *("num_workers", "device", "trust_remote_code"),
 )
 # options by what the features come from
@@ -80,6 +81,10 @@ def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
         metavar="DIR",
         help="instead of these two: a folder as training reads it, with train/ and validation/",
     )
+    group.add_argument("--dataset", metavar="NAME", help="or a data set of the Hub, or a folder of Parquet files")
+    group.add_argument("--dataset-config", metavar="NAME", help="its configuration, where it has several")
+    group.add_argument("--image-column", metavar="NAME", default="image", help="of --dataset (%(default)s)")
+    group.add_argument("--id-column", metavar="NAME", help="of --dataset; ids are those that training gives its rows")
     group.add_argument(
         "--splits", nargs="+", metavar="SPLIT", help=f"some of {', '.join(SPLITS)}, or a file of names (default: all)"
     )
@@ -210,23 +215,53 @@ def _check(args: argparse.Namespace) -> str:
     of_file = args.annotations is not None or args.image_root is not None
     if args.data_dir is not None and of_file:
         raise ValueError("--data-dir does not go with --annotations and --image-root")
-    has_dataset = args.data_dir is not None or None not in (args.annotations, args.image_root)
+    has_dataset = args.data_dir is not None or args.dataset is not None or _has_images(args)
+    if args.dataset is None:
+        for name in ("dataset_config", "image_column", "id_column"):
+            if getattr(args, name) != args.defaults[name]:
+                raise ValueError(f"--{name.replace('_', '-')} is of --dataset")
+    elif args.data_dir is not None or of_file:
+        raise ValueError("--dataset does not go with --data-dir, --annotations and --image-root")
     if first == "model" and (args.model is None or not has_dataset):
         raise ValueError(
-            "give --model, and --annotations with --image-root or --data-dir; or give --detector; or give --regions"
+            "give --model, and --annotations with --image-root, --data-dir or --dataset; or give --detector; or give "
+            "--regions"
         )
     if first == "detector" and has_dataset == bool(args.pictures):
-        raise ValueError("--detector needs pictures, or --annotations with --image-root, or --data-dir")
+        raise ValueError("--detector needs pictures, or --annotations with --image-root, --data-dir or --dataset")
     if args.boxes is None and args.image_sizes is not None:
         raise ValueError("--image-sizes are for --boxes, which are in pixels")
     return first
 
 
+def _has_images(args: argparse.Namespace) -> bool:
+    """Tell whether `--annotations` come with pictures."""
+    if args.annotations is None or args.image_root is not None:
+        return args.annotations is not None
+    from ..data.captions.load import has_own_images
+
+    return has_own_images(args.annotations)
+
+
 def _dataset(args: argparse.Namespace) -> Any:
+    if args.dataset is not None:
+        return _named_dataset(args)
     from ..data.captions.load import load_captions
 
     split = "all" if args.splits is None else "+".join(args.splits)
     return load_captions(args.data_dir or args.annotations, args.image_root, split, missing=args.missing)
+
+
+def _named_dataset(args: argparse.Namespace) -> Any:
+    """The pictures of splits of a data set of the Hub, with the ids that training gives them."""
+    from datasets import concatenate_datasets
+
+    from ..data.captions.captioned import Columns, captioned, load_named, split_names
+
+    columns = Columns(args.image_column, image_id=args.id_column)
+    splits = args.splits or split_names(args.dataset, args.dataset_config)
+    parts = [captioned(load_named(args.dataset, args.dataset_config, split), columns, args.dataset) for split in splits]
+    return concatenate_datasets([part.select_columns(["image", "image_id"]) for part in parts])
 
 
 def _from_backbone(args: argparse.Namespace) -> Any:

@@ -29,8 +29,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("guides", metavar="GUIDES", help="guiding sentences so far, JSON lines")
     parser.add_argument("predictions", metavar="CAPTIONS", help="captions of a newly trained captioner, JSON lines")
     parser.add_argument("--model", required=True, help="folder or Hub name of the captioner, for its words")
-    parser.add_argument("--annotations", required=True, metavar="FILE", help="JSON file in Karpathy's layout")
-    parser.add_argument("--split", default="train+restval", help="split of the references (%(default)s)")
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="file of captions in any layout")
+    parser.add_argument(
+        "--split", help="split of the references (default: train+restval of Karpathy's layout, else all)"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
     add_trust_option(parser)
     parser.set_defaults(run=run)
@@ -41,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
     """Update the sentences; returns the exit status."""
     from transformers import AutoTokenizer
 
-    from ..data.captions.karpathy import load_karpathy
+    from ..data.captions.load import load_captions
     from ..modeling.captioner_trust import load_pretrained
     from ..training.guides import merge_guide_files
 
     with mistakes(ValueError, OSError):
-        rows = load_karpathy(args.annotations, split=args.split)
+        rows = load_captions(args.annotations, split=args.split)
         tokenizer = load_pretrained(AutoTokenizer, args.model, args.trust_remote_code)
         number, new = merge_guide_files(args.guides, args.predictions, rows, tokenizer, args.out)
     print(json.dumps({"file": args.out, "images": number, "new": new}))

@@ -118,16 +118,18 @@ def _add_dataset(parser: argparse.ArgumentParser, split: str | None) -> None:
 
 def _rows(args: argparse.Namespace, needs_images: bool) -> Any:
     """The rows of the data set, pictures closed."""
-    from ..data.captions.load import load_captions
+    from ..data.captions.load import has_own_images, load_captions
     from ..data.rows import undecoded
 
     if (args.annotations is None) == (args.data_dir is None):
         raise ValueError("give --annotations or --data-dir, one of them")
     if args.data_dir is not None:
         return undecoded(load_captions(args.data_dir, split=(args.split or "train").replace("train+restval", "train")))
-    if needs_images and args.image_root is None:
+    own = has_own_images(args.annotations)
+    if needs_images and args.image_root is None and not own:
         raise ValueError("--annotations needs --image-root: sentences are looked up with the pictures")
-    return undecoded(load_captions(args.annotations, args.image_root if needs_images else None, args.split))
+    root = args.image_root if needs_images or own else None
+    return undecoded(load_captions(args.annotations, root, args.split))
 
 
 def run_build(args: argparse.Namespace) -> int:

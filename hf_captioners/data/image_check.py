@@ -21,6 +21,7 @@ from .rows import undecoded
 logger = logging.getLogger(__name__)
 
 _THREADS, _SHOWN = 8, 5
+_WINDOW = 256  # pictures at a time, whose bytes may be in the rows
 # what PIL's parsers let out of a broken header
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 
@@ -57,7 +58,9 @@ def check_images(rows: Any, source: str) -> None:
     """
     images = undecoded(rows)["image"]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_images") as pool:
-        faults = [fault for fault in pool.map(_fault, images, chunksize=64) if fault is not None]
+        windows = (images[start : start + _WINDOW] for start in range(0, len(images), _WINDOW))
+        found = (fault for window in windows for fault in pool.map(_fault, window))
+        faults = [fault for fault in found if fault is not None]
     if faults:
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise BrokenImagesError(

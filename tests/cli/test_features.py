@@ -3,8 +3,10 @@
 import base64
 import json
 import sys
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,24 @@ def test_options(arguments, tmp_path):
     assert sorted(FeatureStore(tmp_path / "out").ids) == [0, 1, 2]
 
 
+def test_data_sets_that_have_their_pictures(arguments, tmp_path, capfd):
+    """Of tars and of Parquet, with the ids that training gives their rows."""
+    table = {"image": [str(tmp_path / "images" / f"{number}.png") for number in range(2)], "text": ["a", "b"]}
+    rows = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "parquet" / "train.parquet")
+    (tmp_path / "1.txt").write_text("a dog")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "images" / "1.png", "1.png")
+        tar.add(tmp_path / "1.txt", "1.txt")
+    rest = {name: arguments[name] for name in ("--model", "--device")}
+    assert run({**rest, "--dataset": str(tmp_path / "parquet"), "--out": str(tmp_path / "x")}) == 0
+    assert FeatureStore(tmp_path / "x").ids == ["0.png", "1.png"]
+    assert run({**rest, "--annotations": str(tmp_path / "a.tar"), "--out": str(tmp_path / "y")}) == 0
+    assert FeatureStore(tmp_path / "y").ids == [1]
+    capfd.readouterr()
+    assert run(arguments, "--id-column", "x") == 2 and "--id-column is of --dataset" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_grid_of_a_whole_clip_is_what_dico_sees(arguments, tmp_path, dtype):
     """Of the vision tower the class token and the grid, before the last layer norm."""
@@ -108,8 +128,8 @@ def test_missing_picture(arguments, tmp_path, capfd):
     ("option", "value", "message"),
     [
         ("--model", "{tmp}/none", "could be loaded: there is no such file or folder, nor can it be had"),
-        ("--annotations", "{tmp}/none.json", "none.json: no such annotation file"),
-        ("--annotations", "{tmp}/images/0.png", "not JSON"),
+        ("--annotations", "{tmp}/none.json", "file of captions not found: "),
+        ("--annotations", "{tmp}/images/0.png", "0.png: line 1: not UTF-8"),
         ("--image-root", "{tmp}/none", "no such folder"),
         ("--out", "{tmp}/dataset.json", "File exists"),
         ("--device", "gpu", "device 'gpu' cannot be used"),
@@ -298,10 +318,7 @@ class TestRegions:
         assert "--norm needs --regions" in capfd.readouterr().err
         for name in ("--model", "--annotations", "--image-root"):
             assert run({option: value for option, value in arguments.items() if option != name}) == 2
-            assert (
-                "give --model, and --annotations with --image-root or --data-dir; or give --detector; or give --regions"
-                in capfd.readouterr().err
-            )
+            assert "give --model, and --annotations with --image-root, --data-dir or" in capfd.readouterr().err
 
     def test_hdf5_without_h5py(self, regions, tmp_path, capfd, monkeypatch):
         monkeypatch.setitem(sys.modules, "h5py", None)

@@ -265,7 +265,12 @@ def _name_of(image: Any) -> str:
 
 
 def load_named(
-    name: str | os.PathLike[str], config: str | None = None, split: str | None = None, *, streaming: bool = False
+    name: str | os.PathLike[str],
+    config: str | None = None,
+    split: str | None = None,
+    *,
+    data_files: str | None = None,
+    streaming: bool = False,
 ) -> Any:
     """Load a split of a data set of the Hub, or of a folder that `datasets` reads, such as one of Parquet files.
 
@@ -273,6 +278,7 @@ def load_named(
         name (`str` or `os.PathLike`): `org/name` or a folder.
         config (`str`, *optional*): its configuration, where it has several.
         split (`str`, *optional*, defaults to `"train"`): names of splits joined by `+`, or a slice (`train[:10%]`).
+        data_files (`str`, *optional*): the files of a data set that is called `"parquet"` or alike.
         streaming (`bool`, defaults to `False`): read it as it goes, without a copy on the disk.
 
     Returns:
@@ -289,7 +295,9 @@ def load_named(
     ```
     """
     with _reading(name):
-        return datasets.load_dataset(os.fspath(name), config, split=split or "train", streaming=streaming)
+        return datasets.load_dataset(
+            os.fspath(name), config, data_files=data_files, split=split or "train", streaming=streaming
+        )
 
 
 def split_names(name: str | os.PathLike[str], config: str | None = None) -> list[str]:

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ...extras import of_extra
+from .captioned import IMAGE, captioned, load_named
 from .cocotalk import load_cocotalk
 from .fetched_images import fetch_images
 from .folder import dataset_of_rows, load_folder_split
 from .folder_files import is_folder
 from .karpathy import load_karpathy
 from .karpathy_file import find_images
-from .layouts import COCOTALK, KARPATHY, URLS, layout_of, read_annotations
+from .layouts import COCOTALK, KARPATHY, PARQUET, URLS, layout_of, read_annotations
 from .metadata_files import Row, image_name
 from .records import CaptionFileError
 from .tar_shards import load_tars, tar_shards
 
 with of_extra():
     import datasets
+    import pyarrow
+    from pyarrow import parquet
 
 _Path: TypeAlias = str | os.PathLike[str]
 
@@ -36,8 +39,9 @@ def load_captions(
 
     Args:
         source (`str` or `os.PathLike`): a file in one of the layouts of `layouts` (Karpathy's and COCO's JSON, JSONL,
-            token files of Flickr8k and Flickr30k, CSV, Parquet, URLs); a folder of captioned pictures or an archive
-            of one (see `folder_files`); or tars in WebDataset's layout, one or a pattern (see `tar_shards`).
+            token files of Flickr8k and Flickr30k, CSV, Parquet, also with the pictures inside, URLs); a folder of
+            captioned pictures or an archive of one (see `folder_files`); or tars in WebDataset's layout, one or a
+            pattern (see `tar_shards`).
         image_root (`str` or `os.PathLike`, *optional*): folder of the pictures of a file; of URLs the folder where the
             pictures are kept once they are fetched. Without it rows have captions only.
         split (`str`, *optional*): names of splits joined by `+`, or `"all"`; of layouts without splits a file with the
@@ -71,19 +75,14 @@ def load_captions(
     """
     if missing not in ("error", "drop"):
         raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
-    tars = tar_shards(source)
-    has_images = bool(tars) or is_folder(source)
     for name, value in (("image_root", image_root), ("labels", labels)):
-        if has_images and value is not None:
-            what = "tars, which have" if tars else "a folder, which has"
-            raise ValueError(
-                f"{source}: is {what} its own pictures; leave {name}={value} out".replace("have its", "have their")
-            )
-    if tars:
+        if value is not None and has_own_images(source):
+            raise ValueError(f"{source}: pictures and captions are both in it; leave {name}={value} out")
+    if tars := tar_shards(source):
         if split not in (None, "all"):
             raise ValueError(f"{source}: split={split!r}: tars have no splits; give those of a split")
         return load_tars(tars)
-    if has_images:
+    if is_folder(source):
         return load_folder_split(source, split or "all", missing)
     layout = layout_of(source)
     if (layout == COCOTALK) != (labels is not None):
@@ -94,10 +93,34 @@ def load_captions(
         return load_cocotalk(source, labels, (split or "train").replace("train+restval", "train"))
     if layout == KARPATHY:
         return load_karpathy(source, image_root, split or "train+restval", missing=missing)
+    if layout == PARQUET and _has_image_column(source):
+        return captioned(load_named("parquet", data_files=os.fspath(source), split=split), source=os.fspath(source))
     rows = read_annotations(source, split)
     if image_root is not None:
         rows = _with_urls(rows, image_root) if layout == URLS else _with_images(source, rows, image_root, missing)
     return dataset_of_rows(source, rows)
+
+
+def has_own_images(source: _Path) -> bool:
+    """Tell whether pictures are where the captions are, so that no `image_root` is needed.
+
+    Args:
+        source (`str` or `os.PathLike`): as of [`load_captions`].
+
+    Returns:
+        `bool`: true of folders, tars, and Parquet files with a column of pictures.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if tar_shards(source) or is_folder(source):
+        return True
+    return layout_of(source) == PARQUET and _has_image_column(source)
+
+
+def _has_image_column(source: _Path) -> bool:
+    schema = parquet.read_schema(source)
+    return IMAGE in schema.names and not pyarrow.types.is_string(schema.field(IMAGE).type)
 
 
 def _with_images(source: _Path, rows: list[Row], image_root: _Path, missing: str) -> list[Row]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
+from ..archive import archive_suffix
 from . import records
 from .folder_files import chosen_splits, is_folder, read_folder
 from .layouts import is_annotated, read_annotations, splits_of
@@ -113,7 +114,8 @@ def read_references(path: _Path, split: str | None = None) -> References:
     """Read the captions that people gave to images.
 
     Args:
-        path (`str` or `os.PathLike`): a folder of captioned pictures, or a file in one of the layouts of `layouts`.
+        path (`str` or `os.PathLike`): a folder of captioned pictures, a file in one of the layouts of `layouts`, or
+            tars in WebDataset's layout.
         split (`str`, *optional*): names of splits joined by `+`, or of layouts without splits a file with the names or
             ids of pictures. By default, and with `"all"`, every image.
 
@@ -139,6 +141,8 @@ def read_references(path: _Path, split: str | None = None) -> References:
 
     ```
     """
+    if _are_tars(path):
+        return _of_tars(path, split)
     if is_folder(path):
         return _of_folder(path, split)
     rows = read_annotations(path, split)
@@ -159,6 +163,8 @@ def read_splits(path: _Path) -> list[str]:
     Raises:
         FileNotFoundError, CaptionFileError: as [`read_references`].
     """
+    if _are_tars(path):
+        return []
     if is_folder(path):
         return list(read_folder(path))
     return splits_of(path)
@@ -170,6 +176,22 @@ def _by_key(content: dict[str, Any]) -> Iterator[records.Located]:
 
 def _image_paths(entries: Sequence[records.Entry]) -> dict[ImageId, str]:
     return {image_id: path for image_id, path, _ in entries if path is not None}
+
+
+def _are_tars(path: _Path) -> bool:
+    """Tell whether it is tars in WebDataset's layout; libraries for them are loaded for names of tars only."""
+    if not archive_suffix(path).startswith(".t"):
+        return False
+    from .tar_shards import tar_shards
+
+    return bool(tar_shards(path))
+
+
+def _of_tars(path: _Path, split: str | None) -> References:
+    from .load import load_captions
+
+    rows = load_captions(path, split=split)
+    return References(os.fspath(path), dict(zip(rows["image_id"][:], rows["captions"][:], strict=True)))
 
 
 def _of_folder(path: _Path, split: str | None) -> References:

@@ -107,6 +107,13 @@ class TestLayouts:
         loaded = load_captions(tmp_path / "captions", images)
         assert ids_and_captions(loaded) == CAPTIONS and loaded["source"][:] == ["x", "x"]
 
+    def test_parquet_with_the_pictures_inside(self, tmp_path, images):
+        rows = {"image": [str(images / name) for name in CAPTIONS], "captions": [*CAPTIONS.values()]}
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / "captions.parquet")
+        loaded = load_captions(tmp_path / "captions.parquet")
+        assert ids_and_captions(loaded) == CAPTIONS and loaded[0]["image"].size == (8, 8)
+
     def test_karpathys_default_is_what_is_learned_from(self, write):
         assert ids_and_captions(load_captions(write(TEXTS["karpathy"]))) == {1: CAPTIONS["1.jpg"]}
 
@@ -123,7 +130,7 @@ class TestLayouts:
         (images / "1.txt").write_text("a dog\n\none dog\r\n")
         (images / "2.txt").write_text("a cat")
         assert ids_and_captions(load_captions(images)) == {"1.jpg": ["a dog", "one dog"], "2.jpg": ["a cat"]}
-        with pytest.raises(ValueError, match="is a folder, which has its own pictures; leave image_root=x out"):
+        with pytest.raises(ValueError, match="images: pictures and captions are both in it; leave image_root=x out"):
             load_captions(images, "x")
 
 
