@@ -472,8 +472,19 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         if images["pixel_values"] is None:
             images["pixel_values"] = inputs
         config = self.generation_config if generation_config is None else generation_config
-        check_numbers({**vars(config), **kwargs}, self.config.vocab_size, self.text_options)
+        self.check_options({**vars(config), **kwargs})
         return self.write_captions(self._encoded(encoder_outputs, images), generation_config, *args, **kwargs)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse options of `generate` that mean nothing, before pictures are encoded.
+
+        Args:
+            options (`Mapping[str, Any]`): those of the generation config and of the call.
+
+        Raises:
+            ValueError: naming the option, its value and what it may be.
+        """
+        check_numbers(options, self.config.vocab_size, self.text_options)
 
     def write_captions(
         self,

@@ -9,8 +9,10 @@ schedule means nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ NOISE_SCHEDULES = ("cosine", "linear")
 SAMPLERS = ("paper", "ddim")
 WORD_CHOICES = ("bits", "likeliest")
 SELF_CONDITIONS = ("none", "previous")
+CASCADES = ("online", "offline")
 TRAINING_END = 0.999  # times of training are drawn from [0, 0.999)
 
 
@@ -108,6 +111,72 @@ def corrupt(bits: torch.Tensor, noise: torch.Tensor, log_ratios: torch.Tensor) -
     """
     alpha, sigma = signal_and_noise(log_ratios)
     return alpha[:, None, None] * bits + sigma[:, None, None] * noise
+
+
+def check_sampling(options: Mapping[str, Any], stages: int) -> None:
+    """Refuse options of the samplers that mean nothing.
+
+    Args:
+        options (`Mapping[str, Any]`): by name; `None` is the same as none.
+        stages (`int`): of the model; where there are two an option may have a number for each.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    for name, (accepts, expected) in _NUMBERS.items():
+        value = options.get(name)
+        several = isinstance(value, (list, tuple))
+        if several and (stages == 1 or len(value) != stages):
+            raise ValueError(
+                f"{name} must be {expected}{', or one for each of 2 stages' * (stages > 1)}, not {value!r}."
+            )
+        if value is not None and not all(map(accepts, value if several else [value])):
+            raise ValueError(f"{name} must be {expected}, not {value!r}.")
+    for name, known in _CHOICES.items():
+        if options.get(name) not in (None, *known):
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {options[name]!r}.")
+    if options.get("generator") is not None and not isinstance(options["generator"], torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, not {options['generator']!r}; seed takes a number.")
+    weights: Any = options.get("cascade_weights")
+    are_two = isinstance(weights, (list, tuple)) and len(weights) == 2 and all(map(_is_rate, weights))
+    if weights is not None and not (are_two and sum(weights) > 0):
+        raise ValueError(f"cascade_weights must be two numbers from 0 on, not both 0, not {weights!r}.")
+    asked = [f"{name}={options[name]!r}" for name in ("cascade", "cascade_weights") if options.get(name) is not None]
+    if asked and stages == 1:
+        raise ValueError(f"{', '.join(asked)} is for a cascade, which owns two stages; this model is one.")
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:
+        return False
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_rate(value) and value > 0
+
+
+_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_inference_steps": (_is_count, "a whole number of at least 1"),
+    "time_difference": (_is_rate, "a finite number of at least 0"),
+    "time_spacing": (_is_positive, "a finite number above 0"),
+    "seed": (_is_whole, "a whole number"),
+}
+_CHOICES = {
+    "sampler": SAMPLERS,
+    "word_choice": WORD_CHOICES,
+    "self_condition": SELF_CONDITIONS,
+    "cascade": CASCADES,
+}
 
 
 @dataclass

@@ -26,7 +26,7 @@ Where this differs from the authors' code:
 Losses, masks, `sequence_log_probs` and guided self-critical training follow sections 7 and 10 of the specification.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -47,17 +47,16 @@ from .captioner_layers import (
     values_are_known,
 )
 from .captioner_losses import smoothed_divergence
-from .captioner_options import NEUTRAL, WORD_BY_WORD, check_numbers, refuse_options
+from .captioner_options import NEUTRAL, WORD_BY_WORD, refuse_options
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from .chance_scdnet import SamplerNoise, drawn_words, number_of, numbers_of, of_stage, step_of
 from .configuration_scdnet import ScdnetConfig
 from .diffusion_scdnet import (
-    SELF_CONDITIONS,
     TRAINING_END,
-    WORD_CHOICES,
     Denoised,
     SamplingPlan,
     bits_needed,
+    check_sampling,
     corrupt,
     denoise,
     log_snr,
@@ -81,7 +80,6 @@ from .processing_scdnet import ScdnetProcessor
 
 logger = logging.get_logger(__name__)
 
-CASCADES = ("online", "offline")
 OPTIONS = (  # of `generate`, beside transformers' own
     *("num_inference_steps", "time_difference", "time_spacing", "sampler", "sample_noise", "word_choice"),
     *("self_condition", "seed", "cascade", "cascade_weights", "generator", "noise", "step_noise"),
@@ -465,7 +463,10 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
     def _first_words(self, encoded: ScdnetEncoderOutput) -> torch.Tensor:
         """Captions that the first stage of a cascade writes, for a second stage that is not told."""
         if self.first_stage is None:
-            raise ValueError("a second stage needs previous_ids, what the first stage wrote of each picture.")
+            raise ValueError(
+                "a second stage needs previous_ids, what the first stage wrote of each picture (a column `previous` of "
+                "rows, --sentences previous=FILE); or be a cascade (`hf-captioners scdnet join FIRST SECOND`)."
+            )
         return self._padded(self.first_stage.write_captions(encoded.first)[:, 1:])
 
     # -- the network -------------------------------------------------------------------------------------------------
@@ -714,7 +715,10 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         defaults = vars(self.generation_config) | vars(config)
         options = {name: defaults.get(name) for name in OPTIONS} | own
         config.num_return_sequences = config.num_return_sequences if copies is None else copies
-        self._check_options(config, options)
+        self.check_options({**vars(config), **options})
+        self._refuse_words(config)
+        for name in ("word_choice", "self_condition"):  # None in folders of earlier versions
+            options[name] = options[name] or self.default_decoding()[name]
         encoded = cast(ScdnetEncoderOutput, encoder_outputs)
         copies = config.num_return_sequences
         noise = SamplerNoise(options, self.codec.noise.shape, len(encoded.last_hidden_state), copies, config.do_sample)
@@ -736,16 +740,18 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         steps = None if weights is None else tuple(zip(*[iter(weights)] * layers, strict=True))
         return ScdnetGenerateOutput(ids, scores, stages, steps)
 
-    def _check_options(self, config: GenerationConfig, options: dict[str, Any]) -> None:
-        """Refuse options of captioners that write word by word, other special tokens than the model's, and choices
-        that there are not."""
-        for name, known in (("word_choice", WORD_CHOICES), ("self_condition", SELF_CONDITIONS)):
-            options[name] = options[name] or known[0]  # None in folders of earlier versions
-            if options[name] not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {options[name]!r}.")
-        if options["self_condition"] == "previous" and not self.config.sees_previous:
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse options as every captioner does, those of the samplers, and how a caption is to begin."""
+        super().check_options(options)
+        check_sampling(options, 2 if self.is_cascade else 1)
+        if options.get("self_condition") == "previous" and not self.config.sees_previous:
             raise ValueError("self_condition='previous' is for a second stage; this model is a first one.")
-        check_numbers(config, self.config.vocab_size)
+        begun = options.get("decoder_input_ids")
+        if begun is not None and begun.shape[1] > 1:  # more than the start token
+            raise ValueError("a diffusion captioner writes all words at once: they cannot begin with a given text.")
+
+    def _refuse_words(self, config: GenerationConfig) -> None:
+        """Refuse options of captioners that write word by word, and other special tokens than the model's."""
         if cast(int, config.num_beams) > 1:
             raise ValueError("a diffusion captioner has no beams; num_return_sequences gives captions to choose from.")
         tokens = {name: (vars(self.config)[name],) for name in ("eos_token_id", "pad_token_id")}
@@ -771,8 +777,6 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         """Output of the samplers: of one stage, or of both of a cascade."""
         if self.first_stage is None or encoded.previous_ids is not None:
             return [self._denoise([(self, encoded, None)], options, noise, -1, keep, all_weights)]
-        if options["cascade"] not in CASCADES:
-            raise ValueError(f"cascade must be one of {', '.join(CASCADES)}, not {options['cascade']!r}.")
         alone = (self.first_stage, encoded.first, None)
         first = self._denoise([alone], options, noise, 0, keep)
         previous = self._to_sequences(first, options)[:, 1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -17,6 +17,7 @@ from .processing_captioner import CaptionerProcessor
 TOP = 20
 """Sentences that are retrieved for a picture, as many as the authors kept."""
 _MAX_SEED = 2**62
+_Sentences: TypeAlias = str | Sequence[str] | Sequence[Sequence[str]]
 
 
 class ScdnetProcessor(CaptionerProcessor):
@@ -65,9 +66,9 @@ class ScdnetProcessor(CaptionerProcessor):
         text_target: str | Sequence[str] | None = None,
         image_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
         return_tensors: str = "pt",
-        retrieved: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        previous: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        guide: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        retrieved: _Sentences | None = None,
+        previous: _Sentences | None = None,
+        guide: _Sentences | None = None,
         seeds: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -75,14 +76,14 @@ class ScdnetProcessor(CaptionerProcessor):
 
         Args:
             images, text, text_target, image_features, return_tensors, kwargs: as there.
-            retrieved (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture, or for every
+            retrieved (`str`, `Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture, or for every
                 caption, the sentence that was retrieved, or a list of them, best first. Of a list the first one is
                 taken; with `seeds`, which is in training, every caption of a picture gets another one of the
                 picture's list, at random. With a `retriever` those of `images` are retrieved.
-            previous (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture or caption what the
-                first stage wrote, for a second stage; of a list the first one.
-            guide (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture the sentence that guides
-                self-critical training; of a list the first one.
+            previous (`str`, `Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture or caption
+                what the first stage wrote, for a second stage; of a list the first one.
+            guide (`str`, `Sequence[str]` or `Sequence[Sequence[str]]`, *optional*): for every picture the sentence that
+                guides self-critical training; of a list the first one.
             seeds (`Sequence[int]`, *optional*): for every caption what the chance of its training step depends on.
 
         Returns:
@@ -158,12 +159,13 @@ class ScdnetProcessor(CaptionerProcessor):
         return [*super().model_input_names, "retrieved_ids", "retrieved_mask", "previous_ids", "guide_ids", "seeds"]
 
 
-def _first(sentences: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
+def _first(sentences: _Sentences) -> list[str]:
     """The sentence of each picture, the first one of a list; an empty one where a list has none."""
-    return [entry if isinstance(entry, str) else entry[0] if entry else "" for entry in sentences]
+    entries = [sentences] if isinstance(sentences, str) else sentences
+    return [entry if isinstance(entry, str) else entry[0] if entry else "" for entry in entries]
 
 
-def _drawn(sentences: Sequence[str] | Sequence[Sequence[str]], seeds: Sequence[int]) -> list[str]:
+def _drawn(sentences: _Sentences, seeds: Sequence[int]) -> list[str]:
     """A sentence for each caption, those of a picture drawn from its list without repetition as long as it lasts."""
     if all(isinstance(entry, str) for entry in sentences) or len(seeds) % len(sentences):
         return _first(sentences)

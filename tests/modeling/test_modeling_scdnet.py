@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -237,7 +238,20 @@ class TestGenerate:
             ({"word_choice": "best"}, "word_choice must be one of bits, likeliest, not 'best'"),
             ({"self_condition": "self"}, "self_condition must be one of none, previous, not 'self'"),
             ({"self_condition": "previous"}, "self_condition='previous' is for a second stage"),
-            ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
+            ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, not 0"),
+            (
+                {"num_inference_steps": [5, 4]},
+                r"num_inference_steps must be a whole number of at least 1, not \[5, 4\]",
+            ),
+            ({"num_inference_steps": 2.5}, "a whole number of at least 1, not 2.5"),
+            ({"num_inference_steps": "5"}, "a whole number of at least 1, not '5'"),
+            ({"time_difference": -1.0}, "time_difference must be a finite number of at least 0, not -1.0"),
+            ({"time_difference": math.nan}, "time_difference must be a finite number of at least 0, not nan"),
+            ({"time_spacing": 0}, "time_spacing must be a finite number above 0, not 0"),
+            ({"seed": "x"}, "seed must be a whole number, not 'x'"),
+            ({"generator": 3}, "generator must be a torch.Generator, not 3; seed takes a number"),
+            ({"cascade": "offline"}, "cascade='offline' is for a cascade"),
+            ({"decoder_input_ids": torch.tensor([[1, 5], [1, 5]])}, "cannot begin with a given text"),
             ({"noise": torch.zeros(2, 3, 5)}, r"noise must be \(2, 12, 5\)"),
         ],
     )
@@ -254,8 +268,15 @@ class TestGenerate:
             **IMAGES, previous_ids=first[:, 1:], num_inference_steps=4, time_difference=0.0, noise=noise[1]
         )
         assert torch.equal(whole, alone)
-        with pytest.raises(ValueError, match="cascade must be one of online, offline"):
-            cascade.generate(**IMAGES, cascade="both")
+        for wrong, message in (
+            ({"cascade": "both"}, "cascade must be one of online, offline, not 'both'"),
+            ({"cascade_weights": [0.0, 0.0]}, "cascade_weights must be two numbers"),
+            ({"cascade_weights": 2.0}, "cascade_weights must be two numbers from 0 on, not both 0, not 2.0"),
+            ({"num_inference_steps": [5]}, r"or one for each of 2 stages, not \[5\]"),
+            ({"num_inference_steps": [5, 0]}, r"a whole number of at least 1.*, not \[5, 0\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                cascade.generate(**IMAGES, **wrong)
 
     def test_the_first_step_sees_the_previous_sentence_as_its_own_prediction(self, cascade):
         noise, previous = torch.randn(2, 12, 5), torch.tensor([[4, 9, 2], [7, 2, 0]])

@@ -49,6 +49,10 @@ class TestRetrieved:
         assert words(processor, batch) == ["a", "c"]
         assert batch["previous_ids"].tolist() == [[5, 0], [7, 0]]
 
+    def test_a_single_sentence(self, processor):
+        batch = processor(image_features=FEATURES[:1], retrieved="a b", previous="c")
+        assert words(processor, batch) == ["a b"] and batch["previous_ids"].tolist() == [[6, 0]]
+
     def test_in_training_every_caption_gets_another_of_the_list(self, processor):
         lists, seen = [["a", "b", "c"], ["a", "d"]], Counter()
         for seed in range(60):
