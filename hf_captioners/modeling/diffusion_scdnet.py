@@ -124,7 +124,7 @@ def check_sampling(options: Mapping[str, Any], stages: int) -> None:
         ValueError: naming the option, its value and what it may be.
     """
     for name, (accepts, expected) in _NUMBERS.items():
-        value = options.get(name)
+        value: Any = options.get(name)
         several = isinstance(value, (list, tuple))
         if several and (stages == 1 or len(value) != stages):
             raise ValueError(
