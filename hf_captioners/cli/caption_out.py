@@ -246,12 +246,13 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
     if args.out is None:
         return Output(Tally())
 
+    asked = vars(model.config).get("captioning_prompt")
     streamed = _OF_STREAM if args.dataset is not None else ()
     settings = {
         "weights_sha256": weights_sha256(model),
         "image_processor_sha256": settings_sha256(processor.image_processor),
         "dtype": str(model.dtype),
-        **{name: value for name, value in options.items() if value is not None},
+        **{name: value for name, value in {"prompt": asked, **options}.items() if value is not None},
         **{name: value for name in ("retrieval", "sentences", *streamed) if (value := vars(args)[name])},
     }
     with mistakes(RunError, OSError):

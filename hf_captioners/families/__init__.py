@@ -12,9 +12,14 @@ from transformers import PreTrainedModel
 
 from .base import CaptionFamily, SpecialTokens, TransformersFamily, learns, without_adapters
 from .blip import BlipFamily
+from .blip2 import Blip2Family, InstructBlipFamily
 from .captioner import CaptionerFamily, ForeignCodeFamily, WordByWordFamily
+from .chat import ChatFamily
 from .encoder_decoder import EncoderDecoderFamily
+from .florence2 import Florence2Family
 from .git import GitFamily
+from .kosmos2 import Kosmos2Family
+from .paligemma import PaliGemmaFamily
 
 FAMILIES: tuple[type[CaptionFamily], ...] = (
     WordByWordFamily,
@@ -22,6 +27,12 @@ FAMILIES: tuple[type[CaptionFamily], ...] = (
     EncoderDecoderFamily,
     BlipFamily,
     GitFamily,
+    Blip2Family,
+    InstructBlipFamily,
+    Florence2Family,
+    PaliGemmaFamily,
+    Kosmos2Family,
+    ChatFamily,
 )
 """The families; the first one that fits a model is its own."""
 

@@ -98,6 +98,10 @@ class CaptionFamily:
         return cls(cls.special_tokens(model), prompt)
 
     @classmethod
+    def check_processor(cls, processor: Any, source: Any) -> None:
+        """Raise a `ValueError` if a processor, of a folder or Hub name, lacks what the family needs."""
+
+    @classmethod
     def special_tokens(cls, model: Any) -> SpecialTokens:
         """Ids around the words of the model's captions.
 
@@ -411,7 +415,7 @@ class TransformersFamily(CaptionFamily):
     def look(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (B, L, width) that the backbone makes of prepared images."""
         backbone: Any = self.backbone(model)
-        return backbone(pixel_values=pixel_values.to(backbone.dtype)).last_hidden_state
+        return backbone(pixel_values.to(backbone.dtype)).last_hidden_state
 
     def features(self, model: Any, image_inputs: Mapping[str, Any]) -> torch.Tensor:
         """Features of images: those of `run_backbone`, or new ones with gradient."""

@@ -55,6 +55,7 @@ def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust
         return pair
     processor = load_pretrained(AutoProcessor, source, trust_remote_code)
     if isinstance(processor, ProcessorMixin) or type(model).__module__.split(".")[0] != "transformers":
+        family_class(model).check_processor(processor, source)
         return processor
     return load_pair(source, trust_remote_code)
 

@@ -26,7 +26,8 @@ class CaptionBatches:
             is empty. An image that cannot be captioned does not stop the others.
         batch_size (`int`, defaults to 8): images at a time. Captions do not depend on it.
         num_workers (`int`, defaults to 4): threads that open images.
-        device, dtype (`str`, defaults to `"auto"`), trust_remote_code (`bool`): see [`load_captioners`].
+        device, dtype (`str`, defaults to `"auto"`), trust_remote_code (`bool`), prompt (`str`, *optional*): see
+            [`load_captioners`].
         options: of `generate`, such as `num_beams`.
 
     Raises:
@@ -65,6 +66,7 @@ class CaptionBatches:
         device: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        prompt: str | None = None,
         **options: Any,
     ) -> None:
         if options.get("num_return_sequences") not in (None, 1):
@@ -74,6 +76,7 @@ class CaptionBatches:
         self.image_column, self.caption_column, self.error_column = image_column, caption_column, error_column
         self.batch_size, self.num_workers, self.options = batch_size, num_workers, options
         self._loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        self._loading["prompt"] = prompt
         self._load()
 
     def _load(self) -> None:

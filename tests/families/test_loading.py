@@ -135,3 +135,18 @@ def test_a_captioner_that_is_asked_nothing(tmp_path, paths, capsys):
     for option, message in (("--prompt=x", "--prompt 'x': a Vision"), ("--load-in-4bit", "pip install bitsandbytes")):
         assert main(["caption", *paths, "--model", str(tmp_path / "pair"), option]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_chat_model_is_asked_by_its_template(tmp_path, paths, capfd):
+    model, processor = tiny_model("llava"), KINDS["llava"].processor()
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    words = ["caption", *paths, "--model", str(tmp_path / "llava"), "--max-new-tokens", "4"]
+    assert main(words) == 0
+    captions = [json.loads(line)["caption"] for line in capfd.readouterr().out.splitlines()]
+    assert captions == [record["caption"] for record in caption_files(model, processor, paths, max_new_tokens=4)]
+    assert main([*words, "--prompt", "photo of"]) == 0
+    assert [json.loads(line)["caption"] for line in capfd.readouterr().out.splitlines()] != captions
+    (tmp_path / "llava" / "chat_template.jinja").unlink()
+    assert main(words) == 2
+    assert "has no chat template (chat_template.jinja), by which a model is asked" in capfd.readouterr().err

@@ -11,7 +11,8 @@ from peft import LoraConfig
 from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer
 from hf_captioners.families import family_of, without_adapters
 
-NAMES = sorted(KINDS)
+ALIKE = {"instructblip", "idefics3", "smolvlm", "qwen2_5_vl"}  # they learn by the code of others
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in sorted(KINDS)]
 
 
 @pytest.fixture(autouse=True, scope="module")
