@@ -331,9 +331,12 @@ class TransformersFamily(CaptionFamily):
     Attributes:
         teaches_start (`bool`): whether the token that the tokenizer puts before a text is taught, where it is another
             one than the start token; so it is in encoder-decoders, whose decoders are started by a token of their own.
+        usual_length (`int`, *optional*): most words of a caption, in tokens, where neither the options nor the model's
+            generation config say; by default what transformers takes then, 20.
     """
 
     teaches_start: ClassVar[bool] = False
+    usual_length: ClassVar[int | None] = None
 
     # -- what a family says ------------------------------------------------------------------------------------------
 
@@ -426,6 +429,9 @@ class TransformersFamily(CaptionFamily):
         if options.get("max_length") is not None:  # which would count a prompt
             options.setdefault("max_new_tokens", options.pop("max_length") - 1)
         options.pop("max_length", None)
+        own = vars(model.generation_config)
+        if self.usual_length and not (own["max_length"] or own["max_new_tokens"] or "generation_config" in options):
+            options.setdefault("max_new_tokens", self.usual_length)
         options.setdefault("trust_remote_code", False)  # of custom_generate="a folder"; None would ask on the terminal
         if model.training:  # a cache and dropout do not go together: some models refuse it, others drop the cache
             options["use_cache"] = False

@@ -41,6 +41,7 @@ class Blip2Family(TransformersFamily):
     models: ClassVar[tuple[str, ...]] = ("Blip2ForConditionalGeneration",)
     title: ClassVar[str] = "BLIP-2"
     takes_prompt: ClassVar[bool] = True
+    usual_length: ClassVar[int | None] = 64
 
     @classmethod
     def special_tokens(cls, model: Any) -> SpecialTokens:

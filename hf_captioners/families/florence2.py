@@ -33,6 +33,7 @@ class Florence2Family(TransformersFamily):
     models: ClassVar[tuple[str, ...]] = ("Florence2ForConditionalGeneration",)
     title: ClassVar[str] = "Florence-2"
     takes_prompt: ClassVar[bool] = True
+    usual_length: ClassVar[int | None] = 64
     default_prompt: ClassVar[str | None] = TASKS[0]
     teaches_start: ClassVar[bool] = True
 

@@ -35,6 +35,7 @@ class Kosmos2Family(TransformersFamily):
     models: ClassVar[tuple[str, ...]] = ("Kosmos2ForConditionalGeneration",)
     title: ClassVar[str] = "Kosmos-2"
     takes_prompt: ClassVar[bool] = True
+    usual_length: ClassVar[int | None] = 64
     default_prompt: ClassVar[str | None] = "An image of"
 
     @classmethod

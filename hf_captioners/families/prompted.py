@@ -53,6 +53,7 @@ class PromptedFamily(TransformersFamily):
     """
 
     takes_prompt: ClassVar[bool] = True
+    usual_length: ClassVar[int | None] = 64
     keeps_features: ClassVar[bool] = False
     caption_types: ClassVar[Mapping[str, int]] = {"token_type_ids": 0, "mm_token_type_ids": 0}
     first_position: ClassVar[int] = 0

@@ -134,3 +134,11 @@ def test_several_captions_of_an_image(model, processor, tmp_path):
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5}
     (record,) = caption_files(model, processor, str(tmp_path / "0.png"), **options)
     assert len(record["captions"]) == 3
+
+
+def test_chat_models_may_finish_their_sentence():
+    """transformers would stop behind 20 tokens."""
+    model, processor = tiny_model("llava"), KINDS["llava"].processor()
+    family = family_of(model)
+    encoded = family.encode(model, family.image_inputs(model, batch_of(family, model, processor)))
+    assert 31 <= family.generate(model, encoded, min_new_tokens=30).shape[1] <= 65

@@ -67,7 +67,7 @@ def alone(folder, model, tokenizer, paths):
         ids = model.generate(**processor(images=[Image.open(path)], return_tensors="pt"))[0].tolist()[1:]
         ends = [index for index, token in enumerate(ids) if token == model.generation_config.eos_token_id]
         words = tokenizer.convert_ids_to_tokens(ids[: ends[0]] if ends else ids)
-        captions.append(" ".join(word for word in words if word not in tokenizer.all_special_tokens))
+        captions.append(" ".join(word for word in words if word and word not in tokenizer.all_special_tokens))
     return captions
 
 

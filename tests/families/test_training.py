@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts.reward_policies import arbitrary, changed, quickly, reward_trainer, tiny_rows, weights
-from contracts.tiny_families import KINDS, tiny_model
+from contracts.tiny_families import KINDS, tiny_images, tiny_model
 from peft import LoraConfig
 
 from hf_captioners import DiCOConfig, SCSTConfig, XEConfig, XETrainer
@@ -156,3 +156,26 @@ def test_a_prompt_is_kept_out_of_captions_and_loss(rows):
     written = family.generate(model, own, max_length=6)
     assert written.shape[1] <= 6
     assert not any(text.startswith("photo of") for text in family.decode(processor, written))
+
+
+def test_adapters_that_peft_has_no_layers_for(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"peft knows no layers of a blip for adapters; name some of .*query"):
+        trainer_of("xe", "blip", tmp_path, rows, peft_config=LoraConfig(r=2))
+
+
+def test_features_of_any_number_are_not_kept(tmp_path, rows):
+    with pytest.raises(ValueError, match="the features of a LlavaForConditionalGeneration differ in number"):
+        trainer_of("scst", "llava", tmp_path, rows, cache_image_features=True)
+
+
+def test_patches_of_the_first_images(rows):
+    """Qwen's patches of all images are one after the other."""
+    model, processor = tiny_model("qwen2_5_vl"), KINDS["qwen2_5_vl"].processor()
+    family = family_of(model)
+    images = [{"image": image} for image in tiny_images(3)]
+    batch = {**family.training_batch(processor, images, ["a star"] * 6), "columns": {"image_id": [0, 1, 2]}}
+    first = family.first_images(batch, 2, 3)
+    alone = family.training_batch(processor, images[:2], ["a star"] * 4)
+    assert torch.equal(first["pixel_values"], alone["pixel_values"])
+    assert torch.equal(first["image_grid_thw"], alone["image_grid_thw"])
+    assert first["labels"].shape[0] == 4 and first["columns"] == {"image_id": [0, 1]}
