@@ -102,7 +102,7 @@ def runs_of(model: Any, pixels: torch.Tensor, args: argparse.Namespace) -> dict[
         family.log_probs(model, sequences, family.encode(model, seen))[0].sum().backward()
         model.zero_grad()
 
-    runs = {}
+    runs: dict[str, tuple[Callable, Callable]] = {}
     for beams in (1, args.num_beams):
         options = {**length, "num_beams": beams, "do_sample": False}
         runs[f"caption, {beams} beams" if beams > 1 else "caption, greedy"] = (

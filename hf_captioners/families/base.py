@@ -480,7 +480,7 @@ def _first_rows(values: Any, number: int, size: int) -> Any:
 
 
 @contextmanager
-def answering(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
+def answering(module: Any, answer: Callable[..., Any]) -> Iterator[None]:
     """Let a module give what is known already in the place of its forward pass, for the time of a block.
 
     Args:

@@ -170,7 +170,8 @@ def ask(model: PreTrainedModel, prompt: str | None) -> None:
         return
     if not family_class(model).takes_prompt:
         raise ValueError(f"prompt {prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
-    model.config.captioning_prompt = prompt
+    config: Any = model.config  # whose fields are its class's, but which saves what else it is given
+    config.captioning_prompt = prompt
 
 
 def quantized(load_in_4bit: bool, load_in_8bit: bool) -> dict[str, Any]:

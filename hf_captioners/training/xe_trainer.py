@@ -111,7 +111,7 @@ class XETrainer(CaptionerTrainer):
         base = self.accelerator.unwrap_model(model)
         number = inputs.pop("num_items_in_batch", num_items)
 
-        def loss_of_batch() -> torch.Tensor:
+        def loss_of_batch() -> Any:
             with self.accelerator.autocast():
                 return self.family.caption_loss(base, inputs, number, self.args.label_smoothing_factor)
 
