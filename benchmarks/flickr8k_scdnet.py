@@ -24,6 +24,7 @@ from hf_captioners.inference.captioning import caption_rows
 
 MAKEFILE = RECIPES / "scdnet/Makefile"
 STEPS = (10, 50)
+EXPORT_STEPS = 10  # of the captions of all pictures that the second stage learns from
 TRAININGS = {"1_xe": None, "2_scst": None, "5_xe": "3_xe", "6_scst": "4_scst"}  # and sentences of the first stage
 
 
@@ -81,7 +82,7 @@ def train_scdnet(args: argparse.Namespace, teacher: Path) -> Iterator[Run]:
         teacher (`Path`): a captioner that writes word by word, whose captions guide self-critical training.
 
     Returns:
-        `Iterator[Run]`: both trainings of each stage.
+        `Iterator[Run]`: the trainings of `args.scdnet_steps`; those before them are run where they are not done.
     """
     retrieved, folder = look_up_sentences(args), args.out / "scdnet"
     epochs = f"--num_train_epochs {args.num_train_epochs}" if args.num_train_epochs else ""
@@ -94,10 +95,12 @@ def train_scdnet(args: argparse.Namespace, teacher: Path) -> Iterator[Run]:
         "RECIPE": "flickr8k_",
         "NEW": f"--backbone {args.data / 'vision_backbone'}",
         "MORE": epochs,
+        "XE_STEPS": EXPORT_STEPS,
+        "SCST_STEPS": EXPORT_STEPS,
         "PYTHON": sys.executable,
     }
-    *_, last = TRAININGS
     words = [f"{name}={value}" for name, value in variables.items()]
-    subprocess.run(["make", "-f", MAKEFILE, *words, f"{folder / last}/raw/config.json"], stdout=sys.stderr, check=True)
-    for step in TRAININGS:
+    targets = [f"{folder / step}/raw/config.json" for step in args.scdnet_steps]
+    subprocess.run(["make", "-f", MAKEFILE, *words, *targets], stdout=sys.stderr, check=True)
+    for step in args.scdnet_steps:
         yield ScdnetRun(args, step, retrieved)

@@ -39,7 +39,7 @@ from flickr8k import (
     options_of,
     write_features,
 )
-from flickr8k_scdnet import train_scdnet
+from flickr8k_scdnet import TRAININGS, train_scdnet
 
 from hf_captioners.metrics import CaptionMetrics, Evaluation
 from hf_captioners.modeling.processing_captioner import prepare_rows
@@ -215,6 +215,9 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["expansionnet_v2"], help="what to train")
     parser.add_argument("--num-train-epochs", type=int, help="instead of the recipes' number")
+    parser.add_argument(
+        "--scdnet-steps", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="trainings of SCD-Net (all)"
+    )
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, on a machine that is busy")
     args = parser.parse_args()
     choose_images(args)
