@@ -51,7 +51,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     source = dataset.add_mutually_exclusive_group()
     source.add_argument("--image-root", metavar="DIR", help="folder of its pictures")
-    source.add_argument("--features", metavar="DIR", help="folder of their features, as `features` writes it")
+    source.add_argument("--features", nargs="+", metavar="DIR", help="folders of their features, as `features` writes "
+                        "them")  # fmt: skip
 
 
 def open_sources(
@@ -138,7 +139,7 @@ def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
         raise UsageError("give paths, or --annotations, or --data-dir, one of them")
     from ..data.captions.attached import attach_sentences, parse_sentences
     from ..data.captions.load import has_own_images
-    from ..data.features.store import FeatureStore
+    from ..data.features.joined_stores import open_features
     from ..data.rows import attach_features, undecoded
 
     with mistakes(ValueError, OSError):
@@ -148,7 +149,7 @@ def _sources_of_dataset(args: argparse.Namespace) -> tuple[Sources, int]:
         rows = _rows(args)
         for column, path in sentences.items():
             rows = attach_sentences(rows, path, column)
-        rows = attach_features(rows, FeatureStore(args.features)) if args.features else undecoded(rows)
+        rows = attach_features(rows, open_features(args.features)) if args.features else undecoded(rows)
 
     def read(wanted: Callable[[Any], bool]) -> Iterator[Iterator[Mapping[str, Any]]]:
         return (iter([rows[index]]) for index in range(len(rows)))

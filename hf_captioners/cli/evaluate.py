@@ -1,8 +1,8 @@
 """`hf-captioners evaluate`: score captions, of a file or written now by a captioner, against references.
 
-stdout has a table, or with `--json` one JSON object: `corpus`, `signature` and, if asked for, `per_image`. Progress
-and messages go to stderr. Exit status 0, or 1 if some pictures could not be captioned, 2 if nothing could be scored,
-3 if a disk is full.
+stdout has a table, or with `--json` one JSON object: `corpus`, `signature`, `data` (the fingerprint of what was scored)
+and, if asked for, `per_image`. Progress and messages go to stderr. Exit status 0, or 1 if some pictures could not be
+captioned, 2 if nothing could be scored, 3 if a disk is full.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .image_options import add_detector_option, add_retrieval_options, use_detec
 
 if TYPE_CHECKING:
     from ..data.captions.predictions import References
+    from ..data.fingerprint import DataFingerprint
     from ..metrics import CaptionMetrics, Evaluation
 
 _EPILOG = """\
@@ -63,7 +64,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     written = parser.add_argument_group("captions written now")
     written.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)
     written.add_argument("--dataset", metavar="PATH", help="references as above, or a folder as training reads it")
-    written.add_argument("--features", metavar="DIR", help="their cached features, to caption instead of the pictures")
+    written.add_argument(
+        "--features", nargs="+", metavar="DIR", help="their cached features, to caption instead of the pictures"
+    )
     written.add_argument("--save-predictions", metavar="FILE", type=Path, help="also write them, as COCO results")
     parser.add_argument(
         "--split",
@@ -144,11 +147,12 @@ def run(args: argparse.Namespace) -> int:
         suite = _suite(args)
         captions = _read_captions(args) if args.predictions is not None else _write_captions(args, suite)
         evaluation = _evaluate(suite, captions)
+        data = _fingerprint(captions)
         if args.report is not None:
             _report(args, captions, evaluation)
         if args.update_card is not None:
-            _update_card(args, captions, evaluation)
-    print(_as_json(evaluation, args.per_image) if args.json else _as_table(evaluation))
+            _update_card(args, captions, evaluation, data)
+    print(_as_json(evaluation, data, args.per_image) if args.json else _as_table(evaluation))
     return 1 if captions.failed else 0
 
 
@@ -160,6 +164,7 @@ class _Captions:
     predictions: list[str]
     references: list[list[str]]
     images: dict[Any, Path]
+    file_names: Mapping[Any, str]  # as the references have them, where they do
     split: str | None = None
     failed: int = 0
 
@@ -203,7 +208,7 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
         print(f"--subset: {len(ids)} images scored; left out: {left_out[0]} predictions without references, "
               f"{left_out[1]} images without prediction", file=sys.stderr)  # fmt: skip
     images = image_paths(predictions, references, ids, args.image_root)
-    return _Captions(ids, captions, references_of_ids, images, args.split)
+    return _Captions(ids, captions, references_of_ids, images, references.file_names, args.split)
 
 
 def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Captions:
@@ -242,6 +247,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
         list(captions.values()),
         [references.captions[image_id] for image_id in captions],
         images,
+        references.file_names,
         split,
         failed=number - len(captions),
     )
@@ -269,7 +275,7 @@ def _rows_to_caption(
     """Rows with a file or cached features each, and the files as far as they are known."""
     from ..data.archive import archive_suffix
     from ..data.captions.folder_files import is_folder
-    from ..data.features.store import FeatureStore
+    from ..data.features.joined_stores import open_features
 
     ids = list(references.captions)
     if args.features is None and not references.file_names and archive_suffix(source):
@@ -280,10 +286,10 @@ def _rows_to_caption(
         if nameless:
             raise UsageError(f"--dataset {source}: image {nameless[0]} has no file name to caption it by")
         return ({"image_id": image_id, "image": images[image_id]} for image_id in ids), images
-    store = FeatureStore(args.features)
+    store = open_features(args.features)
     missing = [image_id for image_id in ids if image_id not in store]
     if missing:
-        raise UsageError(f"--features {args.features}: no features of {len(missing)} images, as image {missing[0]}")
+        raise UsageError(f"--features {store.folder}: no features of {len(missing)} images, as image {missing[0]}")
     knows_where = args.image_root or is_folder(source)
     images = _image_paths(references, args.image_root, source) if knows_where else {}
     return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), images
@@ -420,22 +426,38 @@ def _check_card(folder: Path, models: list[str] | None) -> None:
     known_facts(folder)
 
 
-def _update_card(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> None:
+def _fingerprint(captions: _Captions) -> "DataFingerprint":
+    """The fingerprint of the pictures and references that were scored; COCO scaled down is said."""
+    from ..data.fingerprint import SCALED_DOWN, fingerprint
+
+    paths = captions.images
+    names = [captions.file_names.get(image_id, str(image_id)) for image_id in captions.image_ids]
+    known = all(image_id in paths for image_id in captions.image_ids)
+    images = [str(paths[image_id]) for image_id in captions.image_ids] if known else None
+    mark = fingerprint(names, captions.references, images)
+    if mark.scaled_down:
+        print(f"hf-captioners evaluate: scored on {SCALED_DOWN}", file=sys.stderr)
+    return mark
+
+
+def _update_card(
+    args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation", data: "DataFingerprint"
+) -> None:
     from ..hub.card import add_results
     from ..hub.facts import CardResults
 
     source = args.references if args.dataset is None else args.dataset
-    note = f"Scored on {len(captions.image_ids):,} pictures."
+    note = f"Scored on {len(captions.image_ids):,} pictures (fingerprint of the data {data})."
     dataset = Path(source).resolve().stem
     add_results(
         args.update_card, CardResults(evaluation.corpus, note, evaluation.signature_text, dataset, captions.split)
     )
 
 
-def _as_json(evaluation: "Evaluation", per_image: bool) -> str:
+def _as_json(evaluation: "Evaluation", data: "DataFingerprint", per_image: bool) -> str:
     from ..data.printable import printable_json
 
-    content = {"corpus": evaluation.corpus, "signature": evaluation.signature}
+    content = {"corpus": evaluation.corpus, "signature": evaluation.signature, "data": asdict(data)}
     if per_image:
         names = evaluation.image_ids
         content["per_image"] = {

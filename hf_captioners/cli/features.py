@@ -32,7 +32,7 @@ FORMATS = ("store", "npz", "tsv")
 ON_BAD_ROW = ("error", "skip")
 
 _OF_A_DATASET = (
-    *("annotations", "image_root", "data_dir", "splits", "missing"),
+    *("annotations", "image_root", "data_dir", "splits", "on_bad_row"),
     *("dataset", "dataset_config", "image_column", "id_column"),
     *("num_workers", "device", "trust_remote_code"),
 )
@@ -61,6 +61,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", required=True, help="folder to write; with --format tsv the file")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision in the store (%(default)s)")
     parser.add_argument("--shard-size-mb", type=positive, default=500, help="size of a file (%(default)s)")
+    parser.add_argument(
+        "--on-bad-row",
+        choices=ON_BAD_ROW,
+        default="error",
+        help="skip: leave out, log and count pictures, rows and regions that cannot be used, and exit with 0 "
+        "(%(default)s)",
+    )
     _add_backbone_options(parser.add_argument_group("features that a backbone computes"))
     _add_detector_options(parser.add_argument_group("regions that a detector finds, in their place"))
     _add_region_options(parser.add_argument_group("region features of other projects, in their place"))
@@ -94,7 +101,6 @@ def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
         default="grid",
         help="of a vision backbone: its grid, or one embedding of the whole picture, as CLIP-GPT2 reads (%(default)s)",
     )
-    group.add_argument("--missing", choices=("error", "drop"), default="error", help="if image files are missing")
     group.add_argument("--batch-size", type=positive, default=16, help="pictures at a time (%(default)s)")
     group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
@@ -137,12 +143,6 @@ def _add_region_options(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--image-sizes", metavar="FILE", help="JSON of the pictures' sizes (cocotalk.json, COCO's); a .tsv has them"
-    )
-    group.add_argument(
-        "--on-bad-row",
-        choices=ON_BAD_ROW,
-        default="error",
-        help="skip: leave out, log and count regions that cannot be used, and exit with 0 (%(default)s)",
     )
     group.add_argument("--norm", choices=NORMS, default="none", help="l2: divide each region's vector by its length")
 
@@ -246,10 +246,11 @@ def _has_images(args: argparse.Namespace) -> bool:
 def _dataset(args: argparse.Namespace) -> Any:
     if args.dataset is not None:
         return _named_dataset(args)
+    from ..data.bad_rows import BadRows
     from ..data.captions.load import load_captions
 
     split = "all" if args.splits is None else "+".join(args.splits)
-    return load_captions(args.data_dir or args.annotations, args.image_root, split, missing=args.missing)
+    return load_captions(args.data_dir or args.annotations, args.image_root, split, bad_rows=BadRows(args.on_bad_row))
 
 
 def _named_dataset(args: argparse.Namespace) -> Any:

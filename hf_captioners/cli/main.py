@@ -15,6 +15,7 @@ from ..data.printable import PrintableFormatter
 from . import (
     caption,
     convert,
+    data,
     env,
     evaluate,
     features,
@@ -29,7 +30,10 @@ from . import (
 )
 from .common import INTERRUPTED, TRACEBACK, Parser, UsageError, needed, report
 
-VERBS = (quickstart, caption, train, evaluate, features, regions, retrieval, guides, scdnet, plot, convert, push, env)
+VERBS = (
+    *(quickstart, caption, train, evaluate, data, features, regions, retrieval, guides, scdnet, plot),
+    *(convert, push, env),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ class BadRows:
     Args:
         action (`str`, defaults to `"error"`): `"error"` raises for the first, `"skip"` leaves all of them out: the
             first 20 are warnings in the log, the others are counted.
+        log (`bool`, defaults to `True`): log them; `False` where `messages` are shown in another way.
 
     Attributes:
         count (`int`): rows that were left out; one that is read twice counts once.
@@ -41,15 +42,21 @@ class BadRows:
     ```
     """
 
-    def __init__(self, action: str = "error") -> None:
+    def __init__(self, action: str = "error", log: bool = True) -> None:
         if action not in ON_BAD_ROW:
             raise ValueError(f"on_bad_row={action!r}, expected {' or '.join(map(repr, ON_BAD_ROW))}")
         self.skips = action == "skip"
-        self._messages: set[str] = set()
+        self._logged = _LOGGED if log else 0
+        self._messages: dict[str, None] = {}
 
     @property
     def count(self) -> int:
         return len(self._messages)
+
+    @property
+    def messages(self) -> list[str]:
+        """The faults of rows that were left out."""
+        return list(self._messages)
 
     def add(self, error: Exception) -> None:
         """Leave a row out.
@@ -64,10 +71,10 @@ class BadRows:
             raise error
         if str(error) in self._messages:
             return
-        self._messages.add(str(error))
-        if self.count <= _LOGGED:
+        self._messages[str(error)] = None
+        if self.count <= self._logged:
             logger.warning("left out: %s", printable(error))
-        if self.count == _LOGGED:
+        if self.count == self._logged:
             logger.warning("further rows that cannot be used are counted, not named")
 
     def conclude(self, source: str) -> None:

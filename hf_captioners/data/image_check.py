@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
 from ..modeling.captioner_image_format import SIGNATURE_BYTES, UNREAD_FORMATS, readable_formats, sniff_format
 from ..modeling.captioner_image_io import open_image
 from ..modeling.captioner_image_limits import MAX_BYTES, MAX_PIXELS, limit_of, too_many
+from .bad_rows import BadRows
 from .files import regular_file
 from .printable import printable
 from .rows import undecoded
@@ -21,7 +23,7 @@ from .rows import undecoded
 logger = logging.getLogger(__name__)
 
 _THREADS, _SHOWN = 8, 5
-_WINDOW = 256  # pictures at a time, whose bytes may be in the rows
+_BLOCK = 512  # pictures in memory, where rows hold their bytes
 # what PIL's parsers let out of a broken header
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 
@@ -30,7 +32,7 @@ class BrokenImagesError(ValueError):
     """Pictures of a data set that cannot be opened; the message counts them and names the first."""
 
 
-def check_images(rows: Any, source: str) -> None:
+def check_images(rows: Any, source: str, bad_rows: BadRows | None = None) -> Any:
     """Look at the header of each picture: whether it is there, a picture, and within the limits.
 
     A JPEG, PNG, GIF or WebP file that does not end as its format says is decoded, as training would, to see whether it
@@ -40,9 +42,13 @@ def check_images(rows: Any, source: str) -> None:
     Args:
         rows (`datasets.Dataset`): with a column `image`.
         source (`str`): where they are from, for the message.
+        bad_rows ([`BadRows`], *optional*): gets pictures that are missing or broken; by default they are one error.
+
+    Returns:
+        `datasets.Dataset`: the rows, without those whose pictures cannot be opened.
 
     Raises:
-        BrokenImagesError: pictures are missing or broken.
+        BrokenImagesError: pictures are missing or broken, all of them or without `bad_rows` that skips them.
 
     Example:
 
@@ -56,42 +62,96 @@ def check_images(rows: Any, source: str) -> None:
 
     ```
     """
-    images = undecoded(rows)["image"]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_images") as pool:
-        windows = (images[start : start + _WINDOW] for start in range(0, len(images), _WINDOW))
-        found = (fault for window in windows for fault in pool.map(_fault, window))
-        faults = [fault for fault in found if fault is not None]
-    if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    faults = [header.fault for header in read_headers(undecoded(rows)["image"])]
+    broken = [fault for fault in faults if fault is not None]
+    if not broken:
+        logger.info("%s: the headers of %d pictures are fine", source, len(faults))
+        return rows
+    if bad_rows is None or not bad_rows.skips or len(broken) == len(faults):
+        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         raise BrokenImagesError(
-            f"{source}: {len(faults)} of {len(images)} pictures cannot be opened: {', '.join(faults[:_SHOWN])}{more}"
+            f"{source}: {len(broken)} of {len(faults)} pictures cannot be opened: {', '.join(broken[:_SHOWN])}{more}"
         )
-    logger.info("%s: the headers of %d pictures are fine", source, len(images))
+    for fault in broken:
+        bad_rows.add(BrokenImagesError(f"{source}: picture {fault}"))
+    return rows.select([index for index, fault in enumerate(faults) if fault is None])
 
 
-def _fault(image: Any) -> str | None:
-    """The name of a picture and why it cannot be opened; `None` if its header is fine."""
+class ImageHeader(NamedTuple):
+    """The header of a picture.
+
+    Attributes:
+        size (`tuple[int, int]`, *optional*): width and height in pixels; `None` where it was not read, as of URLs.
+        fault (`str`, *optional*): name of the picture and why it cannot be opened.
+    """
+
+    size: tuple[int, int] | None = None
+    fault: str | None = None
+
+
+def read_headers(images: Sequence[Any]) -> Iterator[ImageHeader]:
+    """Read the headers of pictures, several at a time.
+
+    Args:
+        images (`Sequence`): paths or `{"path": ..., "bytes": ...}`; see [`undecoded`].
+
+    Yields:
+        [`ImageHeader`]: of each picture.
+
+    Example:
+
+    ```python
+    >>> import io
+    >>> from PIL import Image
+    >>> from hf_captioners.data.image_check import read_headers
+    >>> Image.new("L", (4, 3)).save(file := io.BytesIO(), "PNG")
+    >>> list(read_headers([{"path": None, "bytes": file.getvalue()}]))
+    [ImageHeader(size=(4, 3), fault=None)]
+
+    ```
+    """
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_images") as pool:
+        for start in range(0, len(images), _BLOCK):
+            yield from pool.map(_header, images[start : start + _BLOCK])
+
+
+def byte_length(image: Mapping[str, Any]) -> int:
+    """The bytes of a picture's file.
+
+    Args:
+        image (`Mapping`): `{"path": ..., "bytes": ...}`.
+
+    Returns:
+        `int`
+
+    Raises:
+        OSError: it is not there.
+    """
+    return len(image["bytes"]) if image["bytes"] is not None else Path(image["path"]).stat().st_size
+
+
+def _header(image: Any) -> ImageHeader:
     encoded = image if isinstance(image, Mapping) else {"path": image, "bytes": None}
     content, path = encoded.get("bytes"), encoded.get("path")
     if isinstance(path, Image.Image) or (content is None and "://" in str(path)):
-        return None
+        return ImageHeader()
     try:
         if content is not None:
-            _check_file(io.BytesIO(content), len(content), content)
-        else:
-            with regular_file(str(path), "picture").open("rb") as file:
-                _check_file(file, os.fstat(file.fileno()).st_size, str(path))
+            return ImageHeader(_check_file(io.BytesIO(content), len(content), content))
+        with regular_file(str(path), "picture").open("rb") as file:
+            return ImageHeader(_check_file(file, os.fstat(file.fileno()).st_size, str(path)))
     except FileNotFoundError:
-        return printable(f"{path} (no such file)")
+        return ImageHeader(fault=printable(f"{path} (no such file)"))
     except _BROKEN as error:
-        return printable(f"{path or '<bytes>'} ({error})")
-    return None
+        return ImageHeader(fault=printable(f"{path or '<bytes>'} ({error})"))
 
 
-def _check_file(file: IO[bytes], size: int, source: str | bytes) -> None:
-    _check_header(file, size)
+def _check_file(file: IO[bytes], size: int, source: str | bytes) -> tuple[int, int] | None:
+    """Width and height of a picture that can be opened."""
+    pixels = _check_header(file, size)
     if not _ends_well(file, size):
         open_image(source)
+    return pixels
 
 
 _ENDS = {  # of whole files, by their beginning; files that go on behind it are valid, too, and are decoded
@@ -112,7 +172,7 @@ def _ends_well(file: IO[bytes], size: int) -> bool:
     return file.read(len(end)) == end
 
 
-def _check_header(file: IO[bytes], size: int) -> None:
+def _check_header(file: IO[bytes], size: int) -> tuple[int, int] | None:
     if size == 0:
         raise ValueError("the file is empty")
     if size > (limit := limit_of("bytes", MAX_BYTES)):
@@ -121,7 +181,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     if kind in UNREAD_FORMATS and kind not in readable_formats():
         raise ValueError(f"a picture in {UNREAD_FORMATS[kind]}")
     if kind == "HEIF":
-        return
+        return None
     file.seek(0)
     try:
         with Image.open(file, formats=[name for name in readable_formats() if name != "HEIF"]) as image:
@@ -130,3 +190,4 @@ def _check_header(file: IO[bytes], size: int) -> None:
         raise ValueError("not a readable picture") from None
     if width * height > (limit := limit_of("pixels", MAX_PIXELS)):
         raise too_many(f"{width} x {height}", limit, "pixels")
+    return width, height

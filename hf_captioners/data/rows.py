@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import reprlib
 from collections.abc import Sequence, Sized
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from .bad_rows import BadRows
 from .captions.records import has_word
 from .features.store import FeatureStore
 from .row_stream import RowStream
@@ -74,7 +75,7 @@ def attach_features(
     dataset: datasets.Dataset,
     store: FeatureStore,
     *,
-    missing: Literal["error", "drop"] = "error",
+    bad_rows: BadRows | None = None,
     keep_images: bool = False,
 ) -> FeatureDataset:
     """Give the rows of a dataset `image_features` in place of `image`.
@@ -84,8 +85,7 @@ def attach_features(
         store ([`FeatureStore`]): The features.
         keep_images (`bool`, defaults to `False`):
             Keep the `image` column, undecoded, for rewards that look at pictures; the captioner looks at features.
-        missing (`str`, defaults to `"error"`):
-            `"drop"` leaves out rows of images without features, with a warning, where `"error"` raises.
+        bad_rows ([`BadRows`], *optional*): gets images without features; by default they are one error.
 
     Returns:
         [`FeatureDataset`]: rows with `image_features`, a tensor of shape `[num_tokens, feature_size]` in the store's
@@ -93,10 +93,8 @@ def attach_features(
 
     Raises:
         TypeError: The dataset is a streaming one; its rows cannot be looked up.
-        ValueError: Images have no features, or `missing` has no such value.
+        ValueError: Images have no features.
     """
-    if missing not in ("error", "drop"):
-        raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
     if not isinstance(cast(object, dataset), Sized):
         raise TypeError(f"features cannot be attached to a {type(dataset).__name__}: load it without streaming")
     if "image" in dataset.column_names:
@@ -107,19 +105,24 @@ def attach_features(
         problem = (
             f"{store.folder}: {len(absent)} of {len(ids)} images have no features: {_some(list(map(repr, absent)))}"
         )
-        if missing == "error" or len(absent) == len(ids):
-            raise ValueError(f'{problem}; compute them, or leave out a few with missing="drop"')
-        logger.warning("%s; they are left out", problem)
+        if bad_rows is None or not bad_rows.skips or len(absent) == len(ids):
+            raise ValueError(f"{problem}; compute them, or leave out a few (on_bad_row skip)")
+        for image_id in absent:
+            bad_rows.add(ValueError(f"{store.folder}: image {image_id!r} has no features"))
         dataset = dataset.select([index for index, image_id in enumerate(ids) if image_id in store])
     return FeatureDataset(dataset, store)
 
 
-def check_captions(rows: Any, source: str) -> None:
+def check_captions(rows: Any, source: str, bad_rows: BadRows | None = None) -> Any:
     """Refuse, before they are learned from, captions that say nothing or are none.
 
     Args:
         rows (`Dataset` or `list[dict]`): with `captions` and `image_id`.
         source (`str`): where they are from, for the message.
+        bad_rows ([`BadRows`], *optional*): gets rows with such captions; by default they are one error.
+
+    Returns:
+        `Dataset` or `list[dict]`: the rows, without these.
 
     Raises:
         ValueError: rows without a caption, or captions that are no text, without a word, of more than `MAX_CAPTION`
@@ -140,34 +143,58 @@ def check_captions(rows: Any, source: str) -> None:
     captions_of_rows = [row["captions"] for row in table] if isinstance(table, list) else table["captions"][:]
     ids = [row["image_id"] for row in table] if isinstance(table, list) else table["image_id"][:]
     faults: dict[str, list[str]] = {}
+    good: list[int] = []
     broken = 0
-    for image_id, captions in zip(ids, captions_of_rows, strict=True):
-        fault = ("without a word", captions) if not captions else next(filter(None, map(_fault, captions)), None)
-        if fault is not None:
-            faults.setdefault(fault[0], []).append(f"image {image_id!r}: {reprlib.repr(fault[1])}")
+    for row, (image_id, captions) in enumerate(zip(ids, captions_of_rows, strict=True)):
+        found = ((caption_fault(caption), caption) for caption in captions or [None])
+        fault, caption = next((pair for pair in found if pair[0] is not None), (None, None))
+        if fault is None:
+            good.append(row)
+            broken += any("\n" in text.strip() for text in captions)
         else:
-            broken += any("\n" in caption.strip() for caption in captions)
-    if faults:
+            shown = reprlib.repr(caption if captions else captions)
+            faults.setdefault(fault, []).append(f"image {image_id!r}: {shown}")
+    if faults and not (bad_rows is not None and bad_rows.skips and good):
         said = (
             f"{len(named)} of {len(ids)} pictures have captions {fault}: {_some(named)}"
             for fault, named in faults.items()
         )
         raise ValueError(f"{source}: {'; '.join(said)}; mend them or leave them out")
+    for problem, named in faults.items():
+        for image in named:
+            cast(BadRows, bad_rows).add(ValueError(f"{source}: a caption {problem}: {image}"))
     if broken:
         logger.warning(
             "%s: %d of %d pictures have captions with line breaks in them, read as spaces", source, broken, len(ids)
         )
+    if not faults:
+        return rows
+    return [table[row] for row in good] if isinstance(table, list) else table.select(good)
 
 
-def _fault(caption: Any) -> tuple[str, Any] | None:
-    """The reason why a caption cannot be learned from, and the caption; `None` if it can."""
+def caption_fault(caption: Any) -> str | None:
+    """The reason why a caption cannot be learned from; `None` if it can.
+
+    Args:
+        caption: a caption, or what stands in its place.
+
+    Returns:
+        `str` or `None`: to follow the word "caption".
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.data.rows import caption_fault
+    >>> [caption_fault(caption) for caption in ("a dog", " . ", None, "a dog" * 5000)]
+    [None, 'without a word', 'without a word', 'of more than 5000 characters']
+
+    ```
+    """
     if not isinstance(caption, str) or not has_word(caption):
-        return "without a word", caption
+        return "without a word"
     if len(caption) > MAX_CAPTION:
-        return f"of more than {MAX_CAPTION} characters", caption
-    if "\0" in caption:
-        return "with a NUL character", caption
-    return None
+        return f"of more than {MAX_CAPTION} characters"
+    return "with a NUL character" if "\0" in caption else None
 
 
 def _some(named: Sequence[str]) -> str:

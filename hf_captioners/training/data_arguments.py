@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..data.bad_rows import BadRows
 from ..data.captions.attached import attach_sentences, has_sentences, parse_sentences
 from ..data.captions.captioned import Columns, captioned, captioned_stream, kept_rows, load_named, split_names
 from ..data.captions.distill import distill_captions
@@ -14,7 +15,8 @@ from ..data.captions.folder import join_splits, load_folder
 from ..data.captions.layouts import COCOTALK, KARPATHY, layout_of
 from ..data.captions.load import load_captions
 from ..data.captions.tar_shards import stream_tars, tar_shards
-from ..data.features.store import FeatureStore
+from ..data.features.joined_stores import open_features
+from ..data.fingerprint import SCALED_DOWN, fingerprint_of_rows
 from ..data.image_check import check_images
 from ..data.row_stream import BUFFER_SIZE, RowStream
 from ..data.rows import attach_features, check_captions, training_captions
@@ -35,7 +37,8 @@ class DataArguments:
         eval_annotations, eval_image_root (`str`, *optional*): the same of the pictures to evaluate on, where they are
             in another file; the root by default that of `image_root`.
         labels (`str`, *optional*): label file of the SATIC code; `annotations` is its `cocotalk.json` then.
-        features (`str`, *optional*): folder of a [`FeatureStore`], to read instead of the pictures.
+        features (`list[str]`, *optional*): folders of feature stores, to read instead of the pictures; see
+            [`open_features`].
         dataset_name (`str`, *optional*): or a data set of the Hub, or a folder that `datasets` reads.
         dataset_config_name (`str`, *optional*): its configuration.
         image_column (`str`, defaults to `"image"`), caption_column (`list[str]`, *optional*), image_id_column (`str`,
@@ -49,6 +52,7 @@ class DataArguments:
         missing_distilled (`str`, defaults to `"error"`): `"keep"` the references of pictures that the teacher left out.
         sentences (`list[str]`, *optional*): files of sentences of the pictures that become columns, `COLUMN=FILE` each.
         check_images (`bool`, defaults to `True`): look at the headers of all pictures first.
+        on_bad_row (`str`, defaults to `"error"`): `"skip"` leaves out, logs and counts rows that cannot be used.
     """
 
     annotations: str | None = field(
@@ -132,8 +136,9 @@ class DataArguments:
             "layout, validation of a folder or of --dataset_name."
         },
     )
-    features: str | None = field(
-        default=None, metadata={"help": "Folder written by `hf-captioners features`: read it instead of the pictures."}
+    features: list[str] | None = field(
+        default=None,
+        metadata={"help": "Folders written by `hf-captioners features`: read them instead of the pictures."},
     )
     distilled: str | None = field(
         default=None,
@@ -150,6 +155,13 @@ class DataArguments:
         metadata={
             "help": "Sentences of the pictures that SCD-Net sees, as COLUMN=FILE: retrieved=FILE of `hf-captioners "
             "retrieval lookup`, previous=FILE and guide=FILE of `hf-captioners caption --annotations`."
+        },
+    )
+    on_bad_row: str = field(
+        default="error",
+        metadata={
+            "help": "'skip' leaves out, logs and counts rows that cannot be used: pictures that are missing or broken, "
+            "captions that are none, ids that are there twice, images without features."
         },
     )
     check_images: bool = field(
@@ -200,24 +212,36 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
             "one of them."
         )
     _refuse_unread(arguments)
+    bad_rows = BadRows(arguments.on_bad_row)
     if arguments.streaming:
         train, evaluation = _stream(arguments)
-        _check_rows(arguments, None, evaluation)
-        return train, evaluation
+        return train, _check_rows(arguments, None, evaluation, bad_rows)[1]
     readers = {"annotations": _load_files, "data_dir": _load_folder, "dataset_name": _load_named}
-    train, evaluation = readers[sources[0]](arguments)
+    train, evaluation = readers[sources[0]](arguments, bad_rows)
     if arguments.distilled is not None:
         train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
-        check_captions(train, arguments.distilled)
+        train = check_captions(train, arguments.distilled, bad_rows)
     train, evaluation = _attach_sentences(sentences, train, evaluation)
-    _check_rows(arguments, train, evaluation)
-    if arguments.features is None:
-        return train, evaluation
-    store = FeatureStore(arguments.features)
-    with_features = [
-        None if rows is None else attach_features(rows, store, keep_images=True) for rows in (train, evaluation)
-    ]
-    return with_features[0], with_features[1]
+    train, evaluation = _check_rows(arguments, train, evaluation, bad_rows)
+    if arguments.features is not None:
+        store = open_features(arguments.features)
+        train, evaluation = (
+            None if rows is None else attach_features(rows, store, bad_rows=bad_rows, keep_images=True)
+            for rows in (train, evaluation)
+        )
+    bad_rows.conclude(str(vars(arguments)[sources[0]]))
+    _tell_fingerprints(train, evaluation)
+    return train, evaluation
+
+
+def _tell_fingerprints(train: Any, evaluation: Any) -> None:
+    """Log which data these are, and whether they are COCO scaled down."""
+    for name, rows in (("training", train), ("evaluation", evaluation)):
+        if rows is not None:
+            mark = fingerprint_of_rows(rows)
+            logger.info("%s: %d pictures, fingerprint of the data %s", name, mark.images, mark)
+            if mark.scaled_down:
+                logger.warning("%s on %s", name, SCALED_DOWN)
 
 
 def _attach_sentences(sentences: dict[str, str], train: Any, evaluation: Any) -> tuple[Any, Any]:
@@ -252,29 +276,34 @@ def _refuse_unread(arguments: DataArguments) -> None:
                 raise ValueError(f"--{name} {vars(arguments)[name]} has no effect with {where}; leave it out.")
 
 
-def _check_rows(arguments: DataArguments, train: Any, evaluation: Any) -> None:
-    """Find before the first step what would be found after the last one."""
+def _check_rows(arguments: DataArguments, train: Any, evaluation: Any, bad_rows: BadRows) -> tuple[Any, Any]:
+    """Rows to go on with: what would be found after the last step is found before the first one."""
     if evaluation is not None and len(evaluation) == 1:
         logger.warning(
             "there is 1 picture to evaluate on: CIDEr and CIDEr-D of a single picture are 0, whatever its caption; "
             "evaluate on more, or by the loss"
         )
     if not arguments.check_images or arguments.features is not None:
-        return
+        return train, evaluation
+    checked = []
     for name, rows in (("training", train), ("validation", evaluation)):
-        if rows is not None and "image" in rows.column_names:
-            try:
-                check_images(rows, f"pictures of {name}")
-            except ValueError as error:
-                raise ValueError(f"{error}; mend them, or go on without this check by --check_images false") from error
+        try:
+            pictured = rows is not None and "image" in rows.column_names
+            checked.append(check_images(rows, f"pictures of {name}", bad_rows) if pictured else rows)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; mend them, or go on without them by --on_bad_row skip, or without this check by "
+                "--check_images false"
+            ) from error
+    return checked[0], checked[1]
 
 
-def _load_files(arguments: DataArguments) -> tuple[Any, Any]:
+def _load_files(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]:
     """The rows of files of captions; those to evaluate on are `None` where nothing says which they are."""
     annotations = str(arguments.annotations)
     if arguments.labels is not None and arguments.features is None:
         raise ValueError("--labels needs --features: the rows of cocotalk.json have no pictures.")
-    train = _load(arguments, "train_split", annotations, arguments.image_root)
+    train = _load(arguments, bad_rows, "train_split", annotations, arguments.image_root)
     source, root = annotations, arguments.image_root
     if arguments.eval_annotations is not None:
         source, root = arguments.eval_annotations, arguments.eval_image_root or root
@@ -282,27 +311,33 @@ def _load_files(arguments: DataArguments) -> tuple[Any, Any]:
     usual = "val" if has_splits else None
     if (arguments.eval_annotations or arguments.eval_split or usual) is None:
         return train, None
-    return train, _load(arguments, "eval_split", source, root, usual)
+    return train, _load(arguments, bad_rows, "eval_split", source, root, usual)
 
 
-def _load(arguments: DataArguments, option: str, source: str, image_root: str | None, usual: str | None = None) -> Any:
+def _load(
+    arguments: DataArguments,
+    bad_rows: BadRows,
+    option: str,
+    source: str,
+    image_root: str | None,
+    usual: str | None = None,
+) -> Any:
     """Rows of a file, with captions that can be learned from."""
     split = vars(arguments)[option] or usual
     try:
-        rows = load_captions(source, image_root, split, labels=arguments.labels)
+        rows = load_captions(source, image_root, split, labels=arguments.labels, bad_rows=bad_rows)
     except ValueError as error:
         if "split" in str(error) and vars(arguments)[option] is not None:
             raise ValueError(f"--{option} {split}: {error}") from error
         raise
-    check_captions(rows, source)
-    return rows
+    return check_captions(rows, source, bad_rows)
 
 
-def _load_folder(arguments: DataArguments) -> tuple[Any, Any]:
+def _load_folder(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]:
     """The rows of `train/` and, if it is there, of `validation/`, or of other splits."""
     folder = str(arguments.data_dir)
     try:
-        splits = load_folder(folder)
+        splits = load_folder(folder, bad_rows)
     except (ValueError, OSError) as error:
         raise ValueError(f"--data_dir {error}") from error
     if arguments.train_split is None and "train" not in splits:
@@ -315,11 +350,11 @@ def _load_folder(arguments: DataArguments) -> tuple[Any, Any]:
         except ValueError as error:
             raise ValueError(f"--{option} {split}: {error}") from error
         if parts[-1] is not None:
-            check_captions(parts[-1], folder)
+            parts[-1] = check_captions(parts[-1], folder, bad_rows)
     return parts[0], parts[1]
 
 
-def _load_named(arguments: DataArguments) -> tuple[Any, Any]:
+def _load_named(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]:
     """The rows of splits of a data set of the Hub, or of a folder that `datasets` reads."""
     name, columns = str(arguments.dataset_name), _columns(arguments)
     parts = []
@@ -327,7 +362,7 @@ def _load_named(arguments: DataArguments) -> tuple[Any, Any]:
         rows = None if split is None else load_named(name, arguments.dataset_config_name, split)
         parts.append(None if rows is None else captioned(rows, columns, name, needs_images=arguments.features is None))
         if rows is not None:
-            check_captions(parts[-1], name)
+            parts[-1] = check_captions(parts[-1], name, bad_rows)
     return parts[0], parts[1]
 
 

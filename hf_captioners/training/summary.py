@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from .._version import __version__
-from ..data.rows import FeatureDataset, captions_by_image, training_captions
+from ..data.fingerprint import fingerprint_of_rows
+from ..data.rows import FeatureDataset, training_captions
 from ..families import without_adapters
 from ..hub.facts import CardFacts, CardResults
-from ..metrics.signature import hash_captions
 
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -53,7 +53,7 @@ def _training(trainer: Any) -> dict[str, str]:
     facts = {
         "trainer": type(trainer).__name__,
         "data": _data(trainer),
-        "hash of the captions": _captions_hash(trainer.train_dataset),
+        "fingerprint of the data": _fingerprint(trainer.train_dataset),
         "steps": f"{state.global_step:,} of the optimizer, {state.epoch or 0:.3g} epochs",
         "batch": f"{images:,} pictures a step",
         "learning rate": f"{args.learning_rate:g}, {schedule.value if isinstance(schedule, Enum) else schedule}",
@@ -77,14 +77,14 @@ def _data(trainer: Any) -> str:
     return said + (f", {len(evaluation):,} to evaluate on" if isinstance(evaluation, (Dataset, FeatureDataset)) else "")
 
 
-def _captions_hash(rows: Any) -> str:
-    """A fingerprint of the training captions, such as signatures have of references."""
+def _fingerprint(rows: Any) -> str:
+    """The fingerprint of the training pictures and their captions."""
     from datasets import Dataset
 
     table = rows.dataset if isinstance(rows, FeatureDataset) else rows
-    if not isinstance(table, Dataset) or "captions" not in table.column_names:
+    if not isinstance(table, Dataset) or not {"image_id", "captions"} <= set(table.column_names):
         return ""
-    return hash_captions(captions_by_image(rows))
+    return str(fingerprint_of_rows(table))
 
 
 def _time(trainer: Any) -> str:

@@ -120,7 +120,7 @@ def test_missing_picture(arguments, tmp_path, capfd):
     (tmp_path / "images" / "1.png").unlink()
     assert run(arguments) == 2
     assert "1 of 3 image files are missing" in capfd.readouterr().err
-    assert run(arguments, "--missing", "drop") == 0
+    assert run(arguments, "--on-bad-row", "skip") == 0
     assert json.loads(capfd.readouterr().out)["count"] == 2
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.features.store import FeatureStore, FeatureWriter
 from hf_captioners.data.rows import (
     FeatureDataset,
@@ -87,16 +88,14 @@ class TestAttaching:
         store = FeatureStore(write_store(tmp_path, [1, 2]))
         with pytest.raises(ValueError, match="1 of 3 images have no features: 3; compute them"):
             attach_features(rows, store)
-        attached = attach_features(rows, store, missing="drop")
+        attached = attach_features(rows, store, bad_rows=BadRows("skip"))
         assert [attached[index]["image_id"] for index in range(len(attached))] == [1, 2]
-        assert "1 of 3 images have no features: 3; they are left out" in caplog.text
+        assert "image 3 has no features" in caplog.text
 
     def test_missing_all(self, rows, tmp_path):
         store = FeatureStore(write_store(tmp_path, [8]))
         with pytest.raises(ValueError, match="3 of 3 images have no features: 3, 1, 2"):
-            attach_features(rows, store, missing="drop")
-        with pytest.raises(ValueError, match="missing='skip'"):
-            attach_features(rows, store, missing="skip")
+            attach_features(rows, store, bad_rows=BadRows("skip"))
 
     def test_streaming_dataset(self, rows, store):
         with pytest.raises(TypeError, match="cannot be attached to a IterableDataset: load it without streaming"):

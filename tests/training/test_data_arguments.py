@@ -201,3 +201,50 @@ def test_other_splits_of_a_folder(tmp_path):
     assert evaluation["image_id"][:] == ["test/a.png"]
     with pytest.raises(ValueError, match=r"--eval_split dev: .*no split 'validation' in it, but train, test"):
         load_rows(DataArguments(data_dir=str(tmp_path), eval_split="dev"))
+
+
+BAD_LINES = {
+    "missing": {"captions": ["a dog"]},
+    "broken": {"captions": ["a dog"]},
+    "number": {"captions": [5]},
+    "empty": {"captions": [" "]},
+    "nul": {"captions": ["a\0dog"]},
+    "long": {"captions": ["a dog" * 2000]},
+    "good": {"captions": ["the same picture again"]},
+}
+
+
+def test_bad_rows_are_errors_or_left_out(tmp_path, caplog):
+    (tmp_path / "train").mkdir()
+    lines = [{"file_name": "good.png", "captions": ["a dog", "two\nlines"]}]
+    for name, record in BAD_LINES.items():
+        lines.append({"file_name": f"{name}.png", **record})
+        if name != "missing":
+            Image.effect_noise((9, 8), 90).save(tmp_path / "train" / f"{name}.png")
+    (tmp_path / "train" / "broken.png").write_bytes(b"\x89PNG")
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(
+        ValueError, match=r"metadata\.jsonl: 3 of 8 lines cannot be used: line 4: field 'captions'\[0\]"
+    ):
+        load_rows(DataArguments(data_dir=str(tmp_path)))
+    train, _ = load_rows(DataArguments(data_dir=str(tmp_path), on_bad_row="skip"))
+    assert [row["image_id"] for row in train] == ["train/good.png"]
+    assert f"{tmp_path}: {len(BAD_LINES)} rows left out that cannot be used" in caplog.text
+    for name in ("missing.png", "broken.png", "nul.png", "long.png", "line 4: ", "line 5: ", "line 8: "):
+        assert sum(name in message for message in caplog.messages if message.startswith("left out: ")) == 1
+    with pytest.raises(ValueError, match="on_bad_row='drop', expected 'error' or 'skip'"):
+        load_rows(DataArguments(data_dir=str(tmp_path), on_bad_row="drop"))
+
+
+def test_images_without_features(annotations, features, tmp_path, caplog):
+    with FeatureWriter(tmp_path / "more", dtype=torch.float32) as writer:
+        writer.add(8, torch.full((2, 4), 8.0))
+    content = json.loads(Path(annotations).read_text())
+    more = [{**content["images"][0], "filename": f"{number}.png", "imgid": number} for number in (8, 9)]
+    Path(annotations).write_text(json.dumps({"images": content["images"] + more}))
+    stores = [features, str(tmp_path / "more")]
+    with pytest.raises(ValueError, match="1 of 4 images have no features: 9"):
+        load_rows(DataArguments(annotations=annotations, features=stores))
+    train, _ = load_rows(DataArguments(annotations=annotations, features=stores, on_bad_row="skip"))
+    assert sorted(train[index]["image_features"][0, 0].item() for index in range(len(train))) == [0.0, 1.0, 8.0]
+    assert "1 rows left out" in caplog.text

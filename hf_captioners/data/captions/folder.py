@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
 from .folder_files import Row, chosen_splits, read_folder
 from .records import CaptionFileError
 
@@ -15,16 +15,14 @@ with of_extra():
     import pyarrow
 
 
-def load_folder(
-    folder: str | os.PathLike[str], missing: Literal["error", "drop"] = "error"
-) -> dict[str, datasets.Dataset]:
+def load_folder(folder: str | os.PathLike[str], bad_rows: BadRows | None = None) -> dict[str, datasets.Dataset]:
     """Load the splits of a folder of captioned pictures.
 
     Args:
         folder (`str` or `os.PathLike`): a folder with `train/`, and if you like `validation/` and `test/`, each with
             pictures and a `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, or a text file beside each picture.
-        missing (`str`, defaults to `"error"`):
-            `"drop"` leaves out pictures that are not there, with a warning, where `"error"` raises.
+        bad_rows ([`BadRows`], *optional*): gets lines that cannot be used, pictures that are not there, and ids that
+            another picture has; by default they are errors.
 
     Returns:
         `dict[str, datasets.Dataset]`: split -> rows with `image` (`datasets.Image`), `image_id` (`int` or `str`, by
@@ -52,16 +50,16 @@ def load_folder(
 
     ```
     """
-    if missing not in ("error", "drop"):
-        raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
-    return {split: dataset_of_rows(folder, rows) for split, rows in read_folder(folder, missing).items()}
+    return {split: dataset_of_rows(folder, rows) for split, rows in read_folder(folder, bad_rows).items()}
 
 
-def load_folder_split(folder: str | os.PathLike[str], split: str = "all", missing: Any = "error") -> datasets.Dataset:
+def load_folder_split(
+    folder: str | os.PathLike[str], split: str = "all", bad_rows: BadRows | None = None
+) -> datasets.Dataset:
     """Load splits of a folder as one data set.
 
     Args:
-        folder (`str` or `os.PathLike`), missing (`str`): see [`load_folder`].
+        folder (`str` or `os.PathLike`), bad_rows: see [`load_folder`].
         split (`str`, defaults to `"all"`): names of splits joined by `+`, or `"all"`.
 
     Returns:
@@ -70,7 +68,7 @@ def load_folder_split(folder: str | os.PathLike[str], split: str = "all", missin
     Raises:
         ValueError: there is no such split; otherwise as [`load_folder`].
     """
-    return join_splits(folder, load_folder(folder, missing), split)
+    return join_splits(folder, load_folder(folder, bad_rows), split)
 
 
 def join_splits(folder: str | os.PathLike[str], splits: Mapping[str, datasets.Dataset], split: str) -> datasets.Dataset:

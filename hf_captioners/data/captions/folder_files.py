@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..archive import UNREAD_SUFFIXES, archive_suffix
+from ..bad_rows import BadRows
 from .folder_images import FolderImages, files_below, listing, unpacked_folder, unread_archives
 from .metadata_files import (
     METADATA,
@@ -67,12 +68,13 @@ def chosen_splits(folder: str | os.PathLike[str], split: str, splits: Mapping[st
     return list(dict.fromkeys(names))
 
 
-def read_folder(folder: str | os.PathLike[str], missing: str = "error") -> dict[str, list[Row]]:
+def read_folder(folder: str | os.PathLike[str], bad_rows: BadRows | None = None) -> dict[str, list[Row]]:
     """Read all splits of a folder.
 
     Args:
         folder (`str` or `os.PathLike`): see the top of this module.
-        missing (`str`, defaults to `"error"`): `"drop"` leaves out pictures that are not there, with a warning.
+        bad_rows ([`BadRows`], *optional*): gets lines that cannot be used, pictures that are not there, and ids that
+            another picture has; by default they are errors.
 
     Returns:
         `dict[str, list[dict]]`: split -> its rows in the order of the metadata file, with `image` (`str`, a path),
@@ -87,10 +89,9 @@ def read_folder(folder: str | os.PathLike[str], missing: str = "error") -> dict[
         raise FileNotFoundError(f"{root}: no such folder")
     rows: dict[str, list[Row]] = {}
     for place in _places(root if root.is_dir() else unpacked_folder(root, keep=split_name), root):
-        for row in _read_place(place, missing):
+        for row in _read_place(place, bad_rows or BadRows()):
             rows.setdefault(row["split"], []).append(row)
-    _check_ids(root, rows)
-    return rows
+    return _with_own_ids(root, rows, bad_rows or BadRows())
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -193,9 +194,9 @@ def _splits(root: Path, shown: Path, names: list[str]) -> dict[str, str]:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _read_place(place: _Place, missing: str) -> list[Row]:
+def _read_place(place: _Place, bad_rows: BadRows) -> list[Row]:
     records = place.records()
-    rows = merged_rows(records)
+    rows = merged_rows(records, bad_rows)
     images = FolderImages(place.folder, place.own, place.archives)
     metadata = records.source
     absent: list[str] = []
@@ -207,10 +208,11 @@ def _read_place(place: _Place, missing: str) -> list[Row]:
             absent.append(row["file_name"])
     if absent:
         problem = f"{metadata}: {len(absent)} of {len(rows)} pictures are missing: {listing(absent)}"
-        if missing == "error" or len(absent) == len(rows):
+        if not bad_rows.skips or len(absent) == len(rows):
             where = "its text file" if place.metadata is None else place.metadata.name
             raise FileNotFoundError(f"{problem}. A picture is looked for beside {where}{images.places}")
-        logger.warning("%s; they are left out", problem)
+        for name in absent:
+            bad_rows.add(FileNotFoundError(f"{metadata}: picture {name} is missing"))
     texts = [] if place.metadata is not None else [where for where, _ in records.located]
     if left := images.left_out([*METADATA, *texts]):
         why = "beside it are not named in it" if place.metadata is not None else "have no text file with captions"
@@ -218,15 +220,20 @@ def _read_place(place: _Place, missing: str) -> list[Row]:
     return [row for row in rows if row["image"] is not None]
 
 
-def _check_ids(root: Path, rows: Mapping[str, Iterable[Row]]) -> None:
-    """Ids are unique in a split, and all of them are numbers or all are names."""
+def _with_own_ids(root: Path, rows: Mapping[str, list[Row]], bad_rows: BadRows) -> dict[str, list[Row]]:
+    """Rows whose ids are unique in their split, and all numbers or all names."""
     unify_ids(row for split in rows.values() for row in split)
+    kept: dict[str, list[Row]] = {}
     for split, members in rows.items():
         first: dict[Any, Row] = {}
         for row in members:
             other = first.setdefault(row["image_id"], row)
             if other is not row:
-                raise CaptionFileError(
-                    f"{root}: {split}: {other['file_name']} and {row['file_name']} have the same image_id "
-                    f"{row['image_id']!r}; ids must be unique"
+                bad_rows.add(
+                    CaptionFileError(
+                        f"{root}: {split}: {other['file_name']} and {row['file_name']} have the same image_id "
+                        f"{row['image_id']!r}; ids must be unique"
+                    )
                 )
+        kept[split] = list(first.values())
+    return kept

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast, overload
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
 from .karpathy_file import SPLITS, Row, find_images, read_rows, source_paths, source_stamp
 
 with of_extra():
@@ -37,13 +38,13 @@ class KarpathyConfig(datasets.BuilderConfig):
         annotations (`str`): The JSON file, plain or gzipped.
         image_root (`str`, *optional*): Folder of the pictures. Without it there is no `image` column.
         splits (`tuple[str, ...]`, defaults to all four): The splits to build, those that occur in the file.
-        missing (`str`, defaults to `"error"`): `"error"` or `"drop"` for images whose file is missing.
+        on_bad_row (`str`, defaults to `"error"`): `"error"` or `"skip"` for images that cannot be used.
     """
 
     annotations: str = ""
     image_root: str | None = None
     splits: tuple[str, ...] = SPLITS
-    missing: str = "error"
+    on_bad_row: str = "error"
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """The cache key: the arguments, and what tells that the annotations or the image folders were changed.
@@ -81,18 +82,8 @@ class KarpathyBuilder(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         # All checks are made here, not in `_generate_examples`, whose errors arrive wrapped.
         config = self.config
-        pairs = read_rows(config.annotations)
-        wanted = [pair for pair in pairs if pair[1]["split"] in config.splits]
-        if not wanted:
-            occurring = [split for split in SPLITS if any(row["split"] == split for _, row in pairs)]
-            raise ValueError(
-                f"{config.annotations}: no image of split {'+'.join(config.splits)}; "
-                f"its splits are: {', '.join(occurring) or 'none, the file has no images'}"
-            )
-        if config.image_root is None:
-            rows = [row for _, row in wanted]
-        else:
-            rows = find_images(wanted, config.image_root, config.missing, config.annotations)
+        bad_rows = BadRows(config.on_bad_row, log=False)  # who skips them has heard of them: a cache would be silent
+        rows = _chosen_rows(config.annotations, config.image_root, config.splits, bad_rows)
         generators = []
         for split in config.splits:
             members = [row for row in rows if row["split"] == split]
@@ -106,6 +97,19 @@ class KarpathyBuilder(datasets.GeneratorBasedBuilder):
         for chunk in chunks:
             for row in chunk:
                 yield row["image_id"], row
+
+
+def _chosen_rows(annotations: str, image_root: str | None, splits: tuple[str, ...], bad_rows: BadRows) -> list[Row]:
+    """The rows of some splits, with their pictures if there is an image root."""
+    pairs = read_rows(annotations, bad_rows)
+    wanted = [pair for pair in pairs if pair[1]["split"] in splits]
+    if not wanted:
+        occurring = [split for split in SPLITS if any(row["split"] == split for _, row in pairs)]
+        raise ValueError(
+            f"{annotations}: no image of split {'+'.join(splits)}; "
+            f"its splits are: {', '.join(occurring) or 'none, the file has no images'}"
+        )
+    return [row for _, row in wanted] if image_root is None else find_images(wanted, image_root, annotations, bad_rows)
 
 
 def _parse_split(split: str | Sequence[str]) -> tuple[str, ...]:
@@ -128,7 +132,7 @@ def load_karpathy(
     split: str | Sequence[str] = ...,
     *,
     streaming: Literal[False] = ...,
-    missing: Literal["error", "drop"] = ...,
+    bad_rows: BadRows | None = ...,
     cache_dir: str | os.PathLike[str] | None = ...,
 ) -> datasets.Dataset: ...
 
@@ -140,7 +144,7 @@ def load_karpathy(
     split: str | Sequence[str] = ...,
     *,
     streaming: Literal[True],
-    missing: Literal["error", "drop"] = ...,
+    bad_rows: BadRows | None = ...,
     cache_dir: str | os.PathLike[str] | None = ...,
 ) -> datasets.IterableDataset: ...
 
@@ -151,7 +155,7 @@ def load_karpathy(
     split: str | Sequence[str] = "train+restval",
     *,
     streaming: bool = False,
-    missing: Literal["error", "drop"] = "error",
+    bad_rows: BadRows | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load captioned pictures from a file in Karpathy's layout (COCO, Flickr8k, Flickr30k).
@@ -165,8 +169,8 @@ def load_karpathy(
             Names of `train`, `restval`, `val`, `test` in a list or joined by `+`, or `"all"`. Named splits that do not
             occur in the file are passed over (Flickr8k has no `restval`), but one has to occur.
         streaming (`bool`, defaults to `False`): Return an `IterableDataset` and write no cache.
-        missing (`str`, defaults to `"error"`):
-            `"drop"` leaves out images whose file is missing, with a warning, where `"error"` raises.
+        bad_rows ([`BadRows`], *optional*): gets images that cannot be used, whose file is missing, or whose id another
+            has; by default they are errors.
         cache_dir (`str` or `os.PathLike`, *optional*): The cache of `datasets`, by default the user's.
 
     Returns:
@@ -175,8 +179,8 @@ def load_karpathy(
         `split` (`str`), `captions` (`list[str]`, untouched) and `sentence_ids` (`list[int | None]`).
 
     Raises:
-        FileNotFoundError: The file, the image root or pictures (if `missing="error"`) do not exist.
-        ValueError: The file is not in Karpathy's layout, or `split` or `missing` have no such value.
+        FileNotFoundError: The file, the image root or pictures do not exist.
+        ValueError: The file is not in Karpathy's layout, or `split` has no such value.
 
     Source: https://cs.stanford.edu/people/karpathy/deepimagesent/
 
@@ -194,8 +198,6 @@ def load_karpathy(
 
     ```
     """
-    if missing not in ("error", "drop"):
-        raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
     names = _parse_split(split)
     path, root = source_paths(annotations, image_root)
     builder = KarpathyBuilder(
@@ -203,8 +205,10 @@ def load_karpathy(
         annotations=path,
         image_root=root,
         splits=names,
-        missing=missing,
+        on_bad_row="error" if bad_rows is None or not bad_rows.skips else "skip",
     )
+    if bad_rows is not None and bad_rows.skips:
+        _chosen_rows(path, root, names, bad_rows)
     if streaming:
         return cast(datasets.IterableDataset, builder.as_streaming_dataset(split="all"))
     builder.download_and_prepare()

@@ -6,17 +6,15 @@ builder by versions of its own, for remote files; here they are Python's.
 
 import functools
 import json
-import logging
 import ntpath
 import os
 import reprlib
 from pathlib import Path
 from typing import Any
 
+from ..bad_rows import BadRows
 from ..files import regular_file, sha256_of
 from ..limits import read_bytes
-
-logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "restval", "val", "test")
 _NAMED_IN_ERRORS = 5
@@ -141,8 +139,9 @@ def _where(index: int, entry: object) -> str:
     return f"images[{index}] (imgid {entry.get('imgid')!r}, filename {entry.get('filename')!r})"
 
 
-def read_rows(path: str) -> list[tuple[str, Row]]:
-    """All images of an annotation file in file order, checked: `(folder, row)` pairs."""
+def read_rows(path: str, bad_rows: BadRows | None = None) -> list[tuple[str, Row]]:
+    """All images of an annotation file in file order, checked: `(folder, row)` pairs; `bad_rows` gets the others."""
+    bad_rows = bad_rows or BadRows()
     content = _read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
@@ -153,14 +152,18 @@ def read_rows(path: str) -> list[tuple[str, Row]]:
         try:
             folder, row = _parse_image(entry)
         except ValueError as error:
-            raise ValueError(f"{path}: {_where(index, entry)}: {error}") from error
+            bad_rows.add(ValueError(f"{path}: {_where(index, entry)}: {error}"))
+            continue
         first = first_with_id.setdefault(row["image_id"], index)
-        if first != index:
-            raise ValueError(
+        if first == index:
+            rows.append((folder, row))
+            continue
+        bad_rows.add(
+            ValueError(
                 f"{path}: {_where(index, entry)}: image id {row['image_id']} is already that of "
                 f"{_where(first, images[first])}; ids must be unique"
             )
-        rows.append((folder, row))
+        )
     return rows
 
 
@@ -173,8 +176,8 @@ def _files_of(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def find_images(rows: list[tuple[str, Row]], image_root: str, missing: str, source: str) -> list[Row]:
-    """Rows with their `image` path; those without a file raise, or are left out if `missing` is `"drop"`."""
+def find_images(rows: list[tuple[str, Row]], image_root: str, source: str, bad_rows: BadRows) -> list[Row]:
+    """Rows with their `image` path; those without a file are bad rows, all of them an error."""
     files_of = functools.cache(_files_of)  # for this call only: folders change between calls
     has_folder = functools.cache(lambda folder: Path(image_root, folder).is_dir())
     present_rows: list[Row] = []
@@ -188,10 +191,11 @@ def find_images(rows: list[tuple[str, Row]], image_root: str, missing: str, sour
         names = ", ".join(row["image"] for row in absent[:_NAMED_IN_ERRORS])
         more = f" and {len(absent) - _NAMED_IN_ERRORS} more" if len(absent) > _NAMED_IN_ERRORS else ""
         problem = f"{source}: {len(absent)} of {len(rows)} image files are missing: {names}{more}"
-        if missing == "error" or not present_rows:
+        if not bad_rows.skips or not present_rows:
             raise FileNotFoundError(
                 f"{problem}. A picture is looked for at image_root/filepath/filename if the folder "
-                'image_root/filepath exists, else at image_root/filename; missing="drop" leaves out a few missing ones'
+                "image_root/filepath exists, else at image_root/filename; on_bad_row skip leaves out a few missing ones"
             )
-        logger.warning("%s; they are left out", problem)
+        for row in absent:
+            bad_rows.add(FileNotFoundError(f"{source}: image {row['image_id']!r}: {row['image']} is missing"))
     return present_rows

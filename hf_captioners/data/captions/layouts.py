@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
+from ..bad_rows import BadRows
 from ..files import regular_file
 from . import caption_tables, records
 from .karpathy_file import SPLITS, read_rows
@@ -144,13 +145,15 @@ def _are_captions(values: Sequence[Any]) -> bool:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def read_annotations(path: _Path, split: str | None = None) -> list[Row]:
+def read_annotations(path: _Path, split: str | None = None, bad_rows: BadRows | None = None) -> list[Row]:
     """The captions of the pictures of a file, in any layout but `cocotalk`.
 
     Args:
         path (`str` or `os.PathLike`): the file, plain or gzipped.
         split (`str`, *optional*): of Karpathy's layout names of splits joined by `+`; of the others a file with names
             or ids of pictures. By default, and with `"all"`, everything.
+        bad_rows ([`BadRows`], *optional*): gets records that cannot be used, and images that are there twice; by
+            default they are errors.
 
     Returns:
         `list[dict]`: with `image_id` (`int` or `str`; of layouts without ids the file name), `file_name` (`str`, or
@@ -164,29 +167,28 @@ def read_annotations(path: _Path, split: str | None = None) -> list[Row]:
     name = os.fspath(path)
     layout, content = _recognised(path)
     if layout == KARPATHY:
-        return _karpathy(name, split)
+        return _karpathy(name, split, bad_rows)
     if layout == COCOTALK:
         raise CaptionFileError(f"{name}: is a cocotalk.json, whose captions are in a label file (labels)")
-    return _in_split(name, _rows(name, layout, content), split)
+    return _in_split(name, _rows(name, layout, content, bad_rows or BadRows()), split)
 
 
-def _rows(name: str, layout: str, content: Any) -> list[Row]:
+def _rows(name: str, layout: str, content: Any, bad_rows: BadRows) -> list[Row]:
     if layout == URLS:
         return caption_tables.url_rows(name, content)
     if layout in (TOKENS, BARS, CSV, PARQUET):
-        rows = merged_rows(_table(name, layout, content))
+        rows = merged_rows(_table(name, layout, content), bad_rows)
         for row in rows:
             row.setdefault("image_id", id_of(row["file_name"], "field 'file_name'"))
         unify_ids(rows)
-        _check_ids(name, rows)
-        return rows
+        return _with_own_ids(name, rows, bad_rows)
     if layout == RECORDS:
-        entries = records.parse_records(name, content, records.reference)
+        entries = records.parse_records(name, content, records.reference, bad_rows)
     elif layout == COCO:
-        entries = records.coco(name, content)
+        entries = records.coco(name, content, bad_rows)
     else:
         places = ((f"key {key!r}", (key, value)) for key, value in content.items())
-        entries = records.parse_records(name, places, records.keyed_reference)
+        entries = records.parse_records(name, places, records.keyed_reference, bad_rows)
     return [{"image_id": image_id, "file_name": file, "captions": captions} for image_id, file, captions in entries]
 
 
@@ -200,15 +202,19 @@ def _table(name: str, layout: str, content: Any) -> Records:
     return Records(name, parquet_records(name), unit="rows")
 
 
-def _check_ids(name: str, rows: list[Row]) -> None:
+def _with_own_ids(name: str, rows: list[Row], bad_rows: BadRows) -> list[Row]:
+    """Rows whose ids are unique."""
     first: dict[Any, Row] = {}
     for row in rows:
         other = first.setdefault(row["image_id"], row)
         if other is not row:
-            raise CaptionFileError(
-                f"{name}: {other['file_name']} and {row['file_name']} have the same image_id {row['image_id']!r}; ids "
-                "must be unique"
+            bad_rows.add(
+                CaptionFileError(
+                    f"{name}: {other['file_name']} and {row['file_name']} have the same image_id {row['image_id']!r}; "
+                    "ids must be unique"
+                )
             )
+    return list(first.values())
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------
@@ -228,25 +234,26 @@ def splits_of(path: _Path) -> list[str]:
     """
     if layout_of(path) != KARPATHY:
         return []
-    occurring = {row["split"] for row in _karpathy_rows(os.fspath(path))}
+    # who reads the rows hears of those that cannot be used
+    occurring = {row["split"] for row in _karpathy_rows(os.fspath(path), BadRows("skip", log=False))}
     return [split for split in SPLITS if split in occurring]
 
 
-def _karpathy_rows(name: str) -> list[Row]:
+def _karpathy_rows(name: str, bad_rows: BadRows | None = None) -> list[Row]:
     try:
-        return [row for _, row in read_rows(name)]
+        return [row for _, row in read_rows(name, bad_rows)]
     except ValueError as error:
         raise CaptionFileError(str(error)) from error
 
 
-def _karpathy(name: str, split: str | None) -> list[Row]:
+def _karpathy(name: str, split: str | None, bad_rows: BadRows | None) -> list[Row]:
     wanted = SPLITS if split is None or split == "all" else tuple(part.strip() for part in split.split("+"))
     for part in wanted:
         if part not in SPLITS:
             raise CaptionFileError(
                 f"{name}: split={split!r}: {part!r} is not a split; expected names of {', '.join(SPLITS)} joined by '+'"
             )
-    rows = _karpathy_rows(name)
+    rows = _karpathy_rows(name, bad_rows)
     chosen = [row for row in rows if row["split"] in wanted]
     if not chosen:
         occurring = ", ".join(part for part in SPLITS if any(row["split"] == part for row in rows))

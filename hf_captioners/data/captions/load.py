@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
 from .captioned import IMAGE, captioned, load_named
 from .cocotalk import load_cocotalk
 from .fetched_images import fetch_images
@@ -33,7 +34,7 @@ def load_captions(
     split: str | None = None,
     *,
     labels: _Path | None = None,
-    missing: Literal["error", "drop"] = "error",
+    bad_rows: BadRows | None = None,
 ) -> datasets.Dataset:
     """Load captioned pictures in any layout, which is told by what is in the file.
 
@@ -48,8 +49,8 @@ def load_captions(
             names or ids of pictures. By default `"train+restval"` of Karpathy's layout and of cocotalk, and all
             pictures of the others.
         labels (`str` or `os.PathLike`, *optional*): the label file of a `cocotalk.json`.
-        missing (`str`, defaults to `"error"`):
-            `"drop"` leaves out pictures that are not there, with a warning, where `"error"` raises.
+        bad_rows ([`BadRows`], *optional*): gets records that cannot be used, pictures that are not there, and images
+            that are there twice; by default they are errors.
 
     Returns:
         `datasets.Dataset`: rows with `image_id` (`int` or `str`; where the layout has none, the name of the picture's
@@ -73,8 +74,6 @@ def load_captions(
 
     ```
     """
-    if missing not in ("error", "drop"):
-        raise ValueError(f'missing={missing!r}, expected "error" or "drop"')
     for name, value in (("image_root", image_root), ("labels", labels)):
         if value is not None and has_own_images(source):
             raise ValueError(f"{source}: pictures and captions are both in it; leave {name}={value} out")
@@ -83,7 +82,7 @@ def load_captions(
             raise ValueError(f"{source}: split={split!r}: tars have no splits; give those of a split")
         return load_tars(tars)
     if is_folder(source):
-        return load_folder_split(source, split or "all", missing)
+        return load_folder_split(source, split or "all", bad_rows)
     layout = layout_of(source)
     if (layout == COCOTALK) != (labels is not None):
         raise ValueError(
@@ -92,12 +91,13 @@ def load_captions(
     if labels is not None:
         return load_cocotalk(source, labels, (split or "train").replace("train+restval", "train"))
     if layout == KARPATHY:
-        return load_karpathy(source, image_root, split or "train+restval", missing=missing)
+        return load_karpathy(source, image_root, split or "train+restval", bad_rows=bad_rows)
     if layout == PARQUET and _has_image_column(source):
         return captioned(load_named("parquet", data_files=os.fspath(source), split=split), source=os.fspath(source))
-    rows = read_annotations(source, split)
+    bad_rows = bad_rows or BadRows()
+    rows = read_annotations(source, split, bad_rows)
     if image_root is not None:
-        rows = _with_urls(rows, image_root) if layout == URLS else _with_images(source, rows, image_root, missing)
+        rows = _with_urls(rows, image_root) if layout == URLS else _with_images(source, rows, image_root, bad_rows)
     return dataset_of_rows(source, rows)
 
 
@@ -123,21 +123,26 @@ def _has_image_column(source: _Path) -> bool:
     return IMAGE in schema.names and not pyarrow.types.is_string(schema.field(IMAGE).type)
 
 
-def _with_images(source: _Path, rows: list[Row], image_root: _Path, missing: str) -> list[Row]:
+def _with_images(source: _Path, rows: list[Row], image_root: _Path, bad_rows: BadRows) -> list[Row]:
     root = Path(image_root).absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"image_root={root}: no such folder")
-    nameless = [row["image_id"] for row in rows if row["file_name"] is None]
-    if nameless:
-        raise CaptionFileError(f"{source}: image {nameless[0]!r} has no file name, by which its picture could be found")
+    named: list[tuple[str, Row]] = []
     for row in rows:
-        _check_name(source, row)
-    return find_images([("", row) for row in rows], os.fspath(root), missing, os.fspath(source))
+        try:
+            named.append(("", _with_checked_name(source, row)))
+        except CaptionFileError as error:
+            bad_rows.add(error)
+    return find_images(named, os.fspath(root), os.fspath(source), bad_rows)
 
 
-def _check_name(source: _Path, row: Row) -> None:
+def _with_checked_name(source: _Path, row: Row) -> Row:
+    if row["file_name"] is None:
+        raise CaptionFileError(
+            f"{source}: image {row['image_id']!r} has no file name, by which its picture could be found"
+        )
     try:
-        row["file_name"] = image_name(row["file_name"], "field 'file_name'")
+        return {**row, "file_name": image_name(row["file_name"], "field 'file_name'")}
     except ValueError as error:
         raise CaptionFileError(f"{source}: image {row['image_id']!r}: {error}") from error
 

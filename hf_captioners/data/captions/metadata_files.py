@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from ...extras import of_extra
 from ..archive import inner_name
+from ..bad_rows import BadRows
 from ..files import regular_file
 from ..image_suffixes import IMAGE_SUFFIXES
 from .records import CaptionFileError, Located, has_word, id_of, read_content, read_text
@@ -185,11 +186,12 @@ def caption_lines(text: str) -> list[str]:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def merged_rows(records: Records) -> list[Row]:
+def merged_rows(records: Records, bad_rows: BadRows | None = None) -> list[Row]:
     """Rows of records; those of one picture with a caption each are one row.
 
     Args:
         records ([`Records`]): see the top of this module.
+        bad_rows ([`BadRows`], *optional*): gets those that cannot be used; by default they are one error.
 
     Returns:
         `list[dict]`: with `file_name` (`str`, with slashes, inside the folder), `captions` (`list[str]`), `image_id`
@@ -213,7 +215,10 @@ def merged_rows(records: Records) -> list[Row]:
                 rows[name]["captions"] += captions
         except ValueError as error:
             problems.append(f"{where}: {error}")
-    if problems:
+    if bad_rows is not None and bad_rows.skips:
+        for problem in problems:
+            bad_rows.add(CaptionFileError(f"{records.source}: {problem}"))
+    elif problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CaptionFileError(
             f"{records.source}: {len(problems)} of {len(records.located)} {records.unit} cannot be used: "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..bad_rows import BadRows
 from ..limits import read_bytes
 
 ImageId: TypeAlias = int | str
@@ -123,13 +124,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def parse_records(path: str, places: Iterable[Located], parse: Callable[[Any], Entry]) -> list[Entry]:
+def parse_records(
+    path: str, places: Iterable[Located], parse: Callable[[Any], Entry], bad_rows: BadRows | None = None
+) -> list[Entry]:
     """The entries of a file, each image once.
 
     Args:
         path (`str`): the file, for messages.
         places (`Iterable[tuple[str, Any]]`): what is where, from [`read_content`].
         parse (`Callable`): makes an entry of it; a ValueError of it gets file and place put before.
+        bad_rows ([`BadRows`], *optional*): gets those that cannot be parsed, and images that are there already; by
+            default they are errors.
 
     Returns:
         `list[Entry]`: at least one.
@@ -137,6 +142,7 @@ def parse_records(path: str, places: Iterable[Located], parse: Callable[[Any], E
     Raises:
         CaptionFileError: there is none, one cannot be parsed, or an image occurs twice.
     """
+    bad_rows = bad_rows or BadRows()
     entries: list[Entry] = []
     first: dict[ImageId, str] = {}
     for where, value in places:
@@ -145,7 +151,8 @@ def parse_records(path: str, places: Iterable[Located], parse: Callable[[Any], E
             if first.setdefault(entry[0], where) != where:
                 raise ValueError(f"image {entry[0]!r} is already at {first[entry[0]]}; expected every image once")
         except ValueError as error:
-            raise CaptionFileError(f"{path}: {where}: {error}") from error
+            bad_rows.add(CaptionFileError(f"{path}: {where}: {error}"))
+            continue
         entries.append(entry)
     if not entries:
         raise CaptionFileError(f"{path}: no captions in it, expected at least one")
@@ -289,12 +296,13 @@ def captions_of(value: Any, what: str) -> list[str]:
     return [caption_of(caption, f"{what}[{index}]") for index, caption in enumerate(value)]
 
 
-def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
+def coco(path: str, content: Mapping[str, Any], bad_rows: BadRows | None = None) -> list[Entry]:
     """COCO annotations, in the order of their `images` (of the annotations where there is no such list).
 
     Args:
         path (`str`): the file, for messages.
         content (`Mapping[str, Any]`): its object; `annotations` is a list.
+        bad_rows ([`BadRows`], *optional*): gets entries that cannot be used; by default they are errors.
 
     Returns:
         `list[Entry]`: the images that somebody described.
@@ -302,11 +310,12 @@ def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
     Raises:
         CaptionFileError: an entry is malformed, an id occurs twice, or an annotation is not of one of the images.
     """
+    bad_rows = bad_rows or BadRows()
     images = content.get("images")
     if images is not None and not isinstance(images, list):
         raise CaptionFileError(f"{path}: field 'images' is {reprlib.repr(images)}, expected a list of images")
     places = [(f"images[{index}]", image) for index, image in enumerate(images or [])]
-    described = parse_records(path, places, _coco_image) if places else []
+    described = parse_records(path, places, _coco_image, bad_rows) if places else []
     names = {image_id: name for image_id, name, _ in described}
     captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
     first: dict[tuple[ImageId, ImageId], int] = {}
@@ -322,7 +331,8 @@ def coco(path: str, content: Mapping[str, Any]) -> list[Entry]:
                     f"id {number!r} is already that of annotations[{other}], of the same image; expected unique ids"
                 )
         except ValueError as error:
-            raise CaptionFileError(f"{path}: annotations[{index}]: {error}") from error
+            bad_rows.add(CaptionFileError(f"{path}: annotations[{index}]: {error}"))
+            continue
         captions.setdefault(image_id, []).append(caption)
     entries = [(image_id, names.get(image_id), texts) for image_id, texts in captions.items() if texts]
     if not entries:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,6 +43,7 @@ from .store_index import (
     verify_shards,
     write_stamps,
 )
+from .store_shard import Shard, tensor_name
 
 __all__ = [
     "DEFAULT_SHARD_BYTES",
@@ -244,7 +245,7 @@ class FeatureWriter:
         if not self._pending:
             return
         tensors = {
-            _tensor_name(position, name): value
+            tensor_name(position, name): value
             for position, parts in enumerate(self._pending.values())
             for name, value in parts.items()
         }
@@ -277,11 +278,6 @@ class FeatureWriter:
         }
         text = json.dumps(index, ensure_ascii=False)
         write_whole(self.folder / INDEX_NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _tensor_name(position: int, extra: str = "") -> str:
-    """The name of an image's features in their shard, or of what belongs to them."""
-    return f"{position}.{extra}" if extra else str(position)
 
 
 def _checked_id(image_id: object) -> ImageId:
@@ -337,7 +333,7 @@ class FeatureStore:
             for position, image_id in enumerate(shard["ids"])
         }
         self._ids_of = {number: shard["ids"] for number, shard in enumerate(index["shards"]) if "sha256" in shard}
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, Shard] = {}
         self._open_in = os.getpid()
 
     def __len__(self) -> int:
@@ -366,30 +362,22 @@ class FeatureStore:
         except KeyError:
             raise KeyError(f"no features of image {image_id!r} in {self.folder} ({len(self)} images)") from None
         path = self.folder / self._files[number]
-        name = _tensor_name(position, extra)
         try:
             shard = self._shard(number, path)
-            if extra and name not in shard.keys():  # noqa: SIM118 (an open file of safetensors is no dict)
-                raise FeatureError(f"{path}: has no {extra!r} beside the features of image {image_id!r}")
-            tensor: Tensor = shard.get_tensor(name)
+            return shard.extra(position, extra) if extra else shard.features(position)
         except (SafetensorError, OSError) as error:
             raise FeatureError(f"{path}: damaged, cannot read the features of image {image_id!r}: {error}") from error
-        return tensor.clone()
 
-    def _shard(self, number: int, path: Path) -> Any:
+    def _shard(self, number: int, path: Path) -> Shard:
         if self._open_in != os.getpid():
             self._open, self._open_in = {}, os.getpid()
         if number not in self._open:
-            shard = safe_open(path, framework="pt")
-            if number in self._ids_of:
-                self._check_ids(number, path, shard.metadata())
+            shard = Shard(path)
+            if number in self._ids_of and shard.ids != json.dumps(self._ids_of[number]):
+                # the shard says itself whose features it has: an index that says something else is wrong
+                raise FeatureError(f"{path}: damaged, it has the features of other images than {INDEX_NAME} says")
             self._open[number] = shard
         return self._open[number]
-
-    def _check_ids(self, number: int, path: Path, metadata: dict[str, str] | None) -> None:
-        """The shard says itself whose features it has: an index that says something else is wrong."""
-        if (metadata or {}).get("ids") != json.dumps(self._ids_of[number]):
-            raise FeatureError(f"{path}: damaged, it has the features of other images than {INDEX_NAME} says")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a mapped file cannot be pickled

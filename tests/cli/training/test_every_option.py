@@ -75,6 +75,7 @@ DATA = {
     "missing_distilled": Option("effect", "keep", {**ANNOTATIONS, "distilled": "{half}"}, alone=True),
     "sentences": Option("effect", ["guide={teacher}"], {**ANNOTATIONS, "eval_split": "restval"}),
     "check_images": Option("effect", False, {"data_dir": "{broken}"}),
+    "on_bad_row": Option("effect", "skip", {"data_dir": "{broken}"}),
 }
 SAVED = {"model": "{captioner}"}
 LORA = {**SAVED, "lora_rank": 2}

@@ -7,6 +7,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.captions.folder import load_folder, load_folder_split
 from hf_captioners.data.captions.folder_files import read_folder, split_name
 from hf_captioners.data.captions.predictions import read_references
@@ -139,7 +140,7 @@ class TestLeftOut:
         root = make(tmp_path, TWO, pictures=["a.png"])
         with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures are missing: train/b\.png"):
             read_folder(root)
-        assert len(read_folder(root, missing="drop")["train"]) == 1
+        assert len(read_folder(root, bad_rows=BadRows("skip"))["train"]) == 1
 
     def test_archives_that_are_not_read_are_named(self, tmp_path):
         root = make(tmp_path / "one", TWO, pictures=[])

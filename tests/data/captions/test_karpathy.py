@@ -10,6 +10,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.captions.karpathy import SPLITS, KarpathyBuilder, load_karpathy
 
 
@@ -176,9 +177,9 @@ class TestCache:
         (tmp_path / "images" / "a" / "1.png").unlink()
         with pytest.raises(FileNotFoundError, match="1 of 2 image files are missing"):
             load(annotations, tmp_path / "images")
-        assert ids(load(annotations, tmp_path / "images", missing="drop")) == [2]
+        assert ids(load(annotations, tmp_path / "images", bad_rows=BadRows("skip"))) == [2]
         write_images(tmp_path / "images" / "a", "1.png")
-        assert ids(load(annotations, tmp_path / "images", missing="drop")) == [1, 2]
+        assert ids(load(annotations, tmp_path / "images", bad_rows=BadRows("skip"))) == [1, 2]
 
     def test_other_image_root(self, tmp_path, load):
         annotations = write_annotations(tmp_path, [entry(1)])
@@ -221,13 +222,25 @@ class TestMissingPictures:
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_drop(self, tmp_path, annotations, load, streaming, caplog):
-        assert ids(load(annotations, tmp_path / "images", missing="drop", streaming=streaming)) == [0]
-        assert "8 of 9 image files are missing" in caplog.text
+        assert ids(load(annotations, tmp_path / "images", bad_rows=BadRows("skip"), streaming=streaming)) == [0]
+        assert sum("is missing" in message for message in caplog.messages) == 8
+
+    def test_every_bad_image_is_left_out_and_counted_each_time(self, tmp_path, load):
+        """From the cache of `datasets`, too."""
+        bad = [{**entry(2), "sentences": [{"raw": 7}]}, {**entry(3), "filename": "../3.png"}, 5, entry(1)]
+        annotations = write_annotations(tmp_path, [entry(1), *bad])
+        with pytest.raises(ValueError, match=r"images\[1\] .*: sentences\[0\]: field 'raw' is 7, expected a string"):
+            load(annotations)
+        for _ in range(2):
+            bad_rows = BadRows("skip")
+            assert ids(load(annotations, bad_rows=bad_rows)) == [1]
+            assert bad_rows.count == 4
+            assert "image id 1 is already that of images[0]" in bad_rows.messages[-1]
 
     def test_drop_does_not_drop_all(self, tmp_path, annotations, load):
         (tmp_path / "empty").mkdir()
         with pytest.raises(FileNotFoundError, match="9 of 9 image files are missing"):
-            load(annotations, tmp_path / "empty", missing="drop")
+            load(annotations, tmp_path / "empty", bad_rows=BadRows("skip"))
 
     def test_pictures_of_other_splits_are_not_needed(self, tmp_path, load):
         write_images(tmp_path / "images", "2.png")
@@ -238,10 +251,6 @@ class TestMissingPictures:
         (tmp_path / "images" / "1.png").mkdir(parents=True)
         with pytest.raises(FileNotFoundError, match="1 of 1"):
             load(write_annotations(tmp_path, [entry(1)]), tmp_path / "images")
-
-    def test_unknown_choice(self, tmp_path, annotations, load):
-        with pytest.raises(ValueError, match="missing='skip'"):
-            load(annotations, tmp_path / "images", missing="skip")
 
     def test_no_such_file_or_folder(self, tmp_path, annotations, load):
         with pytest.raises(FileNotFoundError, match=r"none\.json: no such annotation file"):

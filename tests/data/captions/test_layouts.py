@@ -9,6 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.captions.layouts import EXPECTED, layout_of, read_annotations
 from hf_captioners.data.captions.load import load_captions
 from hf_captioners.data.captions.predictions import read_references
@@ -180,7 +181,7 @@ class TestMistakes:
         path = write(TEXTS["tokens"])
         with pytest.raises(FileNotFoundError, match=r"1 of 2 image files are missing: .*2\.jpg"):
             load_captions(path, images)
-        assert len(load_captions(path, images, missing="drop")) == 1 and "left out" in caplog.text
+        assert len(load_captions(path, images, bad_rows=BadRows("skip"))) == 1 and "left out" in caplog.text
         with pytest.raises(CaptionFileError, match=r"image '1\.jpg' has no file name"):
             load_captions(write(TEXTS["by id"]), images)
         with pytest.raises(FileNotFoundError, match=r"image_root=.*nowhere: no such folder"):
