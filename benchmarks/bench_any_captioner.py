@@ -37,7 +37,9 @@ from hf_captioners.families import family_of
 
 def blip(args: argparse.Namespace) -> Any:
     """`Salesforce/blip-image-captioning-base`, unless the sizes are others."""
-    config = BlipConfig(text_config=_sizes(args), vision_config={**_sizes(args), "image_size": args.image_size or 384})
+    config: Any = BlipConfig(
+        text_config=_sizes(args), vision_config={**_sizes(args), "image_size": args.image_size or 384}
+    )
     config.text_config.encoder_hidden_size = config.vision_config.hidden_size
     return BlipForConditionalGeneration(config)
 
@@ -56,13 +58,13 @@ def vit_gpt2(args: argparse.Namespace) -> Any:
     text = {names[name]: value for name, value in sizes.items() if name in names}
     decoder = GPT2Config(add_cross_attention=True, **text)
     encoder = ViTConfig(**sizes, image_size=args.image_size or 224)
-    model = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
+    model: Any = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
     end = model.config.decoder.eos_token_id
     model.generation_config.update(decoder_start_token_id=end, eos_token_id=end, pad_token_id=end, bos_token_id=end)
     return model
 
 
-def _sizes(args: argparse.Namespace) -> dict[str, int]:
+def _sizes(args: argparse.Namespace) -> dict[str, Any]:
     if args.width is None:
         return {}
     return {
