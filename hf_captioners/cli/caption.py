@@ -20,6 +20,7 @@ from typing import Any, cast
 from .caption_out import Output, add_merge_option, add_out_options, check_out_options, merge, open_output, tell
 from .caption_sidecars import open_sidecars
 from .caption_sources import add_source_options, open_sources
+from .caption_tars import check_tars, open_tars
 from .captioners import add_family_options, load_captioner_of
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
@@ -155,10 +156,13 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
 
     read, count = open_sources(args, None if results is None else results.check)
     sidecars = None if args.sidecar is None else open_sidecars(args)
+    if args.write_tar is not None:
+        check_tars(args)
     model, processor = _load(args)
     options = {name: getattr(args, name) for name in ("num_beams", "max_new_tokens", "num_return_sequences")}
     options |= args.generation_kwargs
-    with sidecars or open_output(args, model, processor, options) as output:
+    opened = open_output if args.write_tar is None else open_tars
+    with sidecars or opened(args, model, processor, options) as output:
         rows = output.rows(read)
         records = caption_rows(model, processor, rows, args.batch_size, **options)
         _write(args, (cast(Mapping[str, Any], record) for record in records), count, output, results)

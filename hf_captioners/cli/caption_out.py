@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _OTHER_FILES = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".gz")
 
 _OF_STREAM = ("dataset", "dataset_config", "split", "image_column", "id_column")  # by which its names differ
-_DATASETS = ("dataset", "annotations", "data_dir")
+DATASETS = ("dataset", "annotations", "data_dir")
 
 Sources: TypeAlias = Callable[[Callable[[Any], bool]], Iterator[Iterator[Mapping[str, Any]]]]
 """Function that gives the rows of each source; it is told by their names which ones are wanted."""
@@ -35,6 +35,13 @@ def add_out_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sidecar", metavar="SUFFIX", help="or a file beside each picture: with .txt photos/a.txt of photos/a.jpg"
+    )
+    group.add_argument(
+        "--write-tar",
+        nargs="?",
+        const=".txt",
+        metavar="SUFFIX",
+        help="into the folder of --out: the archives of the pictures as tars, with a.txt, or a.SUFFIX, behind a.jpg",
     )
     group.add_argument("--skip-existing", action="store_true", help="leave pictures out that have a file beside them")
     group.add_argument("--retry-failed", action="store_true", help="also caption pictures again that failed before")
@@ -65,11 +72,13 @@ def check_out_options(args: argparse.Namespace) -> None:
         raise UsageError("--retry-failed goes with --out")
     if args.summary is not None:
         check_file("summary", args.summary)
+    if args.write_tar is not None and (args.out is None or _is_file(args.out)):
+        raise UsageError("--write-tar goes with --out FOLDER")
     if args.skip_existing and args.sidecar is None:
         raise UsageError("--skip-existing goes with --sidecar")
     if args.sidecar is not None and (args.out is not None or args.coco_results is not None):
         raise UsageError("--sidecar goes without --out and --coco-results")
-    if args.sidecar is not None and any(vars(args)[name] is not None for name in _DATASETS):
+    if args.sidecar is not None and any(vars(args)[name] is not None for name in DATASETS):
         raise UsageError("--sidecar goes with picture files and folders, not with a data set")
     if args.out is None:
         return
@@ -101,11 +110,11 @@ def _records_of(out: Path) -> Path:
 
 def merge(path: Path) -> int:
     """Join the parts of several processes; returns the exit status."""
-    from ..inference.caption_run import RunError, merge_parts
+    from ..inference.caption_run import RunError, merge_parts, settings_of
 
     with mistakes(RunError, OSError, ValueError):
         count = merge_parts(_records_of(path))
-        if not _is_file(path):
+        if not _is_file(path) and not settings_of(_records_of(path)).get("write_tar"):
             _write_tables(path)
     print(f"hf-captioners caption: {path}: {count} records", file=sys.stderr)
     return 0
@@ -239,12 +248,21 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
     Raises:
         UsageError: the file of `--out` was begun with another model or other options.
     """
-    from ..inference.caption_run import CaptionRun, RunError
-    from ..inference.digests import settings_sha256, weights_sha256
     from ..inference.tally import Tally
 
     if args.out is None:
         return Output(Tally())
+    return RunOutput(open_run(args, model, processor, options), args.out)
+
+
+def open_run(args: argparse.Namespace, model: Any, processor: Any, options: Mapping[str, Any]) -> "CaptionRun":
+    """The run of `--out`.
+
+    Raises:
+        UsageError: see [`open_output`].
+    """
+    from ..inference.caption_run import CaptionRun, RunError
+    from ..inference.digests import settings_sha256, weights_sha256
 
     asked = vars(model.config).get("captioning_prompt")
     streamed = _OF_STREAM if args.dataset is not None else ()
@@ -254,10 +272,10 @@ def open_output(args: argparse.Namespace, model: Any, processor: Any, options: M
         "dtype": str(model.dtype),
         **{name: value for name, value in {"prompt": asked, **options}.items() if value is not None},
         **{name: value for name in ("retrieval", "sentences", *streamed) if (value := vars(args)[name])},
+        **({} if args.write_tar is None else {"write_tar": True}),
     }
     with mistakes(RunError, OSError):
-        run = CaptionRun(_records_of(args.out), settings, share_of_process(), args.retry_failed)
-        return RunOutput(run, args.out)
+        return CaptionRun(_records_of(args.out), settings, share_of_process(), args.retry_failed)
 
 
 def share_of_process() -> "Share":

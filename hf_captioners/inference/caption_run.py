@@ -120,10 +120,7 @@ class CaptionRun:
                 raise RunError(f"{self.path} is there, and not from such a run; give another name.")
             self.state.mkdir(parents=True, exist_ok=True)
             write_whole(file, lambda temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
-        try:
-            earlier = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{file}: not JSON: {error}") from error
+        earlier = settings_of(self.path)
         names = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))
         if names:
             changes = ", ".join(f"{name} {earlier.get(name)!r} and now {settings.get(name)!r}" for name in names)
@@ -145,7 +142,7 @@ class CaptionRun:
         self._lines = self._closing.enter_context(JsonLines(self._records))
         self._named = NameSet()
         own = NameSet(map(identity, self._read()))
-        self._done = NameSet(map(identity, itertools.chain(self._read(), self._merged())))
+        self._done = NameSet(map(identity, self.records()))
         self._errors = NameSet(identity(record) for record in self._read() if "error" in record)
         errors = (identity(record) for record in self._merged() if "error" in record)
         self._errors_before = NameSet(name for name in errors if name not in own)
@@ -163,6 +160,10 @@ class CaptionRun:
     def _merged(self) -> Iterator[dict[str, Any]]:
         """Records that an earlier run of several processes has merged."""
         return read_json_lines(self.path) if self.share.number > 1 and self.path.exists() else iter(())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Read the records that are there, of earlier runs."""
+        return itertools.chain(self._read(), self._merged())
 
     def wants(self, name: Any) -> bool:
         """Tell whether the image of this name has to be captioned.
@@ -197,8 +198,11 @@ class CaptionRun:
             else:
                 self.tally.skipped += 1
 
-    def add(self, record: CaptionRecord | Mapping[str, Any]) -> None:
+    def add(self, record: CaptionRecord | Mapping[str, Any]) -> int:
         """Write the record of the next of the [`remaining`] rows.
+
+        Returns:
+            `int`: the place of the row's source.
 
         Raises:
             OSError: the disk is full, or the like.
@@ -211,6 +215,7 @@ class CaptionRun:
             record = {"position": position, **record}
         lines = self._again if self._again is not None and name in self._errors else self._lines
         lines.append(record)
+        return position[0]
 
     def finish(self) -> dict[str, Any]:
         """Put records of images that were tried again into their places, and write the summary.
@@ -242,6 +247,19 @@ class CaptionRun:
 def state_of(path: Path) -> Path:
     """The folder beside a file of records that has the state of its run."""
     return path.with_name(f"{path.name}.run")
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Read what the captions of a file of records are made with; nothing if there is no such run.
+
+    Raises:
+        RunError: the run's file of settings is damaged.
+    """
+    file = state_of(path) / "settings.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{file}: not JSON: {error}") from error
 
 
 def identity(record: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "
 SCDNET = json.dumps(SIZES, separators=(",", ":"))
 RUNS = {
     "bench_any_captioner": "--width 32 --image-size 32 --images 2 --tokens 2 --candidates 2 --num-beams 2 --repeats 1",
+    "bench_caption_files": "speed --pictures 3 --batch-size 2 --num-beams 1 --tokens 2 --repeats 1",
     "bench_reward_training": "--only scst --repeats 1 --pictures 2 --samples 2 --words 3 --vocabulary 60 --grid 4",
     "bench_satic": "--batch-sizes 2 --group-sizes 1 2 --regions 3 --tokens 2 --repeats 1",
     "bench_scdnet": f"speed --batch-sizes 1 --steps 2 1 --repeats 1 --sizes {SCDNET}",
@@ -36,6 +37,16 @@ def test_prints_a_table_of_numbers(name, monkeypatch, capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) > 2 and any(character.isdigit() for character in rows[-1])
     assert "nan" not in " ".join(rows)
+
+
+def test_memory_as_pictures_go_by(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    words = "memory --pictures 6 --batch-size 2 --num-beams 1 --tokens 2 --rows 3"
+    monkeypatch.setattr(sys, "argv", ["bench_caption_files", *words.split()])
+    importlib.import_module("bench_caption_files").main()
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [int(row[0]) for row in rows] == [2, 4, 6]
+    assert all(10 < float(number) < 100_000 for row in rows for number in row[1:])
 
 
 def test_scdnet_that_computes_everything_in_each_step_writes_the_same(monkeypatch):
