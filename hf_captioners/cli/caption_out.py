@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _OTHER_FILES = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".gz")
 
 _OF_STREAM = ("dataset", "dataset_config", "split", "image_column", "id_column")  # by which its names differ
-DATASETS = ("dataset", "annotations", "data_dir")
+_DATASETS = ("dataset", "annotations", "data_dir")
 
 Sources: TypeAlias = Callable[[Callable[[Any], bool]], Iterator[Iterator[Mapping[str, Any]]]]
 """Function that gives the rows of each source; it is told by their names which ones are wanted."""
@@ -72,13 +72,15 @@ def check_out_options(args: argparse.Namespace) -> None:
         raise UsageError("--retry-failed goes with --out")
     if args.summary is not None:
         check_file("summary", args.summary)
+    if args.write_tar is not None and any(vars(args)[name] is not None for name in _DATASETS):
+        raise UsageError("--write-tar goes with archives, not with a data set")
     if args.write_tar is not None and (args.out is None or _is_file(args.out)):
         raise UsageError("--write-tar goes with --out FOLDER")
     if args.skip_existing and args.sidecar is None:
         raise UsageError("--skip-existing goes with --sidecar")
     if args.sidecar is not None and (args.out is not None or args.coco_results is not None):
         raise UsageError("--sidecar goes without --out and --coco-results")
-    if args.sidecar is not None and any(vars(args)[name] is not None for name in DATASETS):
+    if args.sidecar is not None and any(vars(args)[name] is not None for name in _DATASETS):
         raise UsageError("--sidecar goes with picture files and folders, not with a data set")
     if args.out is None:
         return

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .caption_out import DATASETS, RunOutput, open_run
-from .common import UsageError, mistakes
+from .caption_out import RunOutput, open_run
+from .common import mistakes
 
 if TYPE_CHECKING:
     from ..inference.caption_run import CaptionRun
@@ -43,7 +43,7 @@ class TarOutput(RunOutput):
         return self
 
     def _keep(self, record: Mapping[str, Any], place: int | None) -> None:
-        if place in self.archives and "error" not in record:
+        if place is not None and place in self.archives and "error" not in record:
             captions = record["captions"] if "captions" in record else [record["caption"]]
             self.captions.setdefault(place, {})[record["image"]] = captions
 
@@ -82,8 +82,6 @@ def check_tars(args: argparse.Namespace) -> None:
     """
     from ..inference.captioned_tars import TarError
 
-    if any(vars(args)[name] is not None for name in DATASETS):
-        raise UsageError("--write-tar goes with archives, not with a data set")
     with mistakes(TarError):
         _tars(args).check(_archives(args))
 
