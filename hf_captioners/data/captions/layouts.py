@@ -87,9 +87,10 @@ def _recognised(path: _Path) -> tuple[str, Any]:
         return BARS, text
     if caption_tables.is_url_line(line):
         return URLS, text
-    if _is_csv_header(line):
+    is_json = line.lstrip()[:1] in ("{", "[")
+    if not is_json and _is_csv_header(line):  # all of a JSON file may be one line, with any words in it
         return CSV, text
-    if line and line.lstrip()[0] not in "{[":
+    if line and not is_json:
         raise CaptionFileError(
             f"{path}: begins with {line[:60]!r}, which is no layout of captions; expected {EXPECTED}"
         )

@@ -118,6 +118,12 @@ class TestLayouts:
     def test_karpathys_default_is_what_is_learned_from(self, write):
         assert ids_and_captions(load_captions(write(TEXTS["karpathy"]))) == {1: CAPTIONS["1.jpg"]}
 
+    def test_words_of_captions_are_no_header_of_a_table(self, write):
+        """Karpathy's JSON is one line with all words of all captions, each in quotes between commas."""
+        content = json.loads(TEXTS["karpathy"])
+        content["images"][0]["sentences"][0]["tokens"] = ["an", "image", "with", "text", "in", "it"]
+        assert layout_of(write(json.dumps(content))) == "karpathy"
+
     def test_the_line_of_flickr30k_that_lacks_a_bar(self, write):
         text = "image_name| comment_number| comment\n2199200615.jpg| 4   A dog runs across the grass .\n"
         assert read_annotations(write(text))[0]["captions"] == ["A dog runs across the grass ."]
