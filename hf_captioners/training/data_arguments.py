@@ -307,11 +307,19 @@ def _load_files(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]:
     source, root = annotations, arguments.image_root
     if arguments.eval_annotations is not None:
         source, root = arguments.eval_annotations, arguments.eval_image_root or root
-    has_splits = not tar_shards(source) and layout_of(source) in (KARPATHY, COCOTALK)
-    usual = "val" if has_splits else None
+    usual = "val" if _has_splits(source) else None
     if (arguments.eval_annotations or arguments.eval_split or usual) is None:
         return train, None
     return train, _load(arguments, bad_rows, "eval_split", source, root, usual)
+
+
+def has_splits(arguments: DataArguments) -> bool:
+    """Tell whether the data has named splits: all but most files of captions, and tars."""
+    return arguments.annotations is None or _has_splits(arguments.annotations)
+
+
+def _has_splits(annotations: str) -> bool:
+    return not tar_shards(annotations) and layout_of(annotations) in (KARPATHY, COCOTALK)
 
 
 def _load(

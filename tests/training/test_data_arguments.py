@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_captioners.data.features.store import FeatureWriter
 from hf_captioners.data.rows import training_captions
-from hf_captioners.training.data_arguments import DataArguments, data_set_name, load_rows
+from hf_captioners.training.data_arguments import DataArguments, data_set_name, has_splits, load_rows
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +184,10 @@ class TestFilesWithoutSplits:
         assert len(train) == 3 and evaluation["image_id"][:] == ["2.png"]
         with pytest.raises(ValueError, match=r"--eval_split val: .*give a file with the names"):
             load_rows(DataArguments(annotations=f"{files}/all.token", image_root=str(files), eval_split="val"))
+
+    def test_which_data_has_splits(self, files, annotations):
+        assert has_splits(DataArguments(annotations=annotations)) and has_splits(DataArguments(data_dir="mine"))
+        assert not has_splits(DataArguments(annotations=f"{files}/all.token"))
 
     def test_the_name_on_the_card(self):
         assert data_set_name(DataArguments(annotations="x/dataset_coco.json")) == ("dataset_coco", "val")

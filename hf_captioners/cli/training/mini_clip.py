@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from transformers import (
     set_seed,
 )
 
-from ...data.captions.karpathy import load_karpathy
 from ...data.files import system_errors, write_whole
 from ...data.rows import training_captions
 from ...metrics.clip.clip_score import PREFIX, ClipScorer
@@ -33,20 +32,25 @@ from ...modeling.captioner_trust import load_pretrained
 from ...modeling.tokenization_words import SPECIAL_TOKENS, build_vocabulary, build_word_tokenizer
 from ...training.clip_pairs import LastLayers, MappedImages, PairCollator, layers_of
 from ...training.clip_trainer import KS, ContrastiveTrainer
+from ...training.data_arguments import DataArguments, has_splits, load_rows
 from ..common import TrustArguments, exit_with_usage_errors, mistakes
 from .options import read_options
 
+_UNREAD = ("features", "labels", "distilled", "sentences", "streaming")  # of DataArguments
 
-@dataclass
-class MiniClipArguments(TrustArguments):
+
+@dataclass(kw_only=True)
+class MiniClipArguments(DataArguments, TrustArguments):
     """Pictures and captions to learn from, and the sizes of the model."""
 
-    annotations: str = field(metadata={"help": "Captions in Karpathy's layout (dataset_*.json)."})
-    image_root: str = field(metadata={"help": "Folder of their pictures."})
     backbone: str = field(metadata={"help": "Pretrained MobileNetV2, a folder or Hub name."})
-    train_split: str = field(default="train+restval", metadata={"help": "Splits to learn from."})
-    eval_split: str = field(default="val", metadata={"help": "Split that says which epoch is the best."})
-    test_split: str = field(default="test", metadata={"help": "Split that recall is reported on."})
+    test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split that recall is reported on, or a file with the names of its pictures. By default test, and "
+            "the pictures to evaluate on where --annotations has no splits."
+        },
+    )
     whole_image: bool = field(
         default=False, metadata={"help": "Squash pictures to the size of the backbone instead of cropping them."}
     )
@@ -132,11 +136,24 @@ def load_towers(options: MiniClipArguments) -> tuple[MobileNetV2Model, BaseImage
     return backbone, load_pretrained(AutoImageProcessor, options.backbone, options.trust_remote_code, **settings)
 
 
-def _train(options: MiniClipArguments, args: TrainingArguments) -> None:
-    """Train, and write the model, the tokenizer and the image processor."""
-    names = (options.train_split, options.eval_split)
+def _splits(options: MiniClipArguments) -> tuple[Any, Any, Any]:
+    """Rows to learn from, those that say which epoch is the best, and those that recall is reported on."""
+    for name in _UNREAD:
+        if vars(options)[name]:
+            raise ValueError(f"--{name}: a small CLIP learns from pictures and their own captions; leave it out.")
+    train, evaluation = load_rows(options)
+    if evaluation is None:
+        raise ValueError("nothing says which pictures to evaluate on; give --eval_split or --eval_annotations.")
+    if options.test_split is None and not has_splits(options):
+        return train, evaluation, evaluation
+    test, _ = load_rows(replace(options, train_split=options.test_split or "test", check_images=False))
+    return train, evaluation, test
+
+
+def _train(options: MiniClipArguments, args: TrainingArguments) -> Any:
+    """Train, and write the model, the tokenizer and the image processor; returns the rows to measure recall on."""
     with mistakes(ValueError, OSError):
-        splits = [load_karpathy(options.annotations, options.image_root, split=name) for name in names]
+        *splits, test = _splits(options)
         tokenizer = word_tokenizer(training_captions(splits[0]), options)
         backbone, image_processor = load_towers(options)
     set_seed(args.seed)
@@ -162,12 +179,12 @@ def _train(options: MiniClipArguments, args: TrainingArguments) -> None:
     if trainer.is_world_process_zero():
         for part in (model, tokenizer, image_processor):
             part.save_pretrained(str(args.output_dir))
+    return test
 
 
-def measure(options: MiniClipArguments, folder: str) -> dict[str, dict[str, float]]:
-    """Recall of the test pictures and captions with the saved model, from the picture files, as captions are and with
+def measure(rows: Any, folder: str) -> dict[str, dict[str, float]]:
+    """Recall of pictures and captions with the saved model, from the picture files, as captions are and with
     the prefix of CLIP-S."""
-    rows = load_karpathy(options.annotations, options.image_root, split=options.test_split)
     scorer = ClipScorer(folder, prefix="", show_progress=True)
     features = scorer.image_features(list(rows["image"]), rows["image_id"])
     result = {}
@@ -184,8 +201,8 @@ def train_mini_clip(argv: list[str] | None = None) -> None:
     with exit_with_usage_errors(prog), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
         options, args = read_options([MiniClipArguments, TrainingArguments], argv, prog)
         args.remove_unused_columns = False  # the collator chooses
-        _train(options, args)
+        rows = _train(options, args)
     if args.process_index == 0:
-        text = json.dumps(measure(options, args.output_dir), indent=2)
+        text = json.dumps(measure(rows, args.output_dir), indent=2)
         write_whole(Path(args.output_dir) / "retrieval.json", lambda path: path.write_text(text + "\n"))
         print(text)
