@@ -214,8 +214,8 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     _refuse_unread(arguments)
     bad_rows = BadRows(arguments.on_bad_row)
     if arguments.streaming:
-        train, evaluation = _stream(arguments)
-        return train, _check_rows(arguments, None, evaluation, bad_rows)[1]
+        stream, evaluation = _stream(arguments, bad_rows)
+        return stream, _check_rows(arguments, None, evaluation, bad_rows)[1]
     readers = {"annotations": _load_files, "data_dir": _load_folder, "dataset_name": _load_named}
     train, evaluation = readers[sources[0]](arguments, bad_rows)
     if arguments.distilled is not None:
@@ -388,7 +388,7 @@ def _evaluated_split(arguments: DataArguments) -> str | None:
     return next((split for split in ("validation", "val", "dev") if split in there), None)
 
 
-def _stream(arguments: DataArguments) -> tuple[RowStream, Any]:
+def _stream(arguments: DataArguments, bad_rows: BadRows) -> tuple[RowStream, Any]:
     """A stream of training rows; those to evaluate on are in memory or, of tars, in the cache."""
     options: dict[str, Any] = {"buffer_size": arguments.stream_buffer_size}
     if arguments.dataset_name is not None:
@@ -404,5 +404,5 @@ def _stream(arguments: DataArguments) -> tuple[RowStream, Any]:
         raise ValueError("--streaming is for tars in WebDataset's layout (--annotations) and for --dataset_name.")
     evaluation = None
     if arguments.eval_annotations is not None:
-        evaluation = _load(arguments, "eval_split", arguments.eval_annotations, arguments.eval_image_root)
+        evaluation = _load(arguments, bad_rows, "eval_split", arguments.eval_annotations, arguments.eval_image_root)
     return captioned_stream(stream_tars(tars), source=str(arguments.annotations), **options), evaluation

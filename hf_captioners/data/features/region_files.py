@@ -44,7 +44,10 @@ class ArraySource(Protocol):
     """
 
     ids: list[ImageId]
-    sizes: Mapping[ImageId, tuple[int, int]]
+
+    @property
+    def sizes(self) -> Mapping[ImageId, tuple[int, int]]:
+        """The sizes of images, as far as they are known."""
 
     def read(self, image_id: ImageId) -> tuple[str, np.ndarray]:
         """Place of the array of an image, for messages, and the array; FeatureError if it is damaged."""
