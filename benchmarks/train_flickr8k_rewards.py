@@ -93,7 +93,8 @@ def cross_entropy(args: argparse.Namespace) -> RewardRun:
 
 def scst_cider_d(args: argparse.Namespace) -> RewardRun:
     """Self-critical training on CIDEr-D."""
-    return RewardRun(args, "scst_cider_d", "scst", "expansionnet_v2/flickr8k_mini_scst.yaml")
+    recipe = "flickr8k_scst.yaml" if args.all_images else "flickr8k_mini_scst.yaml"
+    return RewardRun(args, "scst_cider_d", "scst", f"expansionnet_v2/{recipe}")
 
 
 def dico_clip(args: argparse.Namespace) -> RewardRun:
@@ -180,12 +181,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--only", choices=TRAININGS, help="train this one and stop, to train several at a time")
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="what to report on")
     args = parser.parse_args()
     choose_images(args)
     if args.only is not None:
         TRAININGS[args.only][1](args)
         return
-    runs = {name: train(args) for name, train in TRAININGS.values()}
+    chosen = dict.fromkeys(("cross_entropy", *args.trainings))  # all are compared with the first
+    runs = {TRAININGS[name][0]: TRAININGS[name][1](args) for name in chosen}
     clip = train_clip(args)
     scorer = ClipScorer(clip, prefix="")
     captions = {name: caption_test_images(run) for name, run in runs.items()}
