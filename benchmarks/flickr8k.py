@@ -146,6 +146,10 @@ class Run:
         records = caption_files(model, processor, paths, batch_size=20, **options)
         return (record["caption"] for record in records)
 
+    def notes(self) -> list[str]:
+        """What else there is to say of it, as Markdown."""
+        return []
+
     def images(self) -> Any:
         """The test pictures, closed, with what people said."""
         return undecoded(load_karpathy(self.args.annotations, self.args.image_root, "test"))

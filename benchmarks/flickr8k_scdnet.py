@@ -21,6 +21,7 @@ from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
 from hf_captioners.data.rows import FeatureDataset, attach_features
 from hf_captioners.inference.captioning import caption_rows
+from hf_captioners.metrics import CaptionMetrics
 
 MAKEFILE = RECIPES / "scdnet/Makefile"
 STEPS = (10, 50)
@@ -58,6 +59,23 @@ class ScdnetRun(Run):
         rows = self.test_rows()
         records = caption_rows(model, processor, (rows[index] for index in range(len(rows))), batch_size=50, **options)
         return (record["caption"] for record in records)
+
+    def notes(self) -> list[str]:
+        """The worth of its sentences by themselves, which a captioner that copies them would have.
+
+        Those of training pictures are better than others where the dual encoder has learned these pictures by heart; a
+        captioner then learns to rely on them too much.
+        """
+        splits = ("train", "val", "test")
+        lines = [f"| CIDEr-D x 100 of the sentence itself | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+        for name, file in self.sentences.items():
+            scores = [f"{self._worth(file, name, split) * 100:.1f}" for split in splits]
+            lines.append(f"| {name} | {' | '.join(scores)} |")
+        return [*lines, ""]
+
+    def _worth(self, file: Path, column: str, split: str) -> float:
+        rows = attach_sentences(load_karpathy(self.args.annotations, split=split), file, column)
+        return CaptionMetrics(["cider_d"])([row[0] for row in rows[column]], rows["captions"]).corpus["cider_d"]
 
 
 def look_up_sentences(args: argparse.Namespace) -> Path:

@@ -206,7 +206,8 @@ def finish(args: argparse.Namespace, run: Run) -> tuple[list[str], list[str]]:
         corpus, (calls, milliseconds) = scores[decoding].corpus, speed[decoding]
         numbers = " | ".join(f"{corpus[name] * 100:.1f}" for name in ("cider_d", "bleu_4", "meteor"))
         lines.append(f"| {run.name} | {decoding} | {numbers} | {calls:.1f} | {milliseconds:.1f} |")
-    return [f"## {run.name}", "", *describe_training(run), *describe_captions(run, results, scores)], lines
+    section = [*describe_training(run), *run.notes(), *describe_captions(run, results, scores)]
+    return [f"## {run.name}", "", *section], lines
 
 
 def main() -> None:
