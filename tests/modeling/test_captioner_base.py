@@ -32,6 +32,7 @@ from hf_captioners.modeling.captioner_layers import ended_before, padding_mask, 
 from hf_captioners.modeling.captioner_losses import smoothed_divergence
 from hf_captioners.modeling.captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from hf_captioners.modeling.configuration_captioner import CaptionerConfig
+from hf_captioners.training.reward.candidates import write_candidates
 
 VIT = {"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 12, "num_hidden_layers": 1}
 VIT |= {"num_attention_heads": 2, "intermediate_size": 12, "hidden_dropout_prob": 0.0}
@@ -281,9 +282,11 @@ def test_its_candidates_depend_on_the_names_of_the_pictures_alone(model, process
     inputs = dict(processor.prepare_rows(rows))
     names = [f"0 1 {row['image_id']}" for row in rows]
     with torch.no_grad():
-        together = family.write(model, family.encode(model, inputs), processor, args, names)
+        together = write_candidates(family, model, family.encode(model, inputs), processor, args, names)
         alone = [
-            family.write(model, family.encode(model, dict(processor.prepare_rows([row]))), processor, args, [name])
+            write_candidates(
+                family, model, family.encode(model, dict(processor.prepare_rows([row]))), processor, args, [name]
+            )
             for row, name in zip(rows, names, strict=True)
         ]
     assert together.texts == [text for candidates in alone for text in candidates.texts]
