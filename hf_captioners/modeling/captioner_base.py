@@ -512,7 +512,8 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
         merged, rest = super()._prepare_generation_config(generation_config, **kwargs)
         options = vars(merged)
         older = options.get("beam_rule", "standard")  # in generation configs saved by earlier versions
-        merged.decoding = decoding or options.get("decoding") or ("standard" if older == "standard" else "paper")
+        usual = "standard" if older == "standard" and "standard" in self.decodings else "paper"
+        merged.decoding = decoding or options.get("decoding") or usual
         if merged.decoding not in self.decodings:
             raise ValueError(f"decoding must be one of {sorted(self.decodings)}, not {merged.decoding!r}.")
         return merged, rest

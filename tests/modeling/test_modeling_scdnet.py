@@ -223,6 +223,17 @@ class TestGenerate:
         torch.testing.assert_close(states[0][0], states[1][0])
         assert states[1][1].std() > 1.2 * states[0][1].std()
 
+    def test_fast_decoding_is_a_fifth_of_the_steps_and_what_a_call_says_counts(self, model, cascade):
+        options = {"num_inference_steps": 10, "time_difference": 6.0}
+        assert torch.equal(model.generate(**IMAGES, decoding="fast"), model.generate(**IMAGES, **options))
+        options["num_inference_steps"] = 7
+        fast = model.generate(**IMAGES, decoding="fast", num_inference_steps=7)
+        assert torch.equal(fast, model.generate(**IMAGES, **options))
+        steps = {"num_inference_steps": [10, 8], "time_difference": [9.0, 0.0]}
+        assert torch.equal(cascade.generate(**IMAGES, decoding="fast"), cascade.generate(**IMAGES, **steps))
+        with pytest.raises(ValueError, match="decoding must be one of"):
+            model.generate(**IMAGES, decoding="slow")
+
     def test_the_likeliest_words_are_those_of_the_last_step(self, model):
         out = model.generate(**IMAGES, word_choice="likeliest", return_dict_in_generate=True, output_scores=True)
         best = out.stages[0].probabilities[-1].argmax(-1)
