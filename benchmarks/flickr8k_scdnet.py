@@ -24,7 +24,7 @@ from hf_captioners.inference.captioning import caption_rows
 from hf_captioners.metrics import CaptionMetrics
 
 MAKEFILE = RECIPES / "scdnet/Makefile"
-STEPS = (10, 50)
+DECODINGS: dict[str, dict[str, Any]] = {"50 steps": {"num_inference_steps": 50}, "fast": {"decoding": "fast"}}
 EXPORT_STEPS = 10  # of the captions of all pictures that the second stage learns from
 TRAININGS = {"1_xe": None, "2_scst": None, "5_xe": "3_xe", "6_scst": "4_scst"}  # and sentences of the first stage
 
@@ -45,7 +45,7 @@ class ScdnetRun(Run):
             self.sentences["previous"] = folder / f"{previous}.jsonl"
         super().__init__(args, f"scdnet_{step}", f"scdnet/flickr8k_{step}.yaml", args.out / "features", folder / step)
         self.shown = tuple(self.sentences)
-        self.decodings = {f"{steps} steps": {"num_inference_steps": steps} for steps in STEPS}
+        self.decodings = DECODINGS
 
     def test_rows(self) -> FeatureDataset:
         """See [`Run`]."""

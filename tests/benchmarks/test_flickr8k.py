@@ -61,7 +61,7 @@ def args(folder, monkeypatch):
 
 def test_scdnet_is_reported_with_its_sentences(args, monkeypatch):
     train, scdnet = importlib.import_module("train_flickr8k"), importlib.import_module("flickr8k_scdnet")
-    monkeypatch.setattr(scdnet, "STEPS", (2, 3))
+    monkeypatch.setattr(scdnet, "DECODINGS", {f"{steps} steps": {"num_inference_steps": steps} for steps in (2, 3)})
     section, lines = train.finish(args, scdnet.ScdnetRun(args, "5_xe", args.out / "retrieved.jsonl"))
     assert [line.split(" | ")[1] for line in lines] == ["2 steps", "3 steps"]
     assert [line.split(" | ")[5] for line in lines] == ["2.0", "3.0"]  # calls of the network
