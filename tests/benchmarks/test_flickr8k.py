@@ -30,7 +30,7 @@ HISTORY = [
 def folder(tmp_path_factory):
     """Pictures, features, sentences and captioners of all steps."""
     tmp_path = tmp_path_factory.mktemp("flickr8k")
-    world = write_sample_world(tmp_path / "world", num_train=2, num_val=1, num_test=3, size=32)
+    world = write_sample_world(tmp_path / "world", num_train=2, num_val=2, num_test=3, size=32)
     images = json.loads((world / "dataset_karpathy.json").read_text())["images"]
     out = tmp_path / "out"
     with FeatureWriter(out / "features", dtype=torch.float32) as writer:
