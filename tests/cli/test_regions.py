@@ -110,7 +110,7 @@ class TestFeatures:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ([], "--detector needs pictures, or --annotations with --image-root, or --data-dir"),
+            ([], "--detector needs pictures, or --annotations with --image-root, --data-dir or --dataset"),
             (["x", "--annotations", "a", "--image-root", "b"], "--detector needs pictures, or --annotations"),
             (["x", "--batch-size", "3"], "--batch-size needs --model"),
             (["x", "--norm", "l2"], "--norm needs --regions"),
