@@ -24,6 +24,7 @@ NAMES = {
 }  # of distributions
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "PIL", "tqdm"}
 CORE |= {"typing_extensions", "jinja2"} | set(sys.stdlib_module_names)
+CORE |= {"filelock", "fsspec"}  # come with huggingface_hub
 
 VERBS = "from hf_captioners.cli.main import main; sys.exit(main())"
 # a process in which libraries are not there, as where they are not installed
