@@ -219,7 +219,7 @@ class TestFolder:
 class TestErrors:
     @pytest.mark.parametrize("arguments", [[], ["--annotations", "a.json", "--data_dir", "b"]])
     def test_one_source(self, train, arguments):
-        with pytest.raises(SystemExit, match=r"give --annotations .* or --data_dir .*, one of them"):
+        with pytest.raises(SystemExit, match=r"give --annotations .*, --data_dir .* or --dataset_name .*, one of them"):
             train(*arguments, "--backbone", "no_such")
 
     def test_drop_path_without_a_backbone(self, train, world, features):
