@@ -364,7 +364,7 @@ class FeatureStore:
         path = self.folder / self._files[number]
         try:
             shard = self._shard(number, path)
-            return shard.extra(position, extra) if extra else shard.features(position)
+            return shard.extra(position, image_id, extra) if extra else shard.features(position, image_id)
         except (SafetensorError, OSError) as error:
             raise FeatureError(f"{path}: damaged, cannot read the features of image {image_id!r}: {error}") from error
 

@@ -49,15 +49,15 @@ class Shard:
         self._begin = _LENGTH + int.from_bytes(self._bytes[:_LENGTH].tobytes(), "little")
         self._places: dict[str, Any] = json.loads(self._bytes[_LENGTH : self._begin].tobytes())
 
-    def features(self, position: int) -> Tensor:
-        """The features of the image at a position, a copy.
+    def features(self, position: int, image_id: int | str) -> Tensor:
+        """The features of the image at a position, a copy; the errors name the image.
 
         Raises:
             FeatureError: there are none, or of another kind than a store has.
         """
         place = self._places.get(tensor_name(position))
         if place is None or place["dtype"] not in _DTYPES:
-            raise FeatureError(f"{self._path}: damaged, it has no features at position {position}")
+            raise FeatureError(f"{self._path}: damaged, it has no features of image {image_id!r}")
         dtype, shape = _DTYPES[place["dtype"]], place["shape"]
         if not math.prod(shape):
             return torch.zeros(shape, dtype=dtype)
@@ -65,14 +65,14 @@ class Shard:
         content = np.array(self._bytes[self._begin + start : self._begin + end])
         return torch.from_numpy(content).view(dtype).view(shape)
 
-    def extra(self, position: int, name: str) -> Tensor:
-        """A copy of what lies beside the features of the image at a position.
+    def extra(self, position: int, image_id: int | str, name: str) -> Tensor:
+        """A copy of what lies beside the features of the image at a position; the errors name the image.
 
         Raises:
             FeatureError: there is nothing of this name.
             SafetensorError: it is damaged.
         """
         if tensor_name(position, name) not in self._places:
-            raise FeatureError(f"{self._path}: has no {name!r} beside the features at position {position}")
+            raise FeatureError(f"{self._path}: has no {name!r} beside the features of image {image_id!r}")
         tensor: Tensor = self._file.get_tensor(tensor_name(position, name))
         return tensor.clone()
