@@ -89,7 +89,7 @@ class CaptionRun:
     >>> for _ in range(2):
     ...     with CaptionRun(path, {"model": "mine"}) as run:
     ...         for row in run.remaining((0, place, row) for place, row in enumerate(rows)):
-    ...             run.add({**row, "caption": "a dog"})
+    ...             _ = run.add({**row, "caption": "a dog"})
     ...         _ = run.finish()
     ...     print(run.tally.captioned, run.tally.skipped)
     2 0
