@@ -85,7 +85,7 @@ def expansionnet_v2(args: argparse.Namespace) -> Iterator[TrainedRun]:
 
 
 def satic(args: argparse.Namespace) -> Iterator[TrainedRun]:
-    """Train a teacher that writes word by word, and SATIC with 2 and 4 words a step on its captions."""
+    """Train a teacher that writes word by word, and SATIC with several words a step on its captions."""
     backbone = args.data / "vision_backbone"
     teacher = TrainedRun(args, "satic_teacher", "satic/flickr8k_mini_teacher.yaml", backbone=backbone)
     yield teacher
@@ -96,7 +96,7 @@ def satic(args: argparse.Namespace) -> Iterator[TrainedRun]:
         program = [sys.executable, "-m", "hf_captioners", *map(str, command)]
         captions.write_bytes(subprocess.run(program, stdout=subprocess.PIPE, check=True).stdout)
     student = {"model": teacher.captioner, "distilled": captions}
-    for size in (2, 4):
+    for size in args.group_sizes:
         recipe = "satic/flickr8k_mini_student.yaml"
         options = json.dumps({"group_size": size})
         yield TrainedRun(args, f"satic_{size}", recipe, model_options=options, **student)
@@ -218,6 +218,9 @@ def main() -> None:
     parser.add_argument("--num-train-epochs", type=int, help="instead of the recipes' number")
     parser.add_argument(
         "--scdnet-steps", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="trainings of SCD-Net (all)"
+    )
+    parser.add_argument(
+        "--group-sizes", nargs="+", type=int, default=[2, 4], help="words that SATIC writes at once (2 and 4)"
     )
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, on a machine that is busy")
     args = parser.parse_args()
