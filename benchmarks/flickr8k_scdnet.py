@@ -26,7 +26,8 @@ from hf_captioners.metrics import CaptionMetrics
 MAKEFILE = RECIPES / "scdnet/Makefile"
 DECODINGS: dict[str, dict[str, Any]] = {"50 steps": {"num_inference_steps": 50}, "fast": {"decoding": "fast"}}
 EXPORT_STEPS = 10  # of the captions of all pictures that the second stage learns from
-TRAININGS = {"1_xe": None, "2_scst": None, "5_xe": "3_xe", "6_scst": "4_scst"}  # and sentences of the first stage
+# and sentences of the first stage
+TRAININGS = {"1_xe": None, "1_distilled": None, "2_scst": None, "5_xe": "3_xe", "6_scst": "4_scst"}
 
 
 class ScdnetRun(Run):
