@@ -42,7 +42,7 @@ def _add_join(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = actions.add_parser(
         "join",
         help="make a cascade of two stages",
-        description="Write a captioner that owns both stages; processor and caption retriever are the second one's.",
+        description="Write a captioner that owns both stages; processor, retriever and detector are the second one's.",
     )
     parser.add_argument("first", metavar="FIRST", help="folder or Hub name of the first stage")
     parser.add_argument("second", metavar="SECOND", help="folder or Hub name of the second stage")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..modeling.captioner_detector import own_detector
 from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
-from .writing import ConversionError, check_out_dir, write_folder
+from .writing import ConversionError, check_out_dir, new_folder
 
 
 def join_stages(first: tuple[Any, Any], second: tuple[Any, Any], out_dir: str | Path, overwrite: bool = False) -> Path:
-    """Write a cascade that owns both stages, with the second one's processor and caption retriever.
+    """Write a cascade that owns both stages, with the second one's processor, caption retriever and detector.
 
     Args:
         first, second (`tuple[PreTrainedModel, ProcessorMixin]`): the stages and their processors, as `load_captioners`
@@ -41,7 +43,15 @@ def join_stages(first: tuple[Any, Any], second: tuple[Any, Any], out_dir: str | 
         model = ScdnetForImageCaptioning.from_stages(first[0], second[0])
     except (StrictDataclassError, ValueError) as error:
         raise ConversionError(f"{' and '.join(names)}: {' '.join(str(error).split())}") from error
-    return write_folder(out_dir, "scdnet", overwrite, model, second[1])
+    detector, is_inside = own_detector(second[0].config, second[0].name_or_path)
+    if detector is not None and not is_inside:
+        model.config.detector = detector  # as seen from the new folder it would be another
+    with new_folder(out_dir, "scdnet", overwrite) as folder:
+        for part in (model, second[1]):
+            part.save_pretrained(folder)
+        if detector is not None and is_inside:
+            shutil.copytree(detector, folder / model.config.detector)
+    return Path(out_dir)
 
 
 def _check_words(names: str, own: dict[str, int], other: dict[str, int]) -> None:

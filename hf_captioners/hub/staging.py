@@ -22,7 +22,7 @@ from ..data.files import regular_file
 from ..families.loading import check_can_caption, load_captioner_model, load_processor
 from ..modeling.captioner_adapters import may_be_on_hub
 from ..modeling.captioner_base import CaptionerPreTrainedModel
-from ..modeling.captioner_detector import DETECTORS, load_detector
+from ..modeling.captioner_detector import DETECTORS, load_detector, own_detector
 from ..modeling.configuration_captioner import CaptionerConfig
 from .card import updated_card, write_card
 from .facts import CardFacts, known_facts
@@ -119,13 +119,13 @@ def _copy_detector(model: Any, source: Path | None, folder: Path) -> None:
     named = model.config.detector if isinstance(model.config, CaptionerConfig) else None
     if named is None or may_be_on_hub(named):
         return
-    inside = None if source is None or Path(named).is_absolute() else (source / named).resolve()
-    if source is None or inside is None or not inside.is_relative_to(source.resolve()) or not inside.is_dir():
+    detector, is_inside = (None, False) if source is None else own_detector(model.config, source)
+    if detector is None or not is_inside:
         raise StagingError(
             f"its detector {named} is on this machine only; push that first and name it in config.json, or copy it "
             "into the captioner's folder and name it from there"
         )
-    shutil.copytree(inside, folder / named)
+    shutil.copytree(detector, folder / named)
 
 
 def _copy_adapters(source: Path, folder: Path, ship_code: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,23 @@ class CaptionerDetector:
         return torch.from_numpy(with_box_features(features.numpy(), boxes, *image.size)[0])
 
 
+def own_detector(config: Any, folder: str | os.PathLike[str]) -> tuple[str | None, bool]:
+    """The detector that a captioner's configuration names by a path that begins at the captioner's folder.
+
+    Args:
+        config (`CaptionerConfig`): of the captioner.
+        folder (`str` or `os.PathLike`): the captioner's; a name of the Hub has none.
+
+    Returns:
+        `tuple[str | None, bool]`: the detector's folder, and whether it is inside the captioner's.
+    """
+    named = config.detector if isinstance(config, CaptionerConfig) else None
+    if named is None or Path(named).is_absolute() or not Path(folder, named).is_dir():
+        return None, False
+    detector = Path(folder, named).resolve()
+    return str(detector), detector.is_relative_to(Path(folder).resolve())
+
+
 def use_detector(
     model: Any, processor: Any, detector: CaptionerDetector | str | None = None, trust_remote_code: bool = False
 ) -> None:
@@ -253,9 +271,8 @@ def use_detector(
         processor.detector = source
         source.feature_size = model.config.feature_size
     else:
-        beside = os.path.join(str(model.name_or_path), source)  # noqa: PTH118  may be a name of the Hub
-        if detector is None and os.path.isdir(beside):  # noqa: PTH112
-            source = beside
+        if detector is None:
+            source = own_detector(model.config, model.name_or_path)[0] or source
         processor.detector = CaptionerDetector(source, model.config.feature_size, model.device, trust_remote_code)
     if detector is not None:
         processor.detector.check()

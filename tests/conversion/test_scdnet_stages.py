@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -43,6 +44,29 @@ def test_they_are_joined(stages, tmp_path, capsys):
     again = [*words[:2], str(folder / "first"), str(tmp_path / "cascade"), "--out", str(tmp_path / "again")]
     assert main(again) == 2
     assert "is a cascade already, expected a stage of SCD-Net" in capsys.readouterr().err
+
+
+def test_a_detector_in_the_second_folder_comes_along(stages, tmp_path):
+    second = shutil.copytree(stages[0] / "second", tmp_path / "second")
+    (second / "parts/detector").mkdir(parents=True)
+    (second / "parts/detector/config.json").write_text('{"model_type": "bottom_up"}')
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({**config, "detector": "parts/detector"}))
+    out = tmp_path / "cascade"
+    assert main(["scdnet", "join", str(stages[0] / "first"), str(second), "--out", str(out)]) == 0
+    assert (out / "parts/detector/config.json").is_file()
+    assert json.loads((out / "config.json").read_text())["detector"] == "parts/detector"
+
+
+def test_a_detector_beside_the_second_folder_is_named(stages, tmp_path):
+    second = shutil.copytree(stages[0] / "second", tmp_path / "second")
+    (tmp_path / "detector").mkdir()
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({**config, "detector": "../detector"}))
+    out = tmp_path / "elsewhere/cascade"
+    assert main(["scdnet", "join", str(stages[0] / "first"), str(second), "--out", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text())["detector"] == str((tmp_path / "detector").resolve())
+    assert not (tmp_path / "elsewhere/detector").exists()
 
 
 @pytest.mark.parametrize(
