@@ -1,6 +1,6 @@
 """What the trainings on Flickr8k share: the pictures, their features, a small CLIP, and captioners to be reported.
 
-`train_flickr8k.py` and `train_flickr8k_rewards.py` are the commands.
+`train_flickr8k.py`, `train_flickr8k_rewards.py` and `train_flickr8k_families.py` are the commands.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-import hf_captioners  # noqa: F401  registers the captioners
 from hf_captioners.cli.main import main as hf_captioners_cli
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.data.features.store import FeatureStore
 from hf_captioners.data.rows import FeatureDataset, attach_features, undecoded
 from hf_captioners.inference.caption_files import caption_files
-from hf_captioners.modeling.captioner_trust import load_pretrained
+from hf_captioners.inference.loading import load_captioners
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "examples/recipes"
@@ -102,7 +99,7 @@ class Run:
         args (`Namespace`): of the command line.
         name (`str`): of the captioner and of the folder of its report.
         recipe (`str`): its options, below `examples/recipes`.
-        features (`Path`): its cached inputs.
+        features (`Path`, *optional*): its cached inputs, where it learns from such.
         captioner (`Path`, *optional*): its folder; `captioner` in that of the report by default.
 
     Attributes:
@@ -113,7 +110,12 @@ class Run:
     """
 
     def __init__(
-        self, args: argparse.Namespace, name: str, recipe: str, features: Path, captioner: Path | None = None
+        self,
+        args: argparse.Namespace,
+        name: str,
+        recipe: str,
+        features: Path | None = None,
+        captioner: Path | None = None,
     ) -> None:
         self.args, self.name, self.features = args, name, features
         self.recipe, self.folder = RECIPES / recipe, args.out / name
@@ -133,11 +135,12 @@ class Run:
 
     def load(self) -> tuple[Any, Any]:
         """The captioner and its processor."""
-        model = load_pretrained(AutoModelForImageTextToText, self.captioner).eval()
-        return model, load_pretrained(AutoProcessor, self.captioner)
+        return load_captioners([str(self.captioner)], device="cpu")
 
     def test_rows(self) -> FeatureDataset:
         """The test pictures' cached inputs."""
+        if self.features is None:
+            raise ValueError(f"{self.name} learns from pictures; there are no cached inputs of it.")
         return attach_features(load_karpathy(self.args.annotations, split="test"), FeatureStore(self.features))
 
     def caption(self, model: Any, processor: Any, options: Mapping[str, Any]) -> Iterator[str]:

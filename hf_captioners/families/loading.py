@@ -126,21 +126,22 @@ def check_special_tokens(source: Any, settings: Any, tokenizer: Any) -> None:
         ValueError: naming what is missing or differs.
     """
     start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id  # as BERT's have it
     needed = {
         "generation_config.json: decoder_start_token_id": start,
         "generation_config.json: eos_token_id": settings.eos_token_id,
         "generation_config.json: pad_token_id": settings.pad_token_id,
-        "the tokenizer: eos_token": tokenizer.eos_token_id,
+        "the tokenizer: eos_token": end,
         "the tokenizer: pad_token": tokenizer.pad_token_id,
     }
     missing = [what for what, value in needed.items() if value is None]
     if missing:
         raise ValueError(f"{source}: missing in {', '.join(missing)}; set them and save the model again.")
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    if tokenizer.eos_token_id not in ends:
+    if end not in ends:
         raise ValueError(
-            f"{source}: captions end with {settings.eos_token_id} in generation_config.json, but with "
-            f"{tokenizer.eos_token_id} in the tokenizer; they must agree."
+            f"{source}: captions end with {settings.eos_token_id} in generation_config.json, but with {end} in the "
+            "tokenizer; they must agree."
         )
 
 
