@@ -13,7 +13,6 @@ the output folder has the scores of the test pictures before and after, with the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
