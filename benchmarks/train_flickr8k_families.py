@@ -118,7 +118,7 @@ class System(NamedTuple):
 SYSTEMS = {
     "vit_gpt2": System(new_vit_gpt2, 860, 210),
     "blip": System(new_blip, 700, 250),
-    "git": System(new_git, 620, 200),
+    "git": System(new_git, 620, 165),
 }
 
 
