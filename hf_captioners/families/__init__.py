@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .base import CaptionFamily, SpecialTokens, TransformersFamily, learns, without_adapters
+from .base import CaptionFamily, SpecialTokens
 from .blip import BlipFamily
 from .blip2 import Blip2Family, InstructBlipFamily
 from .captioner import CaptionerFamily, ForeignCodeFamily, WordByWordFamily
@@ -19,7 +19,9 @@ from .encoder_decoder import EncoderDecoderFamily
 from .florence2 import Florence2Family
 from .git import GitFamily
 from .kosmos2 import Kosmos2Family
+from .model_parts import learns, without_adapters
 from .paligemma import PaliGemmaFamily
+from .transformers_family import TransformersFamily
 
 FAMILIES: tuple[type[CaptionFamily], ...] = (
     WordByWordFamily,

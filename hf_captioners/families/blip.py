@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from .base import EncodedImages, PrefixedFamily, SpecialTokens, behind_start, repeated
+from .base import SpecialTokens
+from .model_parts import behind_start, repeated
+from .transformers_family import EncodedImages, PrefixedFamily
 
 
 class BlipFamily(PrefixedFamily):

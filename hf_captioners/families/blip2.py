@@ -15,7 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from .base import SpecialTokens, TransformersFamily, answering, repeated
+from .base import SpecialTokens
+from .model_parts import answering, repeated
+from .transformers_family import TransformersFamily
 
 _QFORMER = ("qformer_input_ids", "qformer_attention_mask")
 

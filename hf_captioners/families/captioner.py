@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from .base import CaptionFamily, learns
+from .base import CaptionFamily
+from .model_parts import learns
 
 
 class CaptionerFamily(CaptionFamily):

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .base import TransformersFamily, repeated
+from .model_parts import repeated
+from .transformers_family import TransformersFamily
 
 
 class EncoderDecoderFamily(TransformersFamily):

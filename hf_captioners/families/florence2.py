@@ -10,7 +10,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from .base import SpecialTokens, TransformersFamily, answering, repeated, without_adapters
+from .base import SpecialTokens
+from .model_parts import answering, repeated, without_adapters
+from .transformers_family import TransformersFamily
 
 TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 

@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .base import EncodedImages, PrefixedFamily, SpecialTokens, answering, behind_start, repeated
+from .base import SpecialTokens
+from .model_parts import answering, behind_start, repeated
+from .transformers_family import EncodedImages, PrefixedFamily
 
 
 class GitFamily(PrefixedFamily):

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .base import SpecialTokens, TransformersFamily, behind_start, repeated
+from .base import SpecialTokens
+from .model_parts import behind_start, repeated
+from .transformers_family import TransformersFamily
 
 
 class LatentImages(NamedTuple):

@@ -15,16 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..modeling.processing_captioner import open_row
-from .base import (
-    CAPTIONS,
-    SpecialTokens,
-    TransformersFamily,
-    answering,
-    behind_start,
-    learns,
-    repeated,
-    without_adapters,
-)
+from .base import CAPTIONS, SpecialTokens
+from .model_parts import answering, behind_start, learns, repeated, without_adapters
+from .transformers_family import TransformersFamily
 
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _SEEN = "tower_outputs"
