@@ -49,7 +49,9 @@ from hf_captioners.metrics import CaptionMetrics
 
 WORDS, LONGEST = 3000, 40  # of the tokenizer; tokens of a caption
 IMAGE_SIZE, PATCH_SIZE = 96, 16
-SIZES: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 4, "initializer_range": 0.02}
+SIZES: dict[str, Any] = {
+    "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 4, "initializer_range": 0.02
+}  # fmt: skip
 VISION: dict[str, Any] = {**SIZES, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
 TEXT: dict[str, Any] = {**SIZES, "num_hidden_layers": 2, "max_position_embeddings": LONGEST}
 SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
