@@ -12,6 +12,7 @@ from ..data.captions.attached import attach_sentences, has_sentences, parse_sent
 from ..data.captions.captioned import Columns, captioned, captioned_stream, kept_rows, load_named, split_names
 from ..data.captions.distill import distill_captions
 from ..data.captions.folder import join_splits, load_folder
+from ..data.captions.karpathy_file import EmptySplitError
 from ..data.captions.layouts import COCOTALK, KARPATHY, layout_of
 from ..data.captions.load import load_captions
 from ..data.captions.tar_shards import stream_tars, tar_shards
@@ -308,9 +309,15 @@ def _load_files(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]:
     if arguments.eval_annotations is not None:
         source, root = arguments.eval_annotations, arguments.eval_image_root or root
     usual = "val" if _has_splits(source) else None
-    if (arguments.eval_annotations or arguments.eval_split or usual) is None:
+    named = arguments.eval_annotations or arguments.eval_split
+    if (named or usual) is None:
         return train, None
-    return train, _load(arguments, bad_rows, "eval_split", source, root, usual)
+    try:
+        return train, _load(arguments, bad_rows, "eval_split", source, root, usual)
+    except EmptySplitError:
+        if named is not None:
+            raise
+        return train, None
 
 
 def has_splits(arguments: DataArguments) -> bool:

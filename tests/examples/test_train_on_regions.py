@@ -76,7 +76,7 @@ def test_photographs_at_released_size(shared_data, tmp_path):
     photographs = shared_data / "coco_mini"
     rows = json.loads((photographs / "dataset_karpathy.json").read_text())["images"]
     chosen = [row for row in rows if row["split"] == "restval"][:COCO_IMAGES]
-    chosen += [row for row in rows if row["split"] == "test"][:1]
+    chosen += [row for row in rows if row["split"] == "test"][:1]  # none to evaluate on
     (tmp_path / "dataset.json").write_text(json.dumps({"images": chosen}))
     torch.manual_seed(0)
     detector = save(tmp_path / "detector", BottomUpForRegionFeatures(BottomUpConfig()), BottomUpImageProcessor())

@@ -39,6 +39,17 @@ def features(tmp_path):
     return str(tmp_path / "features")
 
 
+def test_without_a_split_to_evaluate_on(annotations, features):
+    """Nothing is evaluated, unless the split was asked for."""
+    rows = json.loads(Path(annotations).read_text())["images"]
+    Path(annotations).write_text(json.dumps({"images": rows[:2]}))
+    train, evaluation = load_rows(DataArguments(annotations=annotations, features=features))
+    assert len(train) == 2 and evaluation is None
+    for asked in ({"eval_split": "val"}, {"eval_annotations": annotations}):
+        with pytest.raises(ValueError, match="no image of split val; its splits are: "):
+            load_rows(DataArguments(annotations=annotations, features=features, **asked))
+
+
 def test_captions_and_features(annotations, features):
     train, evaluation = load_rows(DataArguments(annotations=annotations, features=features))
     assert [row["image_id"] for row in (train[0], train[1], evaluation[0])] == [0, 1, 2]

@@ -158,8 +158,8 @@ def _check_evaluation(data: DataArguments, evaluation: Any, args: Any) -> None:
             else f"--dataset_name {data.dataset_name}: no split validation in it to evaluate on (--eval_strategy "
             f"{strategy}); name another one by --eval_split"
             if data.dataset_name is not None
-            else f"--annotations {data.annotations}: has no splits, and nothing says what to evaluate on "
-            f"(--eval_strategy {strategy}); give --eval_annotations, or --eval_split with a file of names"
+            else f"--annotations {data.annotations}: has no split val, and nothing says what to evaluate on "
+            f"(--eval_strategy {strategy}); give --eval_annotations, or --eval_split with splits or a file of names"
         )
         raise ValueError(f"{source}, or give --eval_strategy no --load_best_model_at_end false{generation}.")
 

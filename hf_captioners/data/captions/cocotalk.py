@@ -28,7 +28,7 @@ import numpy as np
 
 from ...extras import of_extra
 from ..hdf5 import names_in, open_hdf5, read_array
-from .karpathy_file import SPLITS
+from .karpathy_file import SPLITS, EmptySplitError
 from .records import caption_of, id_of, read_content
 
 with of_extra():
@@ -48,6 +48,10 @@ _FEATURES = datasets.Features(
 
 class CocotalkError(ValueError):
     """Files that are not in this layout, or do not fit each other. The message names file, place and value."""
+
+
+class _EmptySplitError(CocotalkError, EmptySplitError):
+    """A split without images."""
 
 
 def load_cocotalk(
@@ -105,7 +109,9 @@ def load_cocotalk(
     chosen = [index for index, image in enumerate(images) if image["split"] in wanted]
     if not chosen:
         occurring = ", ".join(name for name in SPLITS if any(image["split"] == name for image in images))
-        raise CocotalkError(f"{cocotalk}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none'}")
+        raise _EmptySplitError(
+            f"{cocotalk}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none'}"
+        )
     rows = {name: [images[index][name] for index in chosen] for name in ("image_id", "file_name", "split")}
     rows["captions"] = _decode(arrays, words, chosen)
     return datasets.Dataset.from_dict(rows, features=_FEATURES)

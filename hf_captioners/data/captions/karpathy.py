@@ -22,7 +22,7 @@ from typing import Any, Literal, cast, overload
 
 from ...extras import of_extra
 from ..bad_rows import BadRows
-from .karpathy_file import SPLITS, Row, find_images, read_rows, source_paths, source_stamp
+from .karpathy_file import SPLITS, EmptySplitError, Row, find_images, read_rows, source_paths, source_stamp
 
 with of_extra():
     import datasets
@@ -105,7 +105,7 @@ def _chosen_rows(annotations: str, image_root: str | None, splits: tuple[str, ..
     wanted = [pair for pair in pairs if pair[1]["split"] in splits]
     if not wanted:
         occurring = [split for split in SPLITS if any(row["split"] == split for _, row in pairs)]
-        raise ValueError(
+        raise EmptySplitError(
             f"{annotations}: no image of split {'+'.join(splits)}; "
             f"its splits are: {', '.join(occurring) or 'none, the file has no images'}"
         )

@@ -22,6 +22,10 @@ _NAMED_IN_ERRORS = 5
 Row = dict[str, Any]
 
 
+class EmptySplitError(ValueError):
+    """A split of which a file has no image; the message names those that it has."""
+
+
 def source_paths(
     annotations: str | os.PathLike[str], image_root: str | os.PathLike[str] | None
 ) -> tuple[str, str | None]:
