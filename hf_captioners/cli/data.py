@@ -15,12 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .common import UsageError, mistakes, positive
+from .common import UsageError, mistakes, positive, refuse_unread
 
 _EPILOG = """\
 examples:
   hf-captioners data check dataset_coco.json --image-root coco
   hf-captioners data check my_pictures --json > report.json
+  hf-captioners data check "shards/{000000..000113}.tar"
+  hf-captioners data check --dataset nlphuji/flickr30k
   hf-captioners data export dataset_flickr8k.json --image-root images --out flickr8k
   hf-captioners data export my_pictures --out me/my-pictures --private"""
 
@@ -59,9 +61,32 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a file of captions in any layout that training reads, or a "
-                        "folder of captioned pictures")  # fmt: skip
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="a file of captions in any layout that training "
+                        "reads, a folder of captioned pictures, or tars as shards/{000000..000113}.tar")  # fmt: skip
     parser.add_argument("--image-root", "--image_root", metavar="DIR", help="folder of the pictures of a file")
+    group = parser.add_argument_group("a data set of the Hub in the place of SOURCE")
+    group.add_argument("--dataset", metavar="NAME", help="org/name, or a folder that datasets.load_dataset reads")
+    group.add_argument("--dataset-config", metavar="NAME", help="its configuration, where it has several")
+    group.add_argument("--image-column", metavar="NAME", default="image", help="its pictures (%(default)s)")
+    group.add_argument("--caption-column", metavar="NAME", nargs="+", default=[], help="its captions (the first of "
+                       "captions, caption, text, sentences_raw and sentences)")  # fmt: skip
+    group.add_argument("--id-column", metavar="NAME", help="ids of its pictures; rows of one become one (image_id)")
+
+
+def _load(args: argparse.Namespace, bad_rows: Any) -> tuple[str, dict[str, Any]]:
+    """Name of the data, and its splits."""
+    from ..data.captions.captioned import Columns
+    from ..data.captions.splits import load_named_splits, load_splits
+
+    if (args.source is None) == (args.dataset is None):
+        raise ValueError("give SOURCE or --dataset, one of them")
+    if args.dataset is None:
+        of_hub = {name: bool(vars(args)[name]) for name in ("dataset_config", "caption_column", "id_column")}
+        refuse_unread("they are of --dataset", image_column=args.image_column != "image", **of_hub)
+        return args.source, load_splits(args.source, args.image_root, bad_rows)
+    refuse_unread("--dataset has its own pictures", image_root=args.image_root is not None)
+    columns = Columns(args.image_column, tuple(args.caption_column), args.id_column)
+    return args.dataset, load_named_splits(args.dataset, args.dataset_config, columns, bad_rows)
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -70,12 +95,11 @@ def run_check(args: argparse.Namespace) -> int:
 
     with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
         from ..data.bad_rows import BadRows
-        from ..data.captions.splits import load_splits
         from ..data.dataset_check import check_dataset
 
         bad_rows = BadRows("skip", log=False)
-        splits = load_splits(args.source, args.image_root, bad_rows)
-        report = check_dataset(args.source, splits, bad_rows.messages)
+        name, splits = _load(args, bad_rows)
+        report = check_dataset(name, splits, bad_rows.messages)
     print(printable_json(report.as_json()) if args.json else _as_table(report))
     return 1 if report.problems else 0
 
@@ -129,9 +153,12 @@ def run_export(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace, out: Any, name: str | None) -> Any:
     from ..data.bad_rows import BadRows
     from ..data.captions.export import export_dataset
-    from ..data.captions.splits import load_splits
+    from ..data.image_check import check_images
 
     bad_rows = BadRows(args.on_bad_row)
-    splits = load_splits(args.source, args.image_root, bad_rows)
-    bad_rows.conclude(args.source)
+    source, splits = _load(args, bad_rows)
+    for split, rows in splits.items():
+        if "image" in rows.column_names:
+            splits[split] = check_images(rows, f"{source}: pictures of {split}", bad_rows)
+    bad_rows.conclude(source)
     return export_dataset(splits, out, name, args.shard_size_mb * 1_000_000)

@@ -257,11 +257,13 @@ def _named_dataset(args: argparse.Namespace) -> Any:
     """The pictures of splits of a data set of the Hub, with the ids that training gives them."""
     from datasets import concatenate_datasets
 
+    from ..data.bad_rows import BadRows
     from ..data.captions.captioned import Columns, captioned, load_named, split_names
 
-    columns = Columns(args.image_column, image_id=args.id_column)
+    columns, bad_rows = Columns(args.image_column, image_id=args.id_column), BadRows(args.on_bad_row)
     splits = args.splits or split_names(args.dataset, args.dataset_config)
-    parts = [captioned(load_named(args.dataset, args.dataset_config, split), columns, args.dataset) for split in splits]
+    named = (load_named(args.dataset, args.dataset_config, split) for split in splits)
+    parts = [captioned(rows, columns, args.dataset, bad_rows=bad_rows) for rows in named]
     return concatenate_datasets([part.select_columns(["image", "image_id"]) for part in parts])
 
 

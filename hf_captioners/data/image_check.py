@@ -112,7 +112,7 @@ def read_headers(images: Sequence[Any]) -> Iterator[ImageHeader]:
     """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="check_images") as pool:
         for start in range(0, len(images), _BLOCK):
-            yield from pool.map(_header, images[start : start + _BLOCK])
+            yield from pool.map(read_header, images[start : start + _BLOCK])
 
 
 def byte_length(image: Mapping[str, Any]) -> int:
@@ -130,7 +130,8 @@ def byte_length(image: Mapping[str, Any]) -> int:
     return len(image["bytes"]) if image["bytes"] is not None else Path(image["path"]).stat().st_size
 
 
-def _header(image: Any) -> ImageHeader:
+def read_header(image: Any) -> ImageHeader:
+    """Read the header of a picture; see [`read_headers`]."""
     encoded = image if isinstance(image, Mapping) else {"path": image, "bytes": None}
     content, path = encoded.get("bytes"), encoded.get("path")
     if isinstance(path, Image.Image) or (content is None and "://" in str(path)):

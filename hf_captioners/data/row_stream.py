@@ -7,21 +7,32 @@
 3. A row says after which rows it comes (`position`), so that the reading of its share can go on there: the file is read
    from its beginning without decoding, and nothing is lost or repeated.
 4. The stream does not end: a trainer's `max_steps` ends it. Its passes are the epochs that choices depend on.
+5. Rows that follow each other in a file and have the same id are one picture with several captions. Those of one
+   picture that lie apart stay rows of their own, and the log says so.
+6. Rows that cannot be used are an error, or each process and worker leaves out, logs and counts its own.
 """
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .bad_rows import BadRows
+from .printable import printable
+
 if TYPE_CHECKING:
     import datasets
 
+logger = logging.getLogger(__name__)
+
 BUFFER_SIZE = 1000
+_REMEMBERED = 100_000  # ids, to see whether rows of one picture lie apart
 Convert = Callable[[Mapping[str, Any], str], dict[str, Any]]
 
 
@@ -68,6 +79,9 @@ class RowStream(torch.utils.data.IterableDataset[StreamedRow]):
         seed (`int`, *optional*): of the order; by default that of the training.
         buffer_size (`int`, defaults to 1000): rows of a block, which are in memory; with 1 rows come as they are in
             their file.
+        image_id (`str`, *optional*): column of the ids of pictures, by which rows are put together; `convert` makes
+            rows with `captions` then.
+        bad_rows ([`BadRows`], *optional*): gets rows of which `convert` raises ValueError; by default they are errors.
 
     Raises:
         ValueError: while iterating: there are no rows, or one cannot be used; `buffer_size` below 1.
@@ -93,11 +107,16 @@ class RowStream(torch.utils.data.IterableDataset[StreamedRow]):
         *,
         seed: int | None = None,
         buffer_size: int = BUFFER_SIZE,
+        image_id: str | None = None,
+        bad_rows: BadRows | None = None,
     ) -> None:
         if buffer_size < 1:
             raise ValueError(f"buffer_size must be at least 1, not {buffer_size}")
         self.dataset, self.convert, self.source = dataset, convert, source
         self.seed, self.buffer_size = seed, buffer_size
+        self.image_id, self.bad_rows = image_id, bad_rows or BadRows()
+        self._apart = _LookOut(source)
+        self._left_out = 0  # rows of this pass
         self.process, self.processes = 0, 1
         self.batches = 0
         self.positions: dict[int, Position] = {}
@@ -130,18 +149,18 @@ class RowStream(torch.utils.data.IterableDataset[StreamedRow]):
         index = (index + self.batches) % workers  # a loader takes batches in turns, and begins with its first worker
         return self._rows(self.process * workers + index, self.processes * workers)
 
-    def passage(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of a single pass in the order of the files, converted.
+    def passage(self) -> Iterator[dict[str, Any]]:
+        """The rows of a single pass in the order of the files, converted but not put together.
 
-        Args:
-            columns (`list[str]`, *optional*): of the data set, the only ones to read.
-
-        Returns:
-            `Iterator[dict]`
+        Yields:
+            `dict`: of rows that can be used; who trains on the others hears of them.
         """
-        dataset = self.dataset if columns is None else self.dataset.select_columns(columns)
-        for number, row in enumerate(_rows_of(dataset)):
-            yield dict(row) if self.convert is None else self.convert(row, f"row {number}")
+        bad_rows = BadRows("skip" if self.bad_rows.skips else "error", log=False)
+        for number, row in enumerate(_rows_of(self.dataset)):
+            try:
+                yield _converted(row, self.convert, f"row {number}")
+            except ValueError as error:
+                bad_rows.add(error)
 
     def _rows(self, share: int, shares: int) -> Iterator[StreamedRow]:
         start = self.positions.get(share, Position())
@@ -170,15 +189,19 @@ class RowStream(torch.utils.data.IterableDataset[StreamedRow]):
             own = self._shards(position.epoch, share, shares)
             by_rows = self.dataset.num_shards < shares
             for place in range(position.shard, len(own)):
-                for row in self._rows_of_shard(own[place], position.row):
-                    if not by_rows or position.count % shares == share:
+                for _, group in groupby(self._rows_of_shard(own[place], position.row), self._picture):
+                    is_own = not by_rows or position.count % shares == share
+                    size, row = self._joined(group, f"file {own[place]}", position.row, is_own)
+                    if row is not None:
                         is_empty = False
-                        yield position, self._converted(row, own[place], position.row)
-                    position = replace(position, row=position.row + 1, count=position.count + 1)
+                        yield position, row
+                    position = replace(position, row=position.row + size, count=position.count + 1)
                 position = replace(position, shard=place + 1, row=0)
+            self._conclude(f"pass {position.epoch + 1}, part {share + 1} of {shares}")
             if is_empty:
                 raise ValueError(f"{self.source}: no rows for {share + 1} of {shares} processes and workers")
             position = Position(position.epoch + 1)
+            self._apart = _LookOut(self.source, self._apart.has_warned)
 
     def _shards(self, epoch: int, share: int, shares: int) -> list[int]:
         """The files that a share reads in a pass; all, of which it keeps a part of the rows, if they are too few."""
@@ -190,8 +213,72 @@ class RowStream(torch.utils.data.IterableDataset[StreamedRow]):
         rows = self.dataset.shard(self.dataset.num_shards, shard)
         return _rows_of(rows.skip(skipped) if skipped else rows)
 
-    def _converted(self, row: Mapping[str, Any], shard: int, number: int) -> dict[str, Any]:
-        return dict(row) if self.convert is None else self.convert(row, f"file {shard}, row {number}")
+    def _conclude(self, what: str) -> None:
+        if self._left_out:
+            logger.warning("%s: %s: %d rows left out that cannot be used", self.source, what, self._left_out)
+        self._left_out = 0
+
+    def _picture(self, row: Mapping[str, Any]) -> object:
+        """What rows of one picture have in common."""
+        image_id = None if self.image_id is None else row[self.image_id]
+        if not isinstance(image_id, (int, str)):
+            return object()
+        self._apart.see(image_id)
+        return image_id
+
+    def _joined(
+        self, rows: Iterable[Mapping[str, Any]], file: str, number: int, is_own: bool
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Number of the rows of a picture, and one row of those of this share that can be used."""
+        size, joined = 0, None
+        for size, row in enumerate(rows, start=1):
+            if not is_own:
+                continue
+            try:
+                converted = _converted(row, self.convert, f"{file}, row {number + size - 1}")
+            except ValueError as error:
+                self.bad_rows.add(error)
+                self._left_out += 1
+                continue
+            if joined is None:
+                joined = converted
+            else:
+                joined["captions"] = [*joined["captions"], *converted["captions"]]
+        return size, joined
+
+
+class _LookOut:
+    """A look-out for rows of one picture that lie apart, among the first ids of a pass.
+
+    Args:
+        source (`str`): name of the data.
+        has_warned (`bool`): whether the log says so already.
+    """
+
+    def __init__(self, source: str, has_warned: bool = False) -> None:
+        self.source, self.has_warned = source, has_warned
+        self._ids: set[Any] = set()
+        self._last: Any = None
+
+    def see(self, image_id: Any) -> None:
+        """Note the id of a row."""
+        if self.has_warned or image_id == self._last:
+            return
+        self._last = image_id
+        if image_id in self._ids:
+            self.has_warned = True
+            logger.warning(
+                "%s: rows of image %s do not follow each other, and are several pictures to a stream; sort the rows "
+                "by their ids, or read them without --streaming, to have all captions of a picture together",
+                self.source,
+                printable(repr(image_id)),
+            )
+        elif len(self._ids) < _REMEMBERED:
+            self._ids.add(image_id)
+
+
+def _converted(row: Mapping[str, Any], convert: Convert | None, place: str) -> dict[str, Any]:
+    return dict(row) if convert is None else convert(row, place)
 
 
 def _rows_of(dataset: datasets.IterableDataset) -> Iterator[dict[str, Any]]:

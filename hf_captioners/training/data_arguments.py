@@ -216,7 +216,9 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     bad_rows = BadRows(arguments.on_bad_row)
     if arguments.streaming:
         stream, evaluation = _stream(arguments, bad_rows)
-        return stream, _check_rows(arguments, None, evaluation, bad_rows)[1]
+        evaluation = _check_rows(arguments, None, evaluation, bad_rows)[1]
+        bad_rows.conclude("the rows to evaluate on")
+        return stream, evaluation
     readers = {"annotations": _load_files, "data_dir": _load_folder, "dataset_name": _load_named}
     train, evaluation = readers[sources[0]](arguments, bad_rows)
     if arguments.distilled is not None:
@@ -371,14 +373,19 @@ def _load_folder(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]
 
 def _load_named(arguments: DataArguments, bad_rows: BadRows) -> tuple[Any, Any]:
     """The rows of splits of a data set of the Hub, or of a folder that `datasets` reads."""
-    name, columns = str(arguments.dataset_name), _columns(arguments)
+    name = str(arguments.dataset_name)
     parts = []
     for split in (arguments.train_split or "train", _evaluated_split(arguments)):
         rows = None if split is None else load_named(name, arguments.dataset_config_name, split)
-        parts.append(None if rows is None else captioned(rows, columns, name, needs_images=arguments.features is None))
-        if rows is not None:
-            parts[-1] = check_captions(parts[-1], name, bad_rows)
+        parts.append(None if rows is None else _captioned(arguments, rows, bad_rows))
     return parts[0], parts[1]
+
+
+def _captioned(arguments: DataArguments, rows: Any, bad_rows: BadRows) -> Any:
+    """Rows of `--dataset_name`, with captions that can be learned from."""
+    name, needs_images = str(arguments.dataset_name), arguments.features is None
+    rows = captioned(rows, _columns(arguments), name, needs_images=needs_images, bad_rows=bad_rows)
+    return check_captions(rows, name, bad_rows)
 
 
 def _columns(arguments: DataArguments) -> Columns:
@@ -397,19 +404,20 @@ def _evaluated_split(arguments: DataArguments) -> str | None:
 
 def _stream(arguments: DataArguments, bad_rows: BadRows) -> tuple[RowStream, Any]:
     """A stream of training rows; those to evaluate on are in memory or, of tars, in the cache."""
-    options: dict[str, Any] = {"buffer_size": arguments.stream_buffer_size}
+    options: dict[str, Any] = {"buffer_size": arguments.stream_buffer_size, "check_images": arguments.check_images}
+    options["bad_rows"] = BadRows(arguments.on_bad_row)  # of who reads the stream
     if arguments.dataset_name is not None:
-        name, config, columns = arguments.dataset_name, arguments.dataset_config_name, _columns(arguments)
+        name, config = arguments.dataset_name, arguments.dataset_config_name
         train = load_named(name, config, arguments.train_split, streaming=True)
         evaluated = _evaluated_split(arguments)
         evaluation = None if evaluated is None else load_named(name, config, evaluated, streaming=True)
         if evaluation is not None:
-            evaluation = captioned(kept_rows(evaluation), columns, name)
-        return captioned_stream(train, columns, name, **options), evaluation
+            evaluation = _captioned(arguments, kept_rows(evaluation), bad_rows)
+        return captioned_stream(train, _columns(arguments), name, **options), evaluation
     tars = tar_shards(str(arguments.annotations)) if arguments.annotations is not None else []
     if not tars or arguments.train_split is not None:
         raise ValueError("--streaming is for tars in WebDataset's layout (--annotations) and for --dataset_name.")
     evaluation = None
     if arguments.eval_annotations is not None:
         evaluation = _load(arguments, bad_rows, "eval_split", arguments.eval_annotations, arguments.eval_image_root)
-    return captioned_stream(stream_tars(tars), source=str(arguments.annotations), **options), evaluation
+    return stream_tars(tars, str(arguments.annotations), **options), evaluation

@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.row_stream import RowStream
 
 NUMBER = 24
@@ -73,6 +74,74 @@ def test_workers_of_a_loader_go_on_in_their_turns():
     assert [[row["image_id"] for row in batch] for batch in again] == [
         [row["image_id"] for row in batch] for batch in whole[5:]
     ]
+
+
+def captioned_stream(rows, shards=2, **options):
+    table = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
+    return RowStream(table, source="mine", **{"seed": 3, "buffer_size": 3, "image_id": "image_id", **options})
+
+
+def test_rows_of_one_picture_that_follow_each_other_are_one(caplog):
+    """From any place on, whoever reads them."""
+    numbers = [0, 0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
+    rows = [{"image_id": image_id, "captions": [str(place)]} for place, image_id in enumerate(numbers)]
+    expected = {image_id: [str(place) for place, one in enumerate(numbers) if one == image_id] for image_id in range(7)}
+    for shards, processes in ((2, 1), (2, 2), (1, 3)):
+        read = {}
+        for process in range(processes):
+            for row in captioned_stream(rows, shards).for_process(process, processes):
+                if row.position.epoch == 1:
+                    break
+                assert row["image_id"] not in read
+                read[row["image_id"]] = row["captions"]
+        assert read == expected
+    whole = list(islice(iter(captioned_stream(rows)), 18))
+    for place in range(14):
+        later = captioned_stream(rows)
+        later.go_on(place + 1, {0: whole[place].position})
+        assert list(islice(iter(later), 4)) == whole[place + 1 : place + 5]
+    assert not caplog.messages
+
+
+def test_rows_of_one_picture_that_lie_apart(caplog):
+    rows = [{"image_id": image_id, "captions": [str(place)]} for place, image_id in enumerate([7, 8, 7, 8])]
+    read = list(islice(iter(captioned_stream(rows, 1)), 8))
+    assert sorted(row["captions"] for row in read[:4]) == [["0"], ["1"], ["2"], ["3"]]
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "mine: rows of image 7 do not follow each other"
+    ]
+
+
+def test_bad_rows_are_left_out_by_who_reads_them(caplog):
+    def convert(row, place):
+        if row["image_id"] % 5 == 0:
+            raise ValueError(f"{place}: image {row['image_id']}")
+        return dict(row)
+
+    with pytest.raises(ValueError, match="file 0, row 0: image 0"):
+        ids(stream(1, convert=convert, buffer_size=1))
+    good = [number for number in range(NUMBER) if number % 5]
+    for shards, processes in ((4, 1), (4, 2), (1, 3)):
+        caplog.clear()
+        read = []
+        for process in range(processes):
+            rows = stream(shards, convert=convert, bad_rows=BadRows("skip")).for_process(process, processes)
+            for row in rows:
+                if row.position.epoch == 2:
+                    break
+                read += [row["image_id"]]
+        assert sorted(read) == sorted(2 * good)
+        assert len({message for message in caplog.messages if message.startswith("left out: ")}) == 5
+        for number in (1, 2):  # parts read other files in the next pass
+            counts = [message for message in caplog.messages if f"pass {number}, part " in message]
+            assert sum(int(message.split(" rows left out")[0].split()[-1]) for message in counts) == 5
+    rows = stream(convert=convert, bad_rows=BadRows("skip"))
+    whole = list(islice(iter(rows), 30))
+    for place in range(24):
+        later = stream(convert=convert, bad_rows=BadRows("skip"))
+        later.go_on(place + 1, {0: whole[place].position})
+        assert list(islice(iter(later), 3)) == whole[place + 1 : place + 4]
+    assert [row["image_id"] for row in rows.passage()] == good
 
 
 def test_mistakes():

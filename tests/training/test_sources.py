@@ -1,9 +1,11 @@
 """The same pictures and captions from tars, Parquet, a folder with text files and Karpathy's JSON: one training."""
 
 import io
+import itertools
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import datasets
 import pytest
@@ -97,6 +99,31 @@ def test_one_loss_curve(sources, tmp_path):
     assert all(curve == curves["karpathy"] for curve in curves.values()), curves
 
 
+def spoilt(name, options, folder):
+    """Options of the source with a file more, of four rows that cannot be used."""
+    bad = [(None, "a dog"), (b"no picture", "a dog"), (b"", "a dog"), (b"GIF8", "...")]
+    if name == "tars":
+        for path in Path(options["annotations"]).parent.glob("*.tar"):
+            shutil.copy(path, folder / path.name)
+        with tarfile.open(folder / "2.tar", "w") as tar:
+            for number, (picture, caption) in enumerate(bad):
+                for suffix, content in (("png", picture), ("txt", caption.encode())):
+                    if content is not None:
+                        info = tarfile.TarInfo(f"in_the_way{number}.{suffix}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+        return {"annotations": f"{folder}/{{0..2}}.tar"}
+    rows = datasets.load_dataset(options["dataset_name"], split="train").cast_column("image", datasets.Image(False))
+    images = [None if picture is None else {"bytes": picture, "path": None} for picture, _ in bad]
+    more = [
+        {"image": image, "image_id": number, "captions": [caption]}
+        for number, (image, (_, caption)) in enumerate(zip(images, bad, strict=True), start=100)
+    ]
+    rows = datasets.Dataset.from_list([*rows, *more]).cast_column("image", datasets.Image())
+    rows.to_parquet(folder / "parquet" / "train-0.parquet")
+    return {"dataset_name": f"{folder}/parquet"}
+
+
 class TestStreaming:
     @pytest.fixture
     def stream(self, sources):
@@ -124,6 +151,23 @@ class TestStreaming:
             shutil.rmtree(path)
         again = trained(tmp_path / "run", stream("tars"), **options, **saving, resume_from_checkpoint=True)
         assert again == whole
+
+    @pytest.mark.parametrize("sources", [1], indirect=True)
+    @pytest.mark.parametrize("name", ["tars", "parquet"])
+    def test_bad_rows_are_left_out(self, sources, name, tmp_path, caplog):
+        """As without them, in a stream and in memory."""
+        options = spoilt(name, sources[name], tmp_path) | {"on_bad_row": "skip"}
+        rows, _ = load_rows(DataArguments(**options))
+        assert len(rows) == NUMBER and "4 rows left out" in caplog.text
+        caplog.clear()
+        rows, _ = load_rows(DataArguments(**options, streaming=True, stream_buffer_size=4))
+        ids = [row["image_id"] for row in itertools.islice(iter(rows), NUMBER + 1)][:NUMBER]
+        expected, _ = load_rows(DataArguments(**sources[name]))
+        assert sorted(ids) == sorted(expected["image_id"]) and "4 rows left out" in caplog.text
+        assert len(trained(tmp_path / "run", rows)) == 4
+        rows, _ = load_rows(DataArguments(**options | {"on_bad_row": "error"}, streaming=True))
+        with pytest.raises(ValueError, match=r"in_the_way|row 1[2-5]"):
+            next(iter(rows))
 
     @pytest.mark.parametrize("sources", [1], indirect=True)
     def test_other_workers_share_it_in_another_way(self, stream, tmp_path):

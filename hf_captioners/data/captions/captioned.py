@@ -20,7 +20,10 @@ from pathlib import PurePath
 from typing import Any
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
+from ..image_check import read_header
 from ..row_stream import BUFFER_SIZE, RowStream
+from ..rows import caption_fault
 from .records import CaptionFileError, ImageId, caption_of, id_of
 
 with of_extra():
@@ -95,6 +98,7 @@ def captioned(
     source: str = "the data set",
     *,
     needs_images: bool = True,
+    bad_rows: BadRows | None = None,
 ) -> datasets.Dataset:
     """Give a data set the columns of captioned pictures.
 
@@ -103,13 +107,15 @@ def captioned(
         columns ([`Columns`], *optional*): names of its columns.
         source (`str`): its name, for messages.
         needs_images (`bool`, defaults to `True`): whether it must have pictures.
+        bad_rows ([`BadRows`], *optional*): gets rows whose captions or id cannot be used; by default they are errors.
 
     Returns:
         `datasets.Dataset`: rows with `image` (`datasets.Image`), `image_id`, `captions` (`list[str]`) and the data
         set's other columns; of several rows of one picture, those of the first.
 
     Raises:
-        ValueError: a column is not there; a caption or an id cannot be used. The message names row and field.
+        ValueError: a column is not there; a caption or an id cannot be used, or those of no row can. The message names
+            row and field.
 
     Example:
 
@@ -124,42 +130,44 @@ def captioned(
     ```
     """
     found = (columns or Columns()).found(dataset.column_names, source, needs_images)
-    captions = _captions(dataset, found, source)
-    ids = _ids(dataset, found, source)
+    rows = _usable_rows(dataset, found, source, bad_rows or BadRows())
+    as_text = len({type(image_id) for _, image_id, _ in rows}) > 1
     first: dict[ImageId, int] = {}
     merged: dict[ImageId, list[str]] = {}
-    for index, (image_id, own) in enumerate(zip(ids, captions, strict=True)):
+    for index, own_id, captions in rows:
+        image_id = str(own_id) if as_text else own_id
         first.setdefault(image_id, index)
-        merged.setdefault(image_id, []).extend(own)
+        merged.setdefault(image_id, []).extend(captions)
     if len(merged) < len(dataset):
         dataset = dataset.select(list(first.values()))
     return _with_columns(dataset, found, list(merged), list(merged.values()))
 
 
-def _captions(dataset: datasets.Dataset, columns: Columns, source: str) -> list[list[str]]:
+def _usable_rows(
+    dataset: datasets.Dataset, columns: Columns, source: str, bad_rows: BadRows
+) -> list[tuple[int, ImageId, list[str]]]:
+    """Number, id and captions of each row that can be used."""
     values = {name: dataset[name][:] for name in columns.captions}
-    captions = []
-    for number in range(len(dataset)):
+    names = _names(dataset, columns) if columns.image_id is None else dataset[columns.image_id][:]
+    where = "row" if dataset.split is None else f"{dataset.split} row"
+    rows = []
+    for number, value in enumerate(names):
         try:
-            captions.append(captions_in({name: values[name][number] for name in values}, columns.captions))
+            captions = captions_in({name: values[name][number] for name in values}, columns.captions)
+            rows.append((number, id_of(value, f"field {columns.image_id!r}"), captions))
         except ValueError as error:
-            raise CaptionFileError(f"{source}: row {number}: {error}") from error
-    return captions
+            bad_rows.add(CaptionFileError(f"{source}: {where} {number}: {error}"))
+    if not rows and len(dataset):
+        raise CaptionFileError(f"{source}: none of its {len(dataset)} rows can be used: {bad_rows.messages[-1]}")
+    return rows
 
 
-def _ids(dataset: datasets.Dataset, columns: Columns, source: str) -> list[ImageId]:
-    if columns.image_id is None:
-        names = _file_names(dataset, columns.image) if columns.image in dataset.column_names else []
-        if names and None not in names and len(set(names)) == len(names):
-            return [name for name in names if name is not None]
-        return [f"{dataset.split or 'row'}/{number}" for number in range(len(dataset))]
-    ids: list[ImageId] = []
-    for number, value in enumerate(dataset[columns.image_id][:]):
-        try:
-            ids.append(id_of(value, f"field {columns.image_id!r}"))
-        except ValueError as error:
-            raise CaptionFileError(f"{source}: row {number}: {error}") from error
-    return [str(one) for one in ids] if len({type(one) for one in ids}) > 1 else ids
+def _names(dataset: datasets.Dataset, columns: Columns) -> Sequence[str]:
+    """Ids of the pictures of a data set without a column of them."""
+    names = _file_names(dataset, columns.image) if columns.image in dataset.column_names else []
+    if names and None not in names and len(set(names)) == len(names):
+        return [name for name in names if name is not None]
+    return [f"{dataset.split or 'row'}/{number}" for number in range(len(dataset))]
 
 
 def _file_names(dataset: datasets.Dataset, image: str) -> list[str | None]:
@@ -193,28 +201,36 @@ def captioned_stream(
     *,
     seed: int | None = None,
     buffer_size: int = BUFFER_SIZE,
+    fault_column: str | None = None,
+    check_images: bool = False,
+    bad_rows: BadRows | None = None,
 ) -> RowStream:
     """Make an endless stream of captioned pictures of a streaming data set.
 
-    Rows stay as they are: those of one picture with a caption each are not put together. Without a column of ids the
-    id of a picture is the name of its file, or else a digest of its bytes.
+    Rows of one picture with a caption each become one, where a column of ids says that it is one picture and they
+    follow each other. Without such a column the id of a picture is the name of its file, or else a digest of its bytes.
 
     Args:
         dataset (`datasets.IterableDataset`): not shuffled; from `load_dataset(..., streaming=True)`.
         columns ([`Columns`], *optional*), source (`str`): as of [`captioned`].
         seed (`int`, *optional*), buffer_size (`int`, defaults to 1000): of the order, see [`RowStream`].
+        fault_column (`str`, *optional*): column that says why a row cannot be used.
+        check_images (`bool`, defaults to `False`): look at the header of each picture; one that is broken cannot be
+            used, as [`check_images`] finds before a training that does not stream.
+        bad_rows ([`BadRows`], *optional*): gets rows that cannot be used; by default they are errors.
 
     Returns:
         [`RowStream`]
 
     Raises:
-        ValueError: a column is not there.
+        ValueError: a column is not there; while iterating, a row cannot be used. The message names row and field.
     """
     dataset = _closed(dataset)
     names = dataset.column_names or list(next(iter(dataset), {}))
     found = (columns or Columns()).found(names, source)
+    convert = partial(_stream_row, columns=found, source=source, fault_column=fault_column, check_images=check_images)
     return RowStream(
-        dataset, partial(_stream_row, columns=found, source=source), source, seed=seed, buffer_size=buffer_size
+        dataset, convert, source, seed=seed, buffer_size=buffer_size, image_id=found.image_id, bad_rows=bad_rows
     )
 
 
@@ -242,18 +258,37 @@ def kept_rows(dataset: datasets.IterableDataset) -> datasets.Dataset:
     return kept
 
 
-def _stream_row(row: Mapping[str, Any], place: str, columns: Columns, source: str) -> dict[str, Any]:
+def _stream_row(
+    row: Mapping[str, Any],
+    place: str,
+    columns: Columns,
+    source: str,
+    fault_column: str | None,
+    check_images: bool,
+) -> dict[str, Any]:
+    if fault_column is not None and row[fault_column] is not None:
+        raise CaptionFileError(row[fault_column])
+    image = row[columns.image]
     try:
         captions = captions_in(row, columns.captions)
-        if columns.image not in row:  # only the captions were asked for
-            return {CAPTIONS: captions}
-        image = row[columns.image]
+        _check_captions(captions)
         number = None if columns.image_id is None else id_of(row[columns.image_id], f"field {columns.image_id!r}")
+        if image is None:
+            raise ValueError(f"field {columns.image!r} is None, expected a picture")
+        if check_images and (fault := read_header(image).fault) is not None:
+            raise ValueError(f"field {columns.image!r}: picture {fault}")
     except ValueError as error:
         raise CaptionFileError(f"{source}: {place}: {error}") from error
-    taken = {*columns.captions, columns.image, columns.image_id, IMAGE, IMAGE_ID, CAPTIONS}
+    taken = {*columns.captions, columns.image, columns.image_id, IMAGE, IMAGE_ID, CAPTIONS, fault_column}
     others = {name: value for name, value in row.items() if name not in taken}
     return {IMAGE: image, IMAGE_ID: _name_of(image) if number is None else number, CAPTIONS: captions, **others}
+
+
+def _check_captions(captions: Sequence[str]) -> None:
+    """Refuse captions that teach nothing, as [`check_captions`] does where all rows are known."""
+    for caption in captions:
+        if (fault := caption_fault(caption)) is not None:
+            raise ValueError(f"a caption {fault}: {reprlib.repr(caption)}")
 
 
 def _name_of(image: Any) -> str:

@@ -80,7 +80,7 @@ def load_captions(
     if tars := tar_shards(source):
         if split not in (None, "all"):
             raise ValueError(f"{source}: split={split!r}: tars have no splits; give those of a split")
-        return load_tars(tars)
+        return load_tars(tars, bad_rows)
     if is_folder(source):
         return load_folder_split(source, split or "all", bad_rows)
     layout = layout_of(source)
@@ -93,7 +93,8 @@ def load_captions(
     if layout == KARPATHY:
         return load_karpathy(source, image_root, split or "train+restval", bad_rows=bad_rows)
     if layout == PARQUET and _has_image_column(source):
-        return captioned(load_named("parquet", data_files=os.fspath(source), split=split), source=os.fspath(source))
+        rows = load_named("parquet", data_files=os.fspath(source), split=split)
+        return captioned(rows, source=os.fspath(source), bad_rows=bad_rows)
     bad_rows = bad_rows or BadRows()
     rows = read_annotations(source, split, bad_rows)
     if image_root is not None:

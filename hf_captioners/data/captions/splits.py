@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..bad_rows import BadRows
+from .captioned import Columns, captioned, load_named, split_names
 from .folder import load_folder
 from .folder_files import is_folder
 from .layouts import splits_of
 from .load import load_captions
+from .tar_shards import tar_shards
 
 if TYPE_CHECKING:
     import datasets
@@ -20,7 +22,7 @@ _Path: TypeAlias = str | os.PathLike[str]
 def load_splits(
     source: _Path, image_root: _Path | None = None, bad_rows: BadRows | None = None
 ) -> dict[str, datasets.Dataset]:
-    """Load all splits of a file of captions or of a folder.
+    """Load all splits of a file of captions, of tars or of a folder.
 
     Args:
         source (`str` or `os.PathLike`), image_root (`str` or `os.PathLike`, *optional*), bad_rows ([`BadRows`],
@@ -46,6 +48,8 @@ def load_splits(
 
     ```
     """
+    if tar_shards(source):
+        return {"train": load_captions(source, image_root, bad_rows=bad_rows)}
     if is_folder(source):
         if image_root is not None:
             raise ValueError(f"{source}: is a folder, which has its own pictures; leave image_root={image_root} out")
@@ -54,3 +58,24 @@ def load_splits(
     if not names:
         return {"train": load_captions(source, image_root, bad_rows=bad_rows)}
     return {name: load_captions(source, image_root, name, bad_rows=bad_rows) for name in names}
+
+
+def load_named_splits(
+    name: _Path, config: str | None = None, columns: Columns | None = None, bad_rows: BadRows | None = None
+) -> dict[str, datasets.Dataset]:
+    """Load all splits of a data set of the Hub, or of a folder that `datasets` reads.
+
+    Args:
+        name (`str` or `os.PathLike`), config (`str`, *optional*): as of [`load_named`].
+        columns ([`Columns`], *optional*), bad_rows ([`BadRows`], *optional*): as of [`captioned`].
+
+    Returns:
+        `dict[str, datasets.Dataset]`: split -> its rows.
+
+    Raises:
+        ValueError: see [`load_named`] and [`captioned`].
+    """
+    return {
+        split: captioned(load_named(name, config, split), columns, os.fspath(name), bad_rows=bad_rows)
+        for split in split_names(name, config)
+    }

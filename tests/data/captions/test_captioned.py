@@ -4,6 +4,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.captions.captioned import Columns, captioned, load_named, split_names
 
 
@@ -69,6 +70,21 @@ MISTAKES = {
     "none": ({"image": ["a"], "captions": [[]]}, {}, r"mine: row 0: field 'captions' is \[\], expected at least one"),
     "id": ({"image": ["a"], "text": ["a"], "image_id": [1.5]}, {}, r"mine: row 0: field 'image_id' is 1.5, expected"),
 }
+
+
+def test_bad_rows_are_left_out():
+    rows = table(image=list("abcd"), text=["a dog", None, "a cat", "a hen"], image_id=[7.0, 8.0, 0.5, 7.0])
+    bad_rows = BadRows("skip")
+    found = captioned(rows, source="mine", bad_rows=bad_rows)
+    assert found["image_id"][:] == [7] and found["captions"][:] == [["a dog", "a hen"]]
+    assert [message.partition(" is ")[0] for message in bad_rows.messages] == [
+        "mine: row 1: field 'text'",
+        "mine: row 2: field 'image_id'",
+    ]
+    names = captioned(table(image=["x/a.png", "x/b.png"], text=[None, "a"]), bad_rows=BadRows("skip"))
+    assert names["image_id"][:] == ["b.png"]
+    with pytest.raises(ValueError, match="mine: none of its 2 rows can be used: mine: row 1: field 'text' is None"):
+        captioned(table(image=["a", "b"], text=[None, None]), source="mine", bad_rows=BadRows("skip"))
 
 
 @pytest.mark.parametrize("name", MISTAKES)

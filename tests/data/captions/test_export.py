@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -102,6 +104,47 @@ def test_command(source, tmp_path, capfd):
     Path(source[1], "0.jpg").unlink()
     assert main([*export[:-1], str(tmp_path / "other"), "--on-bad-row", "skip"]) == 0
     assert '{"train": 2, "val": 1}' in capfd.readouterr().err
+    Path(source[1], "0.jpg").write_bytes(b"no picture")
+    assert main([*export[:-1], str(tmp_path / "third")]) == 2
+    assert "pictures of train: 1 of 3 pictures cannot be opened" in capfd.readouterr().err
+
+
+def test_tars_and_data_sets_of_datasets(source, tmp_path, capfd):
+    """The same pictures in three layouts: checked, exported, and checked again, with one fingerprint."""
+    splits = load_splits(*source)
+    export_dataset(splits, tmp_path / "parquet")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for rows in splits.values():
+            for row in rows.cast_column("image", datasets.Image(decode=False)):
+                captions = json.dumps(row["captions"]).encode()
+                content = Path(row["image"]["path"]).read_bytes()
+                for suffix, member in (("jpg", content), ("json", captions)):
+                    info = tarfile.TarInfo(f"{row['image_id']}.{suffix}")
+                    info.size = len(member)
+                    tar.addfile(info, io.BytesIO(member))
+    capfd.readouterr()
+    marks = {}
+    for name, place in (("tars", [str(tmp_path / "*.tar")]), ("named", ["--dataset", str(tmp_path / "parquet")])):
+        for words in (place, ["--dataset", str(tmp_path / f"from_{name}")]):
+            assert main(["data", "check", *words, "--json"]) == 1  # few words
+            report = json.loads(capfd.readouterr().out)
+            assert [finding["what"] for finding in report["findings"]] == [
+                "different words in all captions, fewer than 20"
+            ]
+            assert sum(split["images"] for split in report["splits"].values()) == 4
+            marks[name, words is place] = report["fingerprint"]["hash"]
+            if words is place:
+                assert main(["data", "export", *words, "--out", str(tmp_path / f"from_{name}")]) == 0
+                capfd.readouterr()
+    assert set(marks.values()) == {fingerprint_of_splits(splits).hash}
+    for words, said in (
+        (["x", "--dataset", "y"], "give SOURCE or --dataset"),
+        (["x", "--caption-column", "y"], "--caption-column without effect: they are of --dataset"),
+        (["--dataset", str(tmp_path / "parquet"), "--caption-column", "y"], "no column 'y'"),
+        (["--dataset", "me/nowhere"], "me/nowhere"),
+    ):
+        assert main(["data", "check", *words]) == 2
+        assert said in capfd.readouterr().err
 
 
 PUSH = """

@@ -1,7 +1,9 @@
 """Tars in WebDataset's layouts: rows, ids, and samples that cannot be used."""
 
 import io
+import itertools
 import json
+import re
 import tarfile
 
 import datasets
@@ -9,9 +11,10 @@ import pytest
 from PIL import Image
 
 from hf_captioners.data.archive import ArchiveError
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.captions.load import load_captions
 from hf_captioners.data.captions.records import CaptionFileError
-from hf_captioners.data.captions.tar_shards import is_webdataset, tar_shards
+from hf_captioners.data.captions.tar_shards import is_webdataset, stream_tars, tar_shards
 
 
 @pytest.fixture(autouse=True)
@@ -111,9 +114,70 @@ def test_message_names_tar_and_member(tmp_path, name):
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.fixture
+def bad_tars(tmp_path):
+    """Tars with a good sample each before a bad one; the last is cut off behind its first sample."""
+    for number, (members, _, _) in enumerate(BAD.values()):
+        good = {f"{100 + number}.png": png(), f"{100 + number}.txt": f"caption {number}"}
+        pack(tmp_path / f"{number:02d}.tar", **good, **members)
+    cut = pack(tmp_path / "99.tar", **{"199.png": png(), "199.txt": "a cow", "200.png": png(), "200.txt": "a hen"})
+    cut.write_bytes(cut.read_bytes()[: 5 * 512 + 100])
+    return tmp_path / "*.tar"
+
+
+def test_bad_samples_are_left_out(bad_tars, caplog):
+    """Also in the second reading, from the cache; the rest of a tar that is cut off is one fault."""
+    expected = {100 + number: [f"caption {number}"] for number in range(len(BAD))} | {199: ["a cow"]}
+    for _ in range(2):
+        bad_rows = BadRows("skip")
+        rows = load_captions(bad_tars, bad_rows=bad_rows)
+        assert dict(zip(rows["image_id"][:], rows["captions"][:], strict=True)) == expected
+        faults = len(BAD) + 3  # two members lead out, and two samples of "apart" lack captions, and one a picture
+        assert bad_rows.count == faults + 1
+        assert "99.tar: " in bad_rows.messages[-1]
+        for number, (_, _, message) in enumerate(BAD.values()):
+            found = [fault for fault in bad_rows.messages if f"/{number:02d}.tar: " in fault]
+            assert any(re.search(message, fault) for fault in found), (message, found)
+    bad_rows = BadRows("skip")
+    rows = stream_tars(tar_shards(bad_tars), buffer_size=1, bad_rows=bad_rows)
+    read = list(itertools.islice(iter(rows), len(expected)))
+    assert {row["image_id"]: row["captions"] for row in read} == expected
+    assert set(read[0]) == {"image", "image_id", "captions", "file_name"}
+    with pytest.raises(ValueError, match=r"member|cut off"):
+        list(itertools.islice(iter(stream_tars(tar_shards(bad_tars))), len(expected)))
+
+
+def test_pictures_and_captions_of_a_stream_are_looked_at(tmp_path):
+    broken = {"2.png": png()[:40], "2.txt": "a cat", "3.jpg": b"GIF8", "3.txt": "a cow"}
+    words = {"4.png": png(), "4.txt": "...", "5.png": png(), "5.txt": "a hen " * 1000}
+    path = pack(tmp_path / "a.tar", **GOOD, **broken, **words)
+    bad_rows = BadRows("skip")
+    rows = iter(stream_tars([str(path)], "mine", check_images=True, bad_rows=bad_rows, buffer_size=1))
+    assert [next(rows)["image_id"] for _ in range(3)] == [1, 1, 1]
+    for number, (row, said) in enumerate(
+        [
+            (1, r"field 'image': picture .*a\.tar/2\.png \(.*\)"),
+            (2, r"field 'image': picture .*a\.tar/3\.jpg \(.*\)"),
+            (3, r"a caption without a word: '\.\.\.'"),
+            (4, r"a caption of more than 5000 characters: .*"),
+        ]
+    ):
+        assert re.fullmatch(rf"mine: file 0, row {row}: {said}", bad_rows.messages[number])
+    rows = iter(stream_tars([str(path)], "mine", bad_rows=BadRows("skip"), buffer_size=1))
+    assert [next(rows)["image_id"] for _ in range(3)] == [1, 2, 3]  # as the header of no picture was looked at
+
+
+def test_nothing_left(tmp_path):
+    path = pack(tmp_path / "a.tar", **{"2.png": b"", "2.txt": "a"})
+    with pytest.raises(CaptionFileError, match=r"a\.tar: no samples that can be used.*'2\.png' is empty"):
+        load_captions(path, bad_rows=BadRows("skip"))
+
+
 def test_one_name_in_two_tars(tmp_path):
     for name in "ab":
         pack(tmp_path / f"{name}.tar", **GOOD)
+    bad_rows = BadRows("skip")
+    assert len(load_captions(tmp_path / "{a,b}.tar", bad_rows=bad_rows)) == bad_rows.count == 1
     with pytest.raises(CaptionFileError, match=r"the sample '1\.png' is in .*a\.tar and in .*b\.tar"):
         load_captions(tmp_path / "{a,b}.tar")
     with pytest.raises(ValueError, match=r"a\.tar: pictures and captions are both in it; leave image_root=x out"):
