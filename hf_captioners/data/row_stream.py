@@ -219,7 +219,7 @@ class RowStream(torch.utils.data.IterableDataset[StreamedRow]):
         self._left_out = 0
 
     def _picture(self, row: Mapping[str, Any]) -> object:
-        """What rows of one picture have in common."""
+        """The id by which rows are of one picture; of a row without one, nothing that equals another."""
         image_id = None if self.image_id is None else row[self.image_id]
         if not isinstance(image_id, (int, str)):
             return object()
