@@ -163,7 +163,7 @@ class _Captions:
     image_ids: list[Any]
     predictions: list[str]
     references: list[list[str]]
-    images: dict[Any, Path]
+    images: Mapping[Any, Any]  # files, or what `open_image` takes
     file_names: Mapping[Any, str]  # as the references have them, where they do
     split: str | None = None
     failed: int = 0
@@ -207,7 +207,9 @@ def _read_captions(args: argparse.Namespace) -> _Captions:
     if any(left_out):
         print(f"--subset: {len(ids)} images scored; left out: {left_out[0]} predictions without references, "
               f"{left_out[1]} images without prediction", file=sys.stderr)  # fmt: skip
-    images = image_paths(predictions, references, ids, args.image_root)
+    images = _images_of_tars(args.references) if args.image_root is None else None
+    if images is None:
+        images = image_paths(predictions, references, ids, args.image_root)
     return _Captions(ids, captions, references_of_ids, images, references.file_names, args.split)
 
 
@@ -271,15 +273,12 @@ def _evaluated_split(dataset: str) -> str | None:
 
 def _rows_to_caption(
     args: argparse.Namespace, source: Path, references: "References"
-) -> tuple[Iterator[dict[str, Any]], dict[Any, Path]]:
-    """Rows with a file or cached features each, and the files as far as they are known."""
-    from ..data.archive import archive_suffix
+) -> tuple[Iterator[dict[str, Any]], Mapping[Any, Any]]:
+    """Rows with a picture or cached features each, and the pictures as far as they are known."""
     from ..data.captions.folder_files import is_folder
     from ..data.features.joined_stores import open_features
 
     ids = list(references.captions)
-    if args.features is None and not references.file_names and archive_suffix(source):
-        return _rows_of_tars(source), {}
     if args.features is None:
         images = _image_paths(references, args.image_root, source)
         nameless = [image_id for image_id in ids if image_id not in images]
@@ -295,11 +294,16 @@ def _rows_to_caption(
     return ({"image_id": image_id, "image_features": store[image_id]} for image_id in ids), images
 
 
-def _rows_of_tars(source: Path) -> Iterator[dict[str, Any]]:
-    from ..data.captions.load import load_captions
-    from ..data.rows import undecoded
+def _images_of_tars(source: Any) -> Mapping[Any, Any] | None:
+    """The pictures of tars in WebDataset's layout; `None` of another source."""
+    from ..data.captions.predictions import are_tars
 
-    yield from undecoded(load_captions(source)).select_columns(["image_id", "image"])
+    if not are_tars(source):
+        return None
+    from ..data.captions.load import load_captions
+    from ..data.row_images import RowImages
+
+    return RowImages(load_captions(source))
 
 
 def _with_sentences(
@@ -317,11 +321,13 @@ def _with_sentences(
     return ({**row, **dict(cells)} for row, *cells in zip(rows, *columns, strict=True))
 
 
-def _image_paths(references: "References", image_root: Path | None, source: Path) -> dict[Any, Path]:
-    """Folder of the pictures of references: a folder has its own, a file takes an image root or has them beside it."""
+def _image_paths(references: "References", image_root: Path | None, source: Path) -> Mapping[Any, Any]:
+    """The pictures of references: tars and folders have their own, a file takes an image root or has them beside it."""
     from ..data.captions.folder_files import is_folder
     from ..data.captions.predictions import Predictions, image_paths
 
+    if image_root is None and (images := _images_of_tars(source)) is not None:
+        return images
     if is_folder(source) and image_root is None:
         return {image_id: Path(name) for image_id, name in references.file_names.items()}
     return image_paths(Predictions("", {}), references, references.captions, image_root or source.parent)
@@ -356,7 +362,7 @@ def _evaluate(suite: "CaptionMetrics", captions: _Captions) -> "Evaluation":
     return suite(captions.predictions, captions.references, captions.image_ids, images)
 
 
-def _check_images(suite: "CaptionMetrics", image_ids: Iterable[Any], images: Mapping[Any, Path]) -> bool:
+def _check_images(suite: "CaptionMetrics", image_ids: Iterable[Any], images: Mapping[Any, Any]) -> bool:
     """Tell whether the metrics read pictures, which then must be named."""
     from ..metric_table import METRICS
 
@@ -433,7 +439,7 @@ def _fingerprint(captions: _Captions) -> "DataFingerprint":
     paths = captions.images
     names = [captions.file_names.get(image_id, str(image_id)) for image_id in captions.image_ids]
     known = all(image_id in paths for image_id in captions.image_ids)
-    images = [str(paths[image_id]) for image_id in captions.image_ids] if known else None
+    images = [paths[image_id] for image_id in captions.image_ids] if known else None
     mark = fingerprint(names, captions.references, images)
     if mark.scaled_down:
         print(f"hf-captioners evaluate: scored on {SCALED_DOWN}", file=sys.stderr)

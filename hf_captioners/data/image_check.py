@@ -132,7 +132,7 @@ def byte_length(image: Mapping[str, Any]) -> int:
 
 def read_header(image: Any) -> ImageHeader:
     """Read the header of a picture; see [`read_headers`]."""
-    encoded = image if isinstance(image, Mapping) else {"path": image, "bytes": None}
+    encoded: Mapping[str, Any] = image if isinstance(image, Mapping) else {"path": image}
     content, path = encoded.get("bytes"), encoded.get("path")
     if isinstance(path, Image.Image) or (content is None and "://" in str(path)):
         return ImageHeader()

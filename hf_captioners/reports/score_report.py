@@ -50,7 +50,7 @@ def write_report(
     references: Sequence[Sequence[str]],
     *,
     signature: Mapping[str, Any],
-    images: Mapping[Any, str | Path] | None = None,
+    images: Mapping[Any, Any] | None = None,
     sort_by: str | None = None,
     title: str = "Caption scores",
     max_images: int = 200,
@@ -64,8 +64,8 @@ def write_report(
         predictions (`Sequence[str]`): a caption per image.
         references (`Sequence[Sequence[str]]`): the references of each image.
         signature (`Mapping[str, Any]`): the settings of the scores; anything that JSON can hold.
-        images (`Mapping[int | str, str | Path]`, *optional*): image id -> file. A file that cannot be opened is named
-            on the page.
+        images (`Mapping`, *optional*): image id -> file, or what else [`open_image`] takes. A file that cannot be
+            opened is named on the page.
         sort_by (`str`, *optional*): the score of single images to sort by; by default `"cider_d"`, or, where that was
             not computed, the first.
         title (`str`, defaults to `"Caption scores"`): headline of the page.
@@ -236,7 +236,7 @@ def _sections(
     scores: Scores,
     sort_by: str,
     max_images: int,
-    images: Mapping[Any, str | Path] | None,
+    images: Mapping[Any, Any] | None,
     folder: Path,
 ) -> list[tuple[str, list[Card]]]:
     """The images with the lowest scores from below, and those with the highest from above; none is in both."""
@@ -262,12 +262,12 @@ def _single(scores: Scores, index: int) -> dict[str, float]:
     return {name: float(values[index]) for name, values in scores.per_image.items()}
 
 
-def _thumbnail(image_file: str | Path | None, folder: Path, index: int) -> tuple[str | None, str]:
+def _thumbnail(image_file: Any, folder: Path, index: int) -> tuple[str | None, str]:
     """Write a small copy of a picture; return its path in the folder, or why there is none."""
     if image_file is None:
         return None, "no picture given"
     try:
-        image = open_image(Path(image_file))
+        image = open_image(Path(image_file) if isinstance(image_file, str) else image_file)
     except ImageError as error:
         logger.warning("the report lacks a picture: %s", error)
         return None, str(error)

@@ -1,9 +1,11 @@
 """`hf-captioners evaluate`, on files and with the tiny captioner."""
 
 import gzip
+import io
 import json
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from hf_captioners.cli import evaluate, main
 from hf_captioners.conversion import convert
@@ -22,6 +25,7 @@ REFERENCES = {
     2: ["Two cats sit on a chair.", "cats, on chairs"],
     3: ["The blue sea.", "waves of the sea"],
 }
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -272,6 +276,50 @@ class TestModel:
         packed = [archive if argument == data else argument for argument in validation]
         assert run(*packed)[:2] == run(*packed, "--features", store)[:2] == (0, whole)
         assert [image_id for image_id, _ in captions[0]] == [f"validation/{name}.png" for name in (1, 2, 3)]
+
+    @pytest.fixture
+    def tars(self, folder: Path, tmp_path: Path) -> Path:
+        """The pictures of the folder in two tars, captions beside them."""
+        for number, (name, several) in enumerate(REFERENCES.items()):
+            with tarfile.open(tmp_path / f"{number % 2}.tar", "a") as tar:
+                for suffix, content in (
+                    ("png", (folder / f"{name}.png").read_bytes()), ("json", json.dumps(several).encode())
+                ):  # fmt: skip
+                    info = tarfile.TarInfo(f"{name}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        return tmp_path / "{0..1}.tar"
+
+    def test_tars(
+        self, run: Any, folder: Path, tars: Path, tiny_captioner_dir: Path, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """As the folder of the same pictures, also by metrics that see them, in the report, and beside predictions."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        config = CLIPConfig(
+            text_config={**TINY, "vocab_size": 40, "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 3},
+            vision_config={**TINY, "image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+        CLIPModel(config).save_pretrained(tmp_path / "clip")
+        AutoTokenizer.from_pretrained(tiny_captioner_dir).save_pretrained(tmp_path / "clip")
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(
+            tmp_path / "clip"
+        )
+        scored = ["--metrics", "bleu", "cider_d", "clip_s", "--clip", tmp_path / "clip", "--json", "--per-image"]
+        results = []
+        for name, source in (("folder", folder), ("tars", tars)):
+            arguments = ["--model", tiny_captioner_dir, "--dataset", source, "--max-new-tokens", "6"]
+            status, out, _ = run(*arguments, *scored, "--report", tmp_path / f"report_{name}")
+            assert status == 0
+            results.append(json.loads(out))
+            assert len(list((tmp_path / f"report_{name}").rglob("*.jpg"))) == len(REFERENCES)
+        assert results[0]["corpus"] == results[1]["corpus"] and results[0]["data"] == results[1]["data"]
+        captioned = ["caption", str(tars), "--model", str(tiny_captioner_dir), "--max-new-tokens", "6"]
+        captioned += ["--out", str(tmp_path / "captions.jsonl")]
+        assert main.main(captioned) == 0
+        status, out, err = run("--predictions", tmp_path / "captions.jsonl", "--references", tars, *scored)
+        assert status == 0, err
+        assert json.loads(out) == results[1]
 
     def test_without_split_the_one_to_evaluate_on_is_taken(
         self, run: Any, folder: Path, tiny_captioner_dir: Path, tmp_path: Path

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+from pathlib import Path
 
+import datasets
 import pytest
 from contracts.tiny_retriever import CAPTIONS, save_clip, save_dataset
 
 from hf_captioners.cli.main import main
+from hf_captioners.data.captions.load import load_captions
 from hf_captioners.modeling.captioner_retriever import CaptionRetriever
 from hf_captioners.training.data_arguments import DataArguments, load_rows
 
@@ -52,6 +57,28 @@ def test_pictures_that_cannot_be_opened_are_named(retrieval, dataset, capfd):
     arguments = {"annotations": str(dataset[0]), "image_root": str(dataset[1]), "check_images": False}
     with pytest.raises(ValueError, match="no sentence for 1 of 3 images: 2"):
         load_rows(DataArguments(**arguments, sentences=[f"retrieved={retrieval.parent / 'retrieved.jsonl'}"]))
+
+
+def test_tars(retrieval, dataset, tmp_path, capfd):
+    """As from the file of captions of the same pictures."""
+    rows = load_captions(dataset[0], dataset[1]).cast_column("image", datasets.Image(decode=False))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row in rows:
+            captions = json.dumps(row["captions"]).encode()
+            for suffix, content in (("png", Path(row["image"]["path"]).read_bytes()), ("json", captions)):
+                info = tarfile.TarInfo(f"{row['image_id']}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    tars = ["--annotations", str(tmp_path / "*.tar"), "--device", "cpu"]
+    built = ["build", *tars, "--clip", str(tmp_path / "clip"), "--out", str(tmp_path / "of_tars")]
+    assert main(["retrieval", *built]) == 0
+    assert CaptionRetriever.from_pretrained(tmp_path / "of_tars").captions == (
+        CaptionRetriever.from_pretrained(retrieval).captions
+    )
+    found = ["lookup", *tars, "--retrieval", str(tmp_path / "of_tars"), "--out", str(tmp_path / "found.jsonl")]
+    assert main(["retrieval", *found]) == 0
+    assert look_up(retrieval, dataset, "--split", "train+restval") == 0
+    assert (tmp_path / "found.jsonl").read_text() == (tmp_path / "retrieved.jsonl").read_text()
 
 
 def test_a_column_that_validation_has_nothing_for(retrieval, dataset, tmp_path):

@@ -141,7 +141,7 @@ def read_references(path: _Path, split: str | None = None) -> References:
 
     ```
     """
-    if _are_tars(path):
+    if are_tars(path):
         return _of_tars(path, split)
     if is_folder(path):
         return _of_folder(path, split)
@@ -163,7 +163,7 @@ def read_splits(path: _Path) -> list[str]:
     Raises:
         FileNotFoundError, CaptionFileError: as [`read_references`].
     """
-    if _are_tars(path):
+    if are_tars(path):
         return []
     if is_folder(path):
         return list(read_folder(path))
@@ -178,8 +178,15 @@ def _image_paths(entries: Sequence[records.Entry]) -> dict[ImageId, str]:
     return {image_id: path for image_id, path, _ in entries if path is not None}
 
 
-def _are_tars(path: _Path) -> bool:
-    """Tell whether it is tars in WebDataset's layout; libraries for them are loaded for names of tars only."""
+def are_tars(path: _Path) -> bool:
+    """Tell whether it is tars in WebDataset's layout.
+
+    Args:
+        path (`str` or `os.PathLike`): of anything; libraries for tars are loaded for names of tars only.
+
+    Returns:
+        `bool`
+    """
     if not archive_suffix(path).startswith(".t"):
         return False
     from .tar_shards import tar_shards
@@ -191,7 +198,9 @@ def _of_tars(path: _Path, split: str | None) -> References:
     from .load import load_captions
 
     rows = load_captions(path, split=split)
-    return References(os.fspath(path), dict(zip(rows["image_id"][:], rows["captions"][:], strict=True)))
+    ids = rows["image_id"][:]
+    names = dict(zip(ids, rows["file_name"][:], strict=True))
+    return References(os.fspath(path), dict(zip(ids, rows["captions"][:], strict=True)), names)
 
 
 def _of_folder(path: _Path, split: str | None) -> References:
