@@ -25,8 +25,8 @@ ALLOWED = {
     "training": {"modeling", "data", "families", "metrics", "rewards", "inference", "hub"},
     "inference": {"modeling", "data", "families", "metrics"},
     "reports": {"modeling", "data", "metrics"},
-    "conversion": {"modeling", "data", "metrics"},
-    "demo": {"modeling", "data", "training", "inference", "reports"},
+    "conversion": {"modeling", "data", "metrics", "hub"},
+    "demo": {"modeling", "data", "families", "training", "inference", "reports"},
     # "": the files of hf_captioners/ itself
     "cli": {
         *("", "modeling", "data", "families", "metrics", "rewards", "training", "inference", "reports"),

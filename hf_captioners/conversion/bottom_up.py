@@ -109,7 +109,7 @@ def convert(
     config = build_config(source, layout, anchors, settings, convention, objects, attributes)
     model = fill_model(source, layout, config)
     processor = BottomUpImageProcessor.from_preset(convention or layout, **settings.processor)
-    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor, source=checkpoint)
     anchor_names = [] if anchors is None else [ANCHORS["maskrcnn" if layout == "vinvl" else "detectron2"]]
     return ConversionReport(
         out_dir=folder,

@@ -81,7 +81,7 @@ def convert(
     model = fill_model(source, config, vision)
     _set_decoding(model, words)
     processor = _build_processor(clip, tokenizer, trust_remote_code)
-    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor, source=checkpoint)
     return ConversionReport(
         out_dir=folder,
         used=source.used,

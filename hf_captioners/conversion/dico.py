@@ -136,7 +136,7 @@ def convert(
         )
         source = read_source(weights)
         model = fill_model(source, config)
-        folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor or image_processor)
+        folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor or image_processor, source=checkpoint)
     if processor is None:
         logger.warning(
             "%s: no tokenizer was written: the vocabulary of %d tokens is not that of CLIP and one for padding, so "

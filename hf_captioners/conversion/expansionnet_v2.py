@@ -100,7 +100,7 @@ def convert(
     config, assumed = build_config(source, arguments, words)
     model = fill_model(source, config)
     processor = _build_processor(words, config, source, arguments)
-    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor, source=checkpoint)
     return ConversionReport(
         out_dir=folder,
         used=source.used,

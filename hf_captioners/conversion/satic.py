@@ -73,7 +73,8 @@ def convert(
             checkpoint,
             RELEASED_HEADS,
         )
-    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, SaticProcessor(CaptionerImageProcessor(), tokenizer))
+    processor = SaticProcessor(CaptionerImageProcessor(), tokenizer)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor, source=checkpoint)
     special = dict.fromkeys(("PAD", "SOS", "EOS"), (0, about.words[0]))
     if about.unknown is not None:
         special["UNK"] = (about.unknown, about.words[about.unknown])

@@ -99,7 +99,7 @@ def convert(
     model = fill_model(sources, config)
     _set_decoding(model, settings)
     processor = ScdnetProcessor(CaptionerImageProcessor(), build_tokenizer(words, unknown, config.caption_length + 1))
-    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor)
+    folder = write_folder(out_dir, MODEL_TYPE, overwrite, model, processor, source=checkpoint)
     names = dict.fromkeys(("PAD", "SOS", "EOS"), (0, words[0]))
     return ConversionReport(
         out_dir=folder,

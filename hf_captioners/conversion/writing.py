@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 SHOWN_PROBLEMS = 10
 # Files that `save_pretrained` of a captioner and its processor write; a folder with any other file is never replaced.
 _WRITTEN_FILES = {
+    "README.md",
     "added_tokens.json",
+    "card_facts.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
@@ -229,12 +231,16 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def write_folder(out_dir: str | Path, model_type: str, overwrite: bool, *parts: Any) -> Path:
-    """Write what a captioner consists of.
+def write_folder(
+    out_dir: str | Path, model_type: str, overwrite: bool, *parts: Any, source: str | Path | None = None
+) -> Path:
+    """Write what a captioner consists of, and its card.
 
     Args:
         out_dir, model_type, overwrite: as in [`check_out_dir`].
         parts: the model, and its processor or the like, each with `save_pretrained`.
+        source (`str` or `Path`, *optional*): the original checkpoint, which the card names; without one there is no
+            card.
 
     Returns:
         `Path`: `out_dir`.
@@ -242,9 +248,16 @@ def write_folder(out_dir: str | Path, model_type: str, overwrite: bool, *parts: 
     Raises:
         FileExistsError, OSError: as in [`new_folder`].
     """
+    from ..hub.card import updated_card, write_card
+    from ..hub.facts import CardFacts
+
     with new_folder(out_dir, model_type, overwrite) as folder:
         for part in parts:
             part.save_pretrained(folder)
+        if source is not None:
+            config = parts[0].config.to_dict()
+            facts = CardFacts(Path(out_dir).resolve().name, config, type(parts[0]).__name__, source=Path(source).name)
+            write_card(facts, folder, updated_card(out_dir, facts))
     return Path(out_dir)
 
 

@@ -90,13 +90,16 @@ def _refusal(error: HfHubHTTPError) -> str:
     return f"the Hub says {status}: {said}" + ("" if advice is None else f"; {advice}")
 
 
-def check_write_rights(repo_id: str | None, token: str | bool | None = None, api: HfApi | None = None) -> None:
+def check_write_rights(repo_id: str | None, token: str | bool | None = None, api: HfApi | None = None) -> str:
     """Ask the Hub, before any work, whether a repository may be made or written.
 
     Args:
         repo_id (`str`, *optional*): the repository; without an owner it is that of the token.
         token (`str`, *optional*): by default the one of `hf auth login` or `HF_TOKEN`.
         api (`HfApi`, *optional*): the Hub.
+
+    Returns:
+        `str`: the name of the token's owner.
 
     Raises:
         HubError: it cannot be reached, nobody is logged in, or the token or its owner may not write there.
@@ -107,9 +110,11 @@ def check_write_rights(repo_id: str | None, token: str | bool | None = None, api
     if rights.get("role") == "read" or (rights.get("role") == "fineGrained" and not _may_write(rights)):
         raise HubError("the token may only read; log in with one that may write")
     owner, slash, _ = (repo_id or "").partition("/")
-    owners = [who["name"], *(one["name"] for one in who.get("orgs", []))]
+    name: str = who["name"]
+    owners = [name, *(one["name"] for one in who.get("orgs", []))]
     if slash and owner not in owners:
         raise HubError(f"{repo_id}: {owner} is none of {', '.join(owners)}")
+    return name
 
 
 def _may_write(token: Mapping[str, Any]) -> bool:

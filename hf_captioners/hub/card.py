@@ -64,11 +64,12 @@ def make_card(facts: CardFacts) -> ModelCard:
         "model_name": printable(facts.name),
         "repo_id": printable(facts.repo_id or facts.name),
         "ships_code": facts.ships_code,
-        "example": "features" if facts.config.get("features_only") else None,
+        "cached": facts.config.get("features_only") and not facts.config.get("detector"),
         "training": _parts(_table(("", ""), facts.training.items()), _figure("curves of the training", facts.curves)),
         "results": _parts(*map(_results, facts.results)),
         "has_signature": any(result.signature for result in facts.results),
         "samples": _samples(facts),
+        "source": facts.source and printable(facts.source),
     }
     text = template.render(values)
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")

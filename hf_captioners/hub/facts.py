@@ -13,7 +13,8 @@ from ..data.files import regular_file, write_whole
 FACTS = "card_facts.json"
 """File of the facts, beside the card."""
 
-_SETTINGS = ("model_type", "group_size", "prefix_length", "features_only")  # of a configuration, that cards speak of
+# of a configuration, that cards speak of
+_SETTINGS = ("model_type", "group_size", "prefix_length", "features_only", "detector", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class CardFacts:
         config (`Mapping[str, Any]`): its configuration, with `model_type`.
         model_class (`str`, *optional*): name of its class.
         repo_id (`str`, *optional*): repository on the Hub; by default the name stands in its place.
+        source (`str`, *optional*): name of the original checkpoint that it was converted from.
         base_models (`Sequence[str]`): Hub names of what it was made of.
         datasets (`Sequence[str]`): Hub names of the data that it learned from.
         adapters (`bool`, defaults to `False`): the folder has LoRA adapters.
@@ -75,6 +77,7 @@ class CardFacts:
     config: Mapping[str, Any] = field(default_factory=dict)
     model_class: str | None = None
     repo_id: str | None = None
+    source: str | None = None
     base_models: Sequence[str] = ()
     datasets: Sequence[str] = ()
     adapters: bool = False

@@ -96,11 +96,12 @@ def push_captioner(
         validate_repo_id(repo_id)
     options = {"contact_sheet": contact_sheet, "trust_remote_code": trust_remote_code, **card}
     if dry_run is not None:
-        folder = _empty(Path(dry_run))
+        folder = empty_folder(Path(dry_run))
         files = stage(captioner, processor, folder, repo_id, ship_code, **options)
-        return Pushed(repo_id, str(dry_run), _sizes(folder, files))
+        return Pushed(repo_id, str(dry_run), sizes(folder, files))
     api = HfApi(token=token)
-    check_write_rights(None if create_pr else repo_id, token, api)
+    owner = check_write_rights(None if create_pr else repo_id, token, api)
+    repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = stage(captioner, processor, folder, repo_id, ship_code, **options)
@@ -115,15 +116,20 @@ def push_captioner(
                 create_pr=create_pr,
                 delete_patterns=_OUTDATED,
             )
-        return Pushed(repo_id, commit.pr_url or commit.commit_url, _sizes(folder, files), commit.oid)
+        return Pushed(repo_id, commit.pr_url or commit.commit_url, sizes(folder, files), commit.oid)
 
 
-def _sizes(folder: Path, files: list[Path]) -> dict[str, int]:
+def sizes(folder: Path, files: list[Path]) -> dict[str, int]:
+    """Bytes of files by their names in a folder."""
     return {file.as_posix(): (folder / file).stat().st_size for file in files}
 
 
-def _empty(folder: Path) -> Path:
-    """A new or empty folder."""
+def empty_folder(folder: Path) -> Path:
+    """Make a folder that is to be empty.
+
+    Raises:
+        StagingError: there is something in it.
+    """
     check_can_be_made(folder.resolve())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StagingError(f"{folder}: must be a new or an empty folder")

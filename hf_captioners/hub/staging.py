@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.files import regular_file
 from ..families.loading import check_can_caption, load_captioner_model, load_processor
-from ..modeling.captioner_adapters import may_be_on_hub
+from ..modeling.captioner_adapters import base_of, may_be_on_hub
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_detector import DETECTORS, load_detector, own_detector
 from ..modeling.configuration_captioner import CaptionerConfig
@@ -28,8 +28,9 @@ from .card import updated_card, write_card
 from .facts import CardFacts, known_facts
 
 ADAPTERS = "adapter_config.json"
-_OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors", "preprocessor_config.json", "processor_config.json",
-                "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # fmt: skip
+_OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors")
+_OF_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+                  "special_tokens_map.json")  # fmt: skip
 _FOLDERS = ("onnx", "openvino")  # exports of the captioner
 _NAMES = ("_name_or_path", "name_or_path")  # where transformers notes what something was loaded from
 
@@ -73,21 +74,20 @@ def stage(
     if source is not None and not source.is_dir():
         raise StagingError(f"{source}: no such folder of a captioner")
     if source is not None and (source / ADAPTERS).is_file() and not (source / "config.json").is_file():
-        _copy_adapters(source, folder, ship_code)
+        _stage_adapters(source, processor, folder, repo_id, ship_code, trust_remote_code)
     else:
-        _save(captioner, processor, folder, source, ship_code, trust_remote_code)
+        model = captioner
+        if source is not None:
+            with _quiet():
+                model, own = _load(source, trust_remote_code)
+            processor = own if processor is None else processor
+        _save(model, processor, folder, source, ship_code)
     _write_card(source, folder, repo_id, ship_code, contact_sheet, card)
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-def _save(
-    captioner: Any, processor: Any, folder: Path, source: Path | None, ship_code: bool, trust_remote_code: bool
-) -> None:
-    model = captioner
-    if source is not None:
-        with _quiet():
-            model, own = _load(source, trust_remote_code)
-        processor = own if processor is None else processor
+def _save(model: Any, processor: Any, folder: Path, source: Path | None, ship_code: bool) -> None:
+    """Save model and processor, and what else of the model's folder belongs to it."""
     if processor is None:
         raise StagingError(f"a {type(model).__name__} without its processor; give both")
     ours = isinstance(model, CaptionerPreTrainedModel) or model.config.model_type in DETECTORS
@@ -128,20 +128,29 @@ def _copy_detector(model: Any, source: Path | None, folder: Path) -> None:
     shutil.copytree(detector, folder / named)
 
 
-def _copy_adapters(source: Path, folder: Path, ship_code: bool) -> None:
-    """Files of adapters whose captioner others can load."""
-    if ship_code:
-        raise StagingError(f"{source}: adapters have no code; push the captioner that they belong to with it")
-    base = json.loads(regular_file(source / ADAPTERS, "configuration of adapters").read_text("utf-8"))
-    named = base.get("base_model_name_or_path")
-    if not isinstance(named, str) or not may_be_on_hub(named):
-        raise StagingError(
-            f"{source}: its adapters belong to {named}, which nobody else has; push that captioner first and write its "
-            f"name on the Hub into base_model_name_or_path of {ADAPTERS}"
-        )
-    for name in _OF_ADAPTERS:
+def _stage_adapters(
+    source: Path, processor: Any, folder: Path, repo_id: str, ship_code: bool, trust_remote_code: bool
+) -> None:
+    """Adapters with the name of their captioner on the Hub, or together with it where this machine alone has it.
+
+    Both in one repository is a form that transformers reads: the model of `config.json`, and the adapters on top.
+    """
+    base = base_of(source)
+    if base is not None and Path(base).is_dir():
+        with _quiet():
+            model = load_captioner_model(base, trust_remote_code, dtype="auto")
+            own = load_processor(model, source, trust_remote_code) if processor is None else processor
+        _save(model, own, folder, Path(base), ship_code)
+    elif ship_code:
+        raise StagingError(f"{source}: adapters have no code; push {base}, the captioner that they belong to, with it")
+    copied = _OF_ADAPTERS if (folder / "config.json").is_file() else (*_OF_ADAPTERS, *_OF_PROCESSORS)
+    for name in copied:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if (folder / "config.json").is_file():
+        settings = json.loads(regular_file(source / ADAPTERS, "configuration of adapters").read_text("utf-8"))
+        settings["base_model_name_or_path"] = repo_id
+        (folder / ADAPTERS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _forget_places(path: Path) -> None:
@@ -169,7 +178,10 @@ def _write_card(
     source: Path | None, folder: Path, repo_id: str, ship_code: bool, contact_sheet: bool, card: dict[str, Any]
 ) -> None:
     """The card of the folder's facts, and the figures that it shows."""
-    old = known_facts(folder if source is None else source)
+    staged, old = known_facts(folder), known_facts(folder if source is None else source)
+    if not old.config:  # of adapters, which come with their captioner
+        old = replace(old, config=staged.config, model_class=staged.model_class)
+    old = replace(old, adapters=(folder / ADAPTERS).is_file() and not (folder / "config.json").is_file())
     unnamed = old.name == (folder if source is None else source).resolve().name
     name = repo_id.rpartition("/")[2] if unnamed else old.name
     facts: CardFacts = replace(old, **{"name": name, **card}, repo_id=repo_id, ships_code=ship_code)

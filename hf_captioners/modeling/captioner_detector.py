@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .captioner_image_limits import ImageError
 from .captioner_trust import load_pretrained
-from .configuration_captioner import CaptionerConfig
+from .configuration_captioner import is_captioner_config
 
 DETECTORS = ("bottom_up",)
 """Model types that find regions."""
@@ -198,15 +198,20 @@ class CaptionerDetector:
     def _name(self) -> str:
         return type(self.source[0]).__name__ if isinstance(self.source, tuple) else str(self.source)
 
-    @torch.no_grad()
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Features of the regions of a picture.
+        """Features `(regions, feature_size)` of the regions of a picture, on the CPU; see `regions`."""
+        return self.regions(image)[0]
+
+    @torch.no_grad()
+    def regions(self, image: Image.Image) -> tuple[torch.Tensor, np.ndarray]:
+        """Regions of a picture.
 
         Args:
             image (`PIL.Image.Image`): open, at its own size.
 
         Returns:
-            `torch.FloatTensor` of shape `(regions, feature_size)`: on the CPU.
+            `tuple[torch.FloatTensor, np.ndarray]`: features `(regions, feature_size)` on the CPU, and boxes
+            `(regions, 4)`: x1, y1, x2, y2 in pixels of the picture, in the same order.
 
         Raises:
             DetectorError: see [`check`].
@@ -219,11 +224,11 @@ class CaptionerDetector:
             output = model(**inputs, min_regions=self.min_regions, max_regions=self.max_regions)
         except ValueError as error:
             raise ImageError(f"no regions: {error}") from error
-        features = output.region_features[0].float().cpu()
+        features, boxes = output.region_features[0].float().cpu(), output.boxes[0].float().cpu().numpy()
         if self.feature_size in (None, features.shape[1]):
-            return features
-        boxes = output.boxes[0].float().cpu().numpy()
-        return torch.from_numpy(with_box_features(features.numpy(), boxes, *image.size)[0])
+            return features, boxes
+        longer, rows = with_box_features(features.numpy(), boxes, *image.size)
+        return torch.from_numpy(longer), boxes[rows]
 
 
 def own_detector(config: Any, folder: str | os.PathLike[str]) -> tuple[str | None, bool]:
@@ -259,11 +264,12 @@ def use_detector(
         DetectorError: the captioner has a backbone, which sees pictures itself; there is no such detector, or its
             features have another width. That of the configuration is loaded when the first picture comes.
     """
-    named: str | None = model.config.detector if isinstance(model.config, CaptionerConfig) else None
+    ours = is_captioner_config(model.config)
+    named: str | None = model.config.detector if ours else None
     source = named if detector is None else detector
     if source is None or (detector is None and processor.detector is not None):
         return
-    if not isinstance(model.config, CaptionerConfig) or not model.config.features_only:
+    if not ours or not model.config.features_only:
         raise DetectorError(
             f"a detector is for captioners that read regions; this {type(model).__name__} sees pictures itself."
         )

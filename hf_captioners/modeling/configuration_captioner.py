@@ -149,3 +149,14 @@ class CaptionerConfig(PreTrainedConfig):
             raise ValueError(
                 f"{type(self).__name__}: {heads}={getattr(self, heads)} does not divide {width}={getattr(self, width)}."
             )
+
+
+def is_captioner_config(config: Any) -> bool:
+    """Tell whether a configuration is a captioner's, be it of code that came with a checkpoint.
+
+    Such code is imported anew for each of its entries, so that there can be several classes of the name.
+
+    Args:
+        config: any object.
+    """
+    return any(parent.__name__ == CaptionerConfig.__name__ for parent in type(config).__mro__)

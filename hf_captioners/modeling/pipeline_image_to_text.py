@@ -10,7 +10,7 @@ import torch
 from transformers.pipelines.base import Pipeline
 
 from .captioner_detector import use_detector
-from .processing_captioner import CaptionerProcessor, image_columns, open_row, padding_values, prepare_rows
+from .processing_captioner import image_columns, is_captioner_processor, open_row, padding_values, prepare_rows
 
 # columns of rows that no captioner reads
 _OF_DATA_SETS = ("image_id", "file_name", "split", "captions", "sentence_ids")
@@ -70,7 +70,7 @@ class ImageToTextPipeline(Pipeline):
                 "the image-to-text pipeline needs the captioner's processor: give "
                 "processor=AutoProcessor.from_pretrained(…) beside the model."
             )
-        if isinstance(self.processor, CaptionerProcessor):
+        if is_captioner_processor(self.processor):
             use_detector(self.model, self.processor, detector)
         elif detector is not None:
             raise ValueError(f"a {type(self.model).__name__} sees pictures itself, and takes no detector.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -338,6 +338,17 @@ class SaticProcessor(CaptionerProcessor):
 # --- any processor ----------------------------------------------------------------------------------------------------
 
 
+def is_captioner_processor(processor: Any) -> TypeGuard[CaptionerProcessor]:
+    """Tell whether a processor is a captioner's, be it of code that came with a checkpoint and was imported elsewhere.
+
+    Such code is imported anew for each of its entries, so that there can be several classes of the name.
+
+    Args:
+        processor: any object.
+    """
+    return any(parent.__name__ == CaptionerProcessor.__name__ for parent in type(processor).__mro__)
+
+
 def open_row(processor: Any, row: Mapping[str, Any], **limits: Any) -> dict[str, Any]:
     """Open the image of a row for any processor; see [`CaptionerProcessor.open_row`].
 
@@ -348,7 +359,7 @@ def open_row(processor: Any, row: Mapping[str, Any], **limits: Any) -> dict[str,
     Returns:
         `dict`
     """
-    if isinstance(processor, CaptionerProcessor):
+    if is_captioner_processor(processor):
         return processor.open_row(row, **limits)
     return _opened(row, processor.image_processor, **limits)
 
@@ -372,7 +383,7 @@ def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: An
     Raises:
         ValueError, ImageError: see there.
     """
-    if isinstance(processor, CaptionerProcessor):
+    if is_captioner_processor(processor):
         return processor.prepare_rows(rows, **kwargs)
     if any("image" not in row for row in rows):
         raise ValueError(f"a {type(processor).__name__} looks at the 'image' of a row; one has {sorted(rows[0])}.")
@@ -382,9 +393,9 @@ def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: An
 
 def image_columns(processor: Any) -> Mapping[str, str]:
     """Prepare as [`CaptionerProcessor`] does; that of another library looks at images alone."""
-    return processor.image_columns if isinstance(processor, CaptionerProcessor) else {"image": "images"}
+    return processor.image_columns if is_captioner_processor(processor) else {"image": "images"}
 
 
 def padding_values(processor: Any) -> Mapping[str, int]:
     """Prepare as [`CaptionerProcessor`] does."""
-    return processor.padding_values if isinstance(processor, CaptionerProcessor) else {}
+    return processor.padding_values if is_captioner_processor(processor) else {}

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum
 
@@ -33,6 +34,9 @@ class CaptionerTrainingArguments(TrainingArguments):
 
         check_disk_space (`bool`, defaults to `True`):
             Do not begin where the disk has no space for the checkpoints that are asked for, as far as that is known.
+        hub_strategy (`str`, defaults to `"end"`):
+            With `push_to_hub` the captioner is pushed when it has been trained, as one commit with its card;
+            checkpoints stay here.
 
         > Parameters that control what learns
 
@@ -79,6 +83,9 @@ class CaptionerTrainingArguments(TrainingArguments):
     )
     check_disk_space: bool = field(
         default=True, metadata={"help": "Do not begin without space for the checkpoints on the disk."}
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "When push_to_hub pushes: at the end; checkpoints are not pushed."}
     )
     train_backbone: str = field(
         default="none", metadata={"help": "'none', 'all' or a regular expression over the backbone's parameter names."}
@@ -132,6 +139,12 @@ class CaptionerTrainingArguments(TrainingArguments):
             self.refuse_unread(f"with lr_scheduler_type={schedule}, which reads lr_scheduler_kwargs", "warmup_steps")
         else:
             check_scheduler(schedule, cast(dict, self.lr_scheduler_kwargs or {}), self.learning_rate)
+        if self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy={HubStrategy(self.hub_strategy).value}: checkpoints are not pushed, but the trained "
+                "captioner is, at the end; leave it out."
+            )
+        self.refuse_unread("on a single push at the end", "hub_always_push")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take the captions out of the rows; leave it out.")
         if "tensorboard" in (self.report_to or ()) and not is_tensorboard_available():

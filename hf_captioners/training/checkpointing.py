@@ -257,12 +257,6 @@ class CheckpointingTrainer(Trainer):
             if staged.is_dir():  # of a node with a disk of its own
                 appear(staged, run / name)
             shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run / name))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save as `Trainer` does, but the arguments as JSON: a pickle in a folder for others is code to its reader.
@@ -275,7 +269,11 @@ class CheckpointingTrainer(Trainer):
         if not self._has_begun:
             self._keep_base()
         with filled_whole(Path(output_dir or self.args.output_dir)) as folder:
-            super()._save(str(folder), state_dict)
+            token, self.args.hub_token = self.args.hub_token, None  # for the pickle would have it
+            try:
+                super()._save(str(folder), state_dict)
+            finally:
+                self.args.hub_token = token
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             arguments = {**json.loads(self.args.to_json_string()), "world_size": self.args.world_size}
             (folder / ARGUMENTS).write_text(json.dumps(arguments, indent=2), encoding="utf-8")

@@ -15,6 +15,7 @@ from transformers.trainer_utils import has_length
 from ..data.row_stream import RowStream
 from ..families import family_of, without_adapters
 from ..hub.card import write_card
+from ..hub.push import Pushed
 from .adapters import check_adapters, with_adapters
 from .arguments import CaptionerTrainingArguments
 from .callbacks import EpochCallback, GradientClampCallback
@@ -22,6 +23,7 @@ from .checks import check_hub_rights, warn_of_few_images
 from .collator import ImageCollator
 from .evaluation import CaptionScorer, DefaultMetrics, EvaluatingTrainer
 from .loading import closed, with_own_chance
+from .pushing import push_run
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
 from .schedules import SCHEDULES, RectifiedAdam, radam_options
 from .streaming import STREAM, StreamProgress
@@ -140,6 +142,44 @@ class CaptionerTrainer(EvaluatingTrainer):
         said |= {"languages": language and [language], "base_models": finetuned_from and [finetuned_from]}
         known = {**self.card_fields, **{name: value for name, value in said.items() if value}}
         write_card(card_facts(self, **known), str(self.args.output_dir))
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Leave the repository to the push, which makes it; before training the Hub is only asked whether it may."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        ship_code: bool = False,
+        create_pr: bool = False,
+        dry_run: str | Path | None = None,
+        contact_sheet: bool = False,
+        **kwargs: Any,
+    ) -> Pushed | None:
+        """Save the captioner with its card and push it to the Hub as one commit.
+
+        Args:
+            commit_message, token, revision, private, ship_code, create_pr, dry_run, contact_sheet: see
+                [`push_captioner`]; by default what `args` says. The repository is `args.hub_model_id`, or the name of
+                `args.output_dir`.
+            blocking (`bool`, defaults to `True`): it returns when everything is pushed; there is no other way.
+            kwargs: of `create_model_card`.
+
+        Returns:
+            [`Pushed`], or `None` on processes that do not push.
+
+        Raises:
+            HubError: the Hub cannot be reached or refuses; the captioner is saved.
+            ValueError: `blocking=False`.
+        """
+        if not blocking:
+            raise ValueError("push_to_hub returns when everything is pushed; leave blocking=False out.")
+        options = {"ship_code": ship_code, "create_pr": create_pr, "dry_run": dry_run, "contact_sheet": contact_sheet}
+        named = {"commit_message": commit_message, "token": token, "revision": revision, "private": private}
+        return push_run(self, kwargs, **named, **options)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:

@@ -34,6 +34,9 @@ class Repository:
         self.refs[branch] = sha
         return sha
 
+    def files(self, revision: str = "main") -> dict[str, bytes]:
+        return self.commits[self.refs.get(revision, revision)]
+
     def sha(self, revision: str) -> str | None:
         return self.refs.get(revision, revision if revision in self.commits else None)
 

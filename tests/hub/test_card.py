@@ -89,7 +89,7 @@ def test_what_nobody_knows_is_left_out():
     scored = make_card(CardFacts("mine", {"model_type": "satic"}, results=results))
     assert scored.data.eval_results is None and "| CIDEr-D x 100 | 50.00 |" in scored.text
     cached = make_card(CardFacts("mine", {"model_type": "satic", "features_only": True}, adapters=True))
-    assert cached.data.library_name == "peft" and "print(captioner(features))" in cached.text
+    assert cached.data.library_name == "peft" and 'print(captioner({"image_features": features}))' in cached.text
 
 
 def test_is_written_in_the_place_of_another(tmp_path):

@@ -66,6 +66,7 @@ OPTIONS = {
     "remove_unused_columns": Option("refused", True, method="xe"),
     "skip_broken_images": effect(True, "xe", "broken picture"),
     "check_disk_space": effect(False, "xe", "full disk"),
+    "hub_strategy": Option("refused", "every_save", method="xe"),
     "train_backbone": effect("all", "xe"),
     "optim": effect("radam", "xe"),
     "lr_scheduler_type": effect("noam", "xe"),
@@ -131,6 +132,7 @@ NO_PREDICTIONS = {
 }
 # refused where a trainer, an optimizer or a schedule does not read them
 REFUSED = [
+    ("xe", {"hub_always_push": True}, "hub_always_push=True has no effect on a single push at the end"),
     ("scst", {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect on rewards"),
     ("dico", {"average_tokens_across_devices": False}, "average_tokens_across_devices=False has no effect on rewards"),
     (
@@ -159,7 +161,7 @@ logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tok
 disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy
 eval_steps eval_delay per_device_eval_batch_size eval_on_start batch_eval_metrics save_only_model save_strategy
 save_steps save_on_each_node save_total_limit enable_jit_checkpoint push_to_hub hub_token hub_private_repo
-hub_model_id hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better
+hub_model_id hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better
 ignore_data_skip restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config
 parallelism_config dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
 dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order train_sampling_strategy

@@ -18,6 +18,7 @@ from ...training.checks import check_hub_rights, check_output_dir
 from ...training.data_arguments import DataArguments, load_rows
 from ...training.dico_config import DiCOConfig
 from ...training.dico_trainer import DiCOTrainer
+from ...training.pushing import pushed_later
 from ...training.scst_config import SCSTConfig
 from ...training.scst_trainer import SCSTTrainer
 from ...training.watch.collapse import CollapseCallback
@@ -73,9 +74,12 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
     begun: list[CheckpointingTrainer] = []
     with telling_interruption(lambda: _interrupted(prog, begun)), _training_mistakes(begun):
         begun.append(_new_trainer(method, options, prog, model_type))
-        train(begun[0])
+        with pushed_later(begun[0].args) as push:
+            train(begun[0])
         if report.report:
             leave_report(begun[0], data, captioner)
+        if push:
+            begun[0].push_to_hub()
 
 
 def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str | None) -> CheckpointingTrainer:
