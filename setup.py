@@ -28,6 +28,7 @@ EXTRAS = {
     "h5": ["h5py>=3.11"],
     "heif": ["pillow-heif>=1.8"],
     "plot": ["matplotlib>=3.9"],
+    "demo": ["gradio>=6,<7", "pillow>=12,<13"],
     "ray": ["ray[data]>=2.60"],
     "tensorboard": ["tensorboard>=2.18"],
 }

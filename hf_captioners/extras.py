@@ -11,6 +11,7 @@ EXTRAS = {
     "datasets": "features",
     "evaluate": "eval",
     "faiss": "faiss",
+    "gradio": "demo",
     "h5py": "h5",
     "matplotlib": "plot",
     "peft": "train",

@@ -16,6 +16,7 @@ from . import (
     caption,
     convert,
     data,
+    demo,
     env,
     evaluate,
     features,
@@ -32,7 +33,7 @@ from .common import INTERRUPTED, TRACEBACK, Parser, UsageError, needed, report
 
 VERBS = (
     *(quickstart, caption, train, evaluate, data, features, regions, retrieval, guides, scdnet, plot),
-    *(convert, push, env),
+    *(convert, push, demo, env),
 )
 
 

@@ -6,6 +6,7 @@ stdout has the address of the commit or pull request, or the folder of a dry run
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from .common import UsageError, add_trust_option, mistakes
 
@@ -14,6 +15,7 @@ examples:
   hf-captioners push runs/mine me/mine --dry-run to_be_pushed
   hf-captioners push runs/mine me/mine --private --licence cc-by-nc-4.0
   hf-captioners push runs/mine me/mine --ship-code
+  hf-captioners push me/mine me/mine-demo --space --examples photos/
 
 Log in before with `hf auth login`, or set HF_TOKEN. A push that was interrupted is repeated with the same command."""
 
@@ -28,9 +30,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a captioner, of adapters, or of a detector")
+    parser.add_argument("folder", metavar="RUN", help="folder of a captioner, of adapters, or of a detector; with "
+                        "--space also a name on the Hub")  # fmt: skip
     parser.add_argument("repo_id", metavar="NAME", help="repository: org/name, or name for one's own")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--private", action="store_const", const=True, help="make a new repository private")
+    seen.add_argument("--public", dest="private", action="store_const", const=False, help="make a new repository "
+                      "public; without either it is as its owner has set it")  # fmt: skip
     parser.add_argument("--ship-code", action="store_true", help="add the code: it then runs without the package, for "
                         "those who say trust_remote_code")  # fmt: skip
     parser.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
@@ -46,6 +52,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     card.add_argument("--base-model", nargs="+", metavar="NAME", help="Hub names of what it was made of")
     card.add_argument("--contact-sheet", action="store_true", help="also push the contact sheet; it shows evaluation "
                       "pictures, whose licence must allow it")  # fmt: skip
+    space = parser.add_argument_group("a page to try it, as `hf-captioners demo` serves it")
+    space.add_argument("--space", action="store_true", help="push the page with the captioner as a Space")
+    space.add_argument("--title", metavar="TEXT", help="heading of the page (the Space's name)")
+    space.add_argument("--examples", metavar="DIR", type=Path, help="folder of pictures to choose from; their licence "
+                       "must allow to publish them")  # fmt: skip
     add_trust_option(parser)
     parser.set_defaults(run=run)
     return parser
@@ -53,8 +64,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Push the captioner; returns the exit status."""
-    if args.create_pr and args.private:
-        raise UsageError("--create-pr goes to a repository that is there; leave --private out")
+    if args.create_pr and args.private is not None:
+        raise UsageError("--create-pr goes to a repository that is there; leave --private and --public out")
+    _check_space(args)
     from ..data.printable import printable
 
     given = {
@@ -63,24 +75,58 @@ def run(args: argparse.Namespace) -> int:
         "datasets": args.datasets,
         "base_models": args.base_model,
     }
+    known = {name: value for name, value in given.items() if value is not None}
     with mistakes(ValueError, OSError, ImportError, KeyError, RuntimeError):
-        from ..hub.push import push_captioner
-
-        pushed = push_captioner(
-            args.folder,
-            None,
-            args.repo_id,
-            private=args.private or None,
-            ship_code=args.ship_code,
-            create_pr=args.create_pr,
-            dry_run=args.dry_run,
-            revision=args.revision,
-            commit_message=args.message,
-            contact_sheet=args.contact_sheet,
-            trust_remote_code=args.trust_remote_code,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        pushed = (_push_space if args.space else _push_captioner)(args, known)
     for name, size in pushed.files.items():
         print(f"{size:>13,}  {printable(name)}", file=sys.stderr)
     print(printable(pushed.url))
     return 0
+
+
+def _check_space(args: argparse.Namespace) -> None:
+    """Refuse options of the other kind of repository."""
+    if args.space:
+        unread = {"--ship-code": args.ship_code, "--create-pr": args.create_pr, "--revision": args.revision,
+                  "--contact-sheet": args.contact_sheet}  # fmt: skip
+        said = "has no effect with --space"
+    else:
+        unread, said = {"--title": args.title, "--examples": args.examples}, "is of a page; add --space"
+    for name, value in unread.items():
+        if value:
+            raise UsageError(f"{name} {said}")
+
+
+def _push_captioner(args: argparse.Namespace, card: dict[str, Any]) -> Any:
+    from ..hub.push import push_captioner
+
+    return push_captioner(
+        Path(args.folder),
+        None,
+        args.repo_id,
+        private=args.private,
+        ship_code=args.ship_code,
+        create_pr=args.create_pr,
+        dry_run=args.dry_run,
+        revision=args.revision,
+        commit_message=args.message,
+        contact_sheet=args.contact_sheet,
+        trust_remote_code=args.trust_remote_code,
+        **card,
+    )
+
+
+def _push_space(args: argparse.Namespace, card: dict[str, Any]) -> Any:
+    from ..hub.space import push_space
+
+    return push_space(
+        args.folder,
+        args.repo_id,
+        private=args.private,
+        dry_run=args.dry_run,
+        commit_message=args.message,
+        title=args.title,
+        examples=args.examples,
+        trust_remote_code=args.trust_remote_code,
+        **card,
+    )

@@ -241,7 +241,7 @@ def own_detector(config: Any, folder: str | os.PathLike[str]) -> tuple[str | Non
     Returns:
         `tuple[str | None, bool]`: the detector's folder, and whether it is inside the captioner's.
     """
-    named = config.detector if isinstance(config, CaptionerConfig) else None
+    named = config.detector if is_captioner_config(config) else None
     if named is None or Path(named).is_absolute() or not Path(folder, named).is_dir():
         return None, False
     detector = Path(folder, named).resolve()
