@@ -29,6 +29,7 @@ TEMPLATES = Path(__file__).parent / "cards"
 NAME = "README.md"
 TASK = "image-to-text"
 _OTHER_TASKS = {"bottom_up": ("object-detection", "region-features")}  # and the tag in place of a captioner's
+_UNFILLED = "[More Information Needed]"  # in huggingface_hub's template
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -127,7 +128,8 @@ def write_card(facts: CardFacts, folder: str | Path, text: str | None = None) ->
 def updated_card(folder: str | Path, facts: CardFacts) -> str:
     """Make the card of new facts from the card of a folder, in which what was written by hand stays.
 
-    Sections, and fields of the front matter, that stand as the old facts had them are made anew.
+    Sections, and fields of the front matter, that stand as the old facts had them are made anew. A template that nobody
+    has filled, as peft writes one beside adapters, is no card.
 
     Args:
         folder (`str` or `Path`): with the card; without one the card of the facts is made.
@@ -140,9 +142,10 @@ def updated_card(folder: str | Path, facts: CardFacts) -> str:
         ValueError: the card or its facts cannot be read.
     """
     path, fresh = Path(folder) / NAME, make_card(facts)
-    if not path.is_file():
+    text = path.read_text("utf-8") if path.is_file() else _UNFILLED
+    if _UNFILLED in text:
         return str(fresh)
-    mine, before = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True), make_card(known_facts(folder))
+    mine, before = ModelCard(text, ignore_metadata_errors=True), make_card(known_facts(folder))
     data = _merged(mine.data.to_dict(), before.data.to_dict(), fresh.data.to_dict())
     sections = _merged(_sections(mine.text), _sections(before.text), _sections(fresh.text))
     front = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()

@@ -51,8 +51,8 @@ TOP = {
     "model_type": "vision-encoder-decoder", "bos_token_id": 516, "eos_token_id": 517, "pad_token_id": 518,
     "decoder_start_token_id": 516, "vocab_size": 519, "hidden_size": 24, "tie_word_embeddings": False,
 }  # fmt: skip
-WRITTEN = ["config.json", "generation_config.json", "model.safetensors", "processor_config.json"]
-WRITTEN += ["tokenizer.json", "tokenizer_config.json"]
+WRITTEN = ["README.md", "card_facts.json", "config.json", "generation_config.json", "model.safetensors"]
+WRITTEN += ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 def original_config(**changes: Any) -> dict[str, Any]:

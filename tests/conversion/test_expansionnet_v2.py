@@ -22,8 +22,8 @@ from hf_captioners.conversion.source import Source
 from hf_captioners.conversion.vocabulary import WordVocabulary
 from hf_captioners.conversion.writing import ConversionError, ConversionReport
 
-WRITTEN = ["config.json", "generation_config.json", "model.safetensors", "processor_config.json"]
-WRITTEN += ["tokenizer.json", "tokenizer_config.json"]
+WRITTEN = ["README.md", "card_facts.json", "config.json", "generation_config.json", "model.safetensors"]
+WRITTEN += ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 KINDS = {"e2e": "checkpoint.pth", "features": "checkpoint_features.pth"}
 # What no tensor shows; the rest of the original's arguments can be left out.
 HIDDEN = ("num_heads", "num_exp_enc_list")
@@ -59,6 +59,8 @@ class TestFolder:
         report = converted(parity_case, tmp_path / "out")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == WRITTEN
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        card = (tmp_path / "out" / "README.md").read_text("utf-8")
+        assert "`hf-captioners convert expansionnet_v2` from the original checkpoint `checkpoint.pth`" in card
         given, special = arguments(parity_case), settings(parity_case)["special"]
         config = AutoModel.from_pretrained(tmp_path / "out").config
         assert (config.num_attention_heads, config.d_model) == (given["num_heads"], given["d_model"])

@@ -26,8 +26,8 @@ from hf_captioners.conversion.stand_ins import OPTIONS, OptionBag
 from hf_captioners.conversion.writing import ConversionError, ConversionReport
 
 CASES = Path(__file__).resolve().parents[1] / "fixtures" / "parity" / "satic"
-WRITTEN = ["config.json", "generation_config.json", "model.safetensors", "processor_config.json"]
-WRITTEN += ["tokenizer.json", "tokenizer_config.json"]
+WRITTEN = ["README.md", "card_facts.json", "config.json", "generation_config.json", "model.safetensors"]
+WRITTEN += ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 POSITIONS = "model.tgt_embed.1.pe"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hf_captioners.demo.example_folder import ExampleFolder
 from hf_captioners.demo.shown_captioner import ShownCaptioner
-from hf_captioners.demo.visit import Exhibition, candidate_rows, decoding_of, open_upload
+from hf_captioners.demo.visit import Exhibition, candidate_rows, decoding_of, open_upload, step_rows
 
 pytest.importorskip("gradio", reason="needs Gradio (the extra demo)")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -85,14 +85,16 @@ def test_upload_and_caption(tab, place, exhibition):
     decoding = decoding_of(3, 3, False, 1.0, 0, "its own")
     for captioner in exhibition.captioners:
         rows, _ = candidate_rows(captioner, open_upload(str(place / "picture.png")), decoding)
-        tab.get_by_text(rows[0][0]).first.wait_for()
+        tab.get_by_text(rows[0][0]).filter(visible=True).first.wait_for()
     wide = tab.evaluate("document.documentElement.scrollWidth")
     assert wide <= tab.viewport_size["width"]
     tab.get_by_text("Where each word looked").click()
     tab.locator("#words").click()
-    tab.get_by_text("What is shown: cross-attention").wait_for()
+    tab.get_by_text("What is shown: cross-attention").filter(visible=True).wait_for()
     tab.get_by_text("How the sentence becomes clear").click()
     tab.locator("#steps").click()
+    last = step_rows(exhibition.denoising[0], open_upload(str(place / "picture.png")), decoding)[-1]
+    tab.get_by_text(last[2]).filter(visible=True).first.wait_for()
 
 
 def test_a_broken_file_gives_a_message(tab, place):
@@ -100,14 +102,14 @@ def test_a_broken_file_gives_a_message(tab, place):
     tab.wait_for_function("document.querySelector('#picture img') || document.querySelector('#picture button')")
     tab.wait_for_timeout(1500)
     tab.locator("#caption").click()
-    said = tab.get_by_text("this picture cannot be read").first
+    said = tab.get_by_text("this picture cannot be read").filter(visible=True).first
     said.wait_for()
     assert str(place) not in tab.content()
 
 
 def test_no_picture(tab):
     tab.locator("#caption").click()
-    tab.get_by_text("give a picture first").first.wait_for()
+    tab.get_by_text("give a picture first").filter(visible=True).first.wait_for()
 
 
 def get(url: str, body: dict | None = None) -> tuple[int, bytes]:
