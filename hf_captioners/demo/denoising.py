@@ -1,4 +1,4 @@
-"""How a sentence of a diffusion captioner becomes clear, step by step."""
+"""A sentence of a diffusion captioner that becomes clear, step by step."""
 
 from __future__ import annotations
 

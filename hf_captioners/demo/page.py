@@ -22,10 +22,15 @@ from .visit import (
     open_upload,
     rules_of,
     step_rows,
+    table,
 )
 
 TITLE = "Image captioning"
 _FONTS = ["system-ui", "sans-serif"]  # of the visitor's machine
+_STYLE = """
+.shown { width: 100%; border-collapse: collapse }
+.shown th, .shown td { text-align: left; vertical-align: top; padding: .3em .6em; border-bottom: 1px solid #8884 }
+"""
 
 
 def build_page(exhibition: Exhibition, title: str = TITLE) -> Any:
@@ -91,6 +96,7 @@ def open_page(
         show_error=True,
         max_file_size=limit_of("bytes", MAX_BYTES),
         theme=theme,
+        css=_STYLE,
         ssr_mode=False,
         enable_monitoring=False,
         prevent_thread_lock=not wait,
@@ -104,11 +110,11 @@ def _uploaded_image() -> Any:
     import gradio
 
     sources: Any = ["upload", "clipboard", "webcam"]
-    image = gradio.Image(
+    image: Any = gradio.Image(
         label="Picture", type="filepath", image_mode=None, sources=sources, height=320, elem_id="picture"
     )
     # a class of its own would be written as a stub beside this file; Gradio has checked that the path is an upload
-    image.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    image.preprocess = lambda payload: None if payload is None else payload.path
     return image
 
 
@@ -159,16 +165,14 @@ def _add_captions(exhibition: Exhibition, button: Any, given: list[Any]) -> None
         for captioner in exhibition.captioners:
             with gradio.Column(min_width=280):
                 gradio.Markdown(f"### {_plain(captioner.name)}")
-                tables.append(
-                    gradio.Dataframe(headers=list(CANDIDATE_HEAD), interactive=False, wrap=True, show_label=False)
-                )
-                tables.append(gradio.Markdown())
+                tables.append(gradio.HTML(elem_classes="captions"))
 
     def caption(path: str | None, *settings: Any) -> list[Any]:
         decoding, sentence, image = _given(path, settings)
         shown: list[Any] = []
         for captioner in exhibition.captioners:
-            shown += _told(candidate_rows, captioner, image, decoding, sentence)
+            rows, seconds = _told(candidate_rows, captioner, image, decoding, sentence)
+            shown.append(f"{table(CANDIDATE_HEAD, rows)}<p>{seconds:.2f} s</p>")
         return shown
 
     button.click(caption, given, tables, api_name="caption")
@@ -184,7 +188,7 @@ def _add_words(exhibition: Exhibition, given: list[Any]) -> None:
     with gradio.Accordion("Where each word looked", open=False):
         name = gradio.Dropdown(names, value=names[0], label="Captioner", visible=len(names) > 1)
         button, method = gradio.Button("Show", elem_id="words"), gradio.Markdown()
-        gallery = gradio.Gallery(label="Words of the likeliest caption", columns=[2, 3, 5], height="auto")
+        gallery = gradio.Gallery(label="Words of the likeliest caption", columns=3, height="auto", elem_id="maps")
 
     def show(chosen: str, path: str | None, *settings: Any) -> list[Any]:
         decoding, sentence, image = _given(path, settings)
@@ -204,17 +208,17 @@ def _add_steps(exhibition: Exhibition, given: list[Any]) -> None:
     with gradio.Accordion("How the sentence becomes clear", open=False):
         name = gradio.Dropdown(names, value=names[0], label="Captioner", visible=len(names) > 1)
         button = gradio.Button("Show", elem_id="steps")
-        table = gradio.Dataframe(headers=list(STEP_HEAD), interactive=False, wrap=True, show_label=False)
+        shown = gradio.HTML(elem_classes="captions")
 
     def show(chosen: str, path: str | None, *settings: Any) -> Any:
         decoding, sentence, image = _given(path, settings)
-        return _told(step_rows, _told(exhibition.captioner, chosen), image, decoding, sentence)
+        return table(STEP_HEAD, _told(step_rows, _told(exhibition.captioner, chosen), image, decoding, sentence))
 
-    button.click(show, [name, *given], table, api_name="steps")
+    button.click(show, [name, *given], shown, api_name="steps")
 
 
 def _add_regions(exhibition: Exhibition, image: Any) -> None:
-    """What a detector finds in the picture."""
+    """Regions that a detector finds in the picture."""
     import gradio
 
     names = list(exhibition.detectors)

@@ -26,7 +26,7 @@ MOST_CANDIDATES, MOST_BEAMS, MOST_STEPS = 10, 10, 100
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are to be written.
+    """Decoding of a page's captions.
 
     Args:
         candidates (`int`, defaults to 3): how many, the likeliest first.
@@ -71,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Written:
-    """What a captioner wrote of a picture.
+    """Captions that a captioner wrote of a picture.
 
     Args:
         candidates (`list[Candidate]`): the likeliest first.
@@ -126,22 +126,22 @@ class ShownCaptioner:
 
     @property
     def of_this_package(self) -> bool:
-        """Whether it is a captioner of this package, with ways of decoding by name."""
+        """Tell whether it is a captioner of this package, with ways of decoding by name."""
         return isinstance(self.family, CaptionerFamily)
 
     @property
     def denoises(self) -> bool:
-        """Whether captions become clear step by step."""
+        """Tell whether captions become clear step by step."""
         return isinstance(self.model, ScdnetForImageCaptioning)
 
     @property
     def writes_words(self) -> bool:
-        """Whether captions are written word by word, so that there are beams."""
+        """Tell whether captions are written word by word, so that there are beams."""
         return isinstance(self.family, (WordByWordFamily, TransformersFamily))
 
     @property
     def takes_sentence(self) -> bool:
-        """Whether the captioner looks at a sentence that was retrieved for the picture, and nothing retrieves one."""
+        """Tell whether the captioner looks at a sentence of the picture, which nothing retrieves."""
         columns = self.family.image_columns(self.processor)
         return "retrieved" in columns and self.model.config.retrieval != "none" and self.processor.retriever is None
 

@@ -1,9 +1,10 @@
-"""What the page shows for what a visitor gives: plain functions, of which the page is a picture."""
+"""Plain functions from what a visitor gives to what the page shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from .example_folder import ExampleFolder
 from .shown_captioner import Decoding, ShownCaptioner
 from .word_maps import WordMaps, word_maps
 
-CANDIDATE_HEAD = ("caption", "log-probability, nats")
+CANDIDATE_HEAD = ("caption", "log p, nats")
 STEP_HEAD = ("stage", "step", "sentence")
 OWN_RULE = "its own"
 
 
 @dataclass
 class Exhibition:
-    """What a page has: captioners, detectors, and pictures to begin with.
+    """Captioners and detectors of a page, and pictures to begin with.
 
     Args:
         captioners (`list[ShownCaptioner]`), detectors (`dict[str, RegionDetector]`): by their names.
@@ -118,20 +119,45 @@ def open_upload(path: str | None) -> Image.Image:
         raise ImageError(f"this picture cannot be read: {reason}") from error
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Make a table of HTML, whatever its texts are.
+
+    Args:
+        head (`Sequence[str]`), rows (`Iterable[Sequence]`): texts and numbers.
+
+    Returns:
+        `str`
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.demo.visit import table
+    >>> table(["caption"], [["<b>"]])
+    '<table class="shown"><tr><th>caption</th></tr><tr><td>&lt;b&gt;</td></tr></table>'
+
+    ```
+    """
+    lines = [("th", head), *(("td", row) for row in rows)]
+    cells = ["".join(f"<{tag}>{escape(str(text))}</{tag}>" for text in line) for tag, line in lines]
+    return f'<table class="shown">{"".join(f"<tr>{line}</tr>" for line in cells)}</table>'
+
+
 def candidate_rows(
     captioner: ShownCaptioner, image: Image.Image, decoding: Decoding, sentence: str | None = None
-) -> tuple[list[list[str]], str]:
-    """Write captions for a table.
+) -> tuple[list[list[str]], float]:
+    """Write captions for a table, each of them once.
 
     Args:
         captioner, image, decoding, sentence: see `ShownCaptioner.write`.
 
     Returns:
-        `tuple[list[list[str]], str]`: rows of `CANDIDATE_HEAD`, and a line about them.
+        `tuple[list[list[str]], float]`: rows of `CANDIDATE_HEAD`, and the seconds that they took.
     """
     written = captioner.write(image, decoding, sentence)
-    rows = [[one.caption, "" if one.log_prob is None else f"{one.log_prob:.2f}"] for one in written.candidates]
-    return rows, f"{written.seconds:.2f} s"
+    first = {one.caption: one for one in reversed(written.candidates)}  # the likeliest of a text
+    kept = [one for one in written.candidates if first[one.caption] is one]
+    rows = [[one.caption, "" if one.log_prob is None else f"{one.log_prob:.2f}"] for one in kept]
+    return rows, written.seconds
 
 
 def maps_of_words(
@@ -177,7 +203,7 @@ def _detector_of(captioner: ShownCaptioner) -> RegionDetector | None:
 
 
 def decoding_of(candidates: float, beams: float, sample: bool, temperature: float, steps: float, rule: str) -> Decoding:
-    """What a visitor has set, as numbers of the page come.
+    """Make a decoding of what a visitor has set, as numbers of the page come.
 
     Args:
         candidates, beams, sample, temperature: see [`Decoding`].

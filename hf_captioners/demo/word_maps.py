@@ -1,4 +1,4 @@
-"""Where each word of a caption looked, as heat maps over the picture that the captioner saw.
+"""Heat maps of where each word of a caption looked, over the picture that the captioner saw.
 
 Cross-attention where a captioner has it; else gradient times feature, or, where a picture is a single vector, gradient
 times pixel. They are not the same thing, and each map says which it is.
@@ -138,7 +138,7 @@ def _gradients(captioner: ShownCaptioner, inputs: Any, ids: torch.Tensor) -> tup
 
 
 def _tokens(captioner: ShownCaptioner, pixel_values: torch.Tensor) -> torch.Tensor | None:
-    """What the backbone makes of a picture, (1, tokens, width)."""
+    """Tokens (1, tokens, width) that the backbone makes of a picture."""
     if isinstance(captioner.family, CaptionerFamily):
         tokens: torch.Tensor = captioner.model.extract_image_features(pixel_values)
         return tokens

@@ -169,8 +169,9 @@ def test_captioners_of_one_name_are_told_apart(captioners):
     with pytest.raises(ValueError, match=r"no captioner 'mine' here, but mine \(1\), mine \(2\)"):
         shown.captioner("mine")
     assert rules_of(twice) == ["paper", "standard"] and rules_of([*twice, captioners["scdnet"]]) == ["paper"]
-    rows, said = candidate_rows(twice[0], Image.new("RGB", (20, 20)), Decoding(candidates=2))
-    assert [len(row) for row in rows] == [2, 2] and said.endswith(" s")
+    rows, seconds = candidate_rows(twice[0], Image.new("RGB", (20, 20)), Decoding(candidates=2))
+    assert rows and all(len(row) == 2 for row in rows) and seconds > 0
+    assert len({caption for caption, _ in rows}) == len(rows)
 
 
 def test_a_captioner_that_looks_at_a_sentence(captioners, image):
