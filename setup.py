@@ -27,13 +27,14 @@ EXTRAS = {
     "faiss": ["faiss-cpu>=1.8", "datasets>=5.2"],
     "h5": ["h5py>=3.11"],
     "heif": ["pillow-heif>=1.8"],
+    "onnx": ["onnx>=1.20", "onnxscript>=0.7", "onnx_ir>=1.0", "onnxruntime>=1.23"],
     "plot": ["matplotlib>=3.9"],
     "demo": ["gradio>=6,<7", "pillow>=12,<13"],
     "ray": ["ray[data]>=2.60"],
     "tensorboard": ["tensorboard>=2.18"],
 }
 EXTRAS["test"] = [
-    *sorted({requirement for name in ("train", "eval", "features", "h5", "plot") for requirement in EXTRAS[name]}),
+    *sorted({requirement for name in ("train", "eval", "features", "h5", "onnx", "plot") for requirement in EXTRAS[name]}),
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.15",

@@ -16,8 +16,8 @@ from .captioner_table import CAPTIONERS, captioner_modules
 from .registration import register_with_auto_classes
 
 _PACKAGES = (
-    *("cli", "conversion", "data", "demo", "families", "hub", "inference", "metrics", "modeling", "reports", "rewards"),
-    "training",
+    *("cli", "conversion", "data", "demo", "export", "families", "hub", "inference", "metrics", "modeling", "reports"),
+    *("rewards", "training"),
 )
 
 _HOME = {

@@ -4,6 +4,7 @@ from . import cli as cli
 from . import conversion as conversion
 from . import data as data
 from . import demo as demo
+from . import export as export
 from . import families as families
 from . import hub as hub
 from . import inference as inference

@@ -21,6 +21,7 @@ from transformers import pipelines as transformers_pipelines
 from transformers.utils import CONFIG_NAME
 
 from .captioner_table import CAPTIONERS, captioner_classes
+from .export.manifest import is_exported
 from .families import CaptionerFamily, ForeignCodeFamily, family_class
 from .families.loading import check_can_caption, load_captioner_model, load_processor, model_type_of
 from .families.pipeline import FamilyPipeline
@@ -107,8 +108,8 @@ def pipeline(
 
     Args:
         task (`str`, defaults to `"image-to-text"`): the only task here.
-        model (`str`, `Path` or `PreTrainedModel`): folder or Hub name of a captioner, or the captioner itself (then
-            give `processor` too).
+        model (`str`, `Path` or `PreTrainedModel`): folder or Hub name of a captioner, folder of an exported one, or the
+            captioner itself (then give `processor` too).
         detector (`str` or [`CaptionerDetector`], *optional*): of a captioner of regions, what finds them in pictures:
             folder or Hub name. By default that of the captioner's configuration.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with the model may run. The captioners
@@ -134,8 +135,14 @@ def pipeline(
         raise ValueError(f"hf_captioners.pipeline knows the task {TASK!r}, not {task!r}; see transformers.pipeline.")
     if model is None:
         raise ValueError("give model=: a folder or Hub name of a captioner, or the model itself.")
+    if is_exported(model):
+        from .export.runtime import ExportedCaptioner
+
+        exported = ExportedCaptioner.from_pretrained(model)
+        kwargs.setdefault("processor", load_processor(exported, model, trust_remote_code))
+        model = exported
     # transformers finds the captioner of adapters from the working directory alone
-    if base_of(model) is not None or model_type_of(model) not in (None, *CAPTIONERS):
+    elif base_of(model) is not None or model_type_of(model) not in (None, *CAPTIONERS):
         model = _loaded(model, trust_remote_code, kwargs)
     if isinstance(detector, (str, os.PathLike)):
         detector = CaptionerDetector(detector, trust_remote_code=trust_remote_code)

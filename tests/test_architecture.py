@@ -23,16 +23,17 @@ ALLOWED = {
     "rewards": {"modeling", "data", "metrics"},
     "hub": {"modeling", "data", "metrics", "families"},
     "training": {"modeling", "data", "families", "metrics", "rewards", "inference", "hub"},
-    "inference": {"modeling", "data", "families", "metrics"},
+    "inference": {"modeling", "data", "families", "metrics", "export"},
+    "export": {"modeling", "data"},
     "reports": {"modeling", "data", "metrics"},
     "conversion": {"modeling", "data", "metrics", "hub"},
     "demo": {"modeling", "data", "families", "training", "inference", "reports"},
     # "": the files of hf_captioners/ itself
     "cli": {
         *("", "modeling", "data", "families", "metrics", "rewards", "training", "inference", "reports"),
-        *("conversion", "demo", "hub"),
+        *("conversion", "demo", "hub", "export"),
     },
-    "": {"modeling", "families"},
+    "": {"modeling", "families", "export"},
 }
 # what a sub-package imports from its siblings; the files of the package above use, and are used, as files allow
 SIBLINGS = {

@@ -18,6 +18,9 @@ PACKAGES = (
     "trl",
     "peft",
     "evaluate",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 

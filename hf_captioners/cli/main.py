@@ -19,6 +19,7 @@ from . import (
     demo,
     env,
     evaluate,
+    export,
     features,
     guides,
     plot,
@@ -33,7 +34,7 @@ from .common import INTERRUPTED, TRACEBACK, Parser, UsageError, needed, report
 
 VERBS = (
     *(quickstart, caption, train, evaluate, data, features, regions, retrieval, guides, scdnet, plot),
-    *(convert, push, demo, env),
+    *(convert, export, push, demo, env),
 )
 
 

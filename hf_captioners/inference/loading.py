@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..export.manifest import is_exported
 from ..families import NoCaptionerError
 from ..families.loading import ask, check_can_caption, load_captioner_model, load_processor, quantized
 from ..modeling.captioner_adapters import AdapterError
@@ -35,7 +36,7 @@ def load_captioners(
     """Load a captioner, or several of one kind as an ensemble, and the processor.
 
     Args:
-        names (`Sequence[str]`): folders or Hub names.
+        names (`Sequence[str]`): folders or Hub names, or the folder of an exported captioner.
         device (`str`, defaults to `"auto"`): see [`choose_device`].
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is that of the weights.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with them may run.
@@ -59,6 +60,9 @@ def load_captioners(
     first, processor = loaded[0]
     if len(loaded) == 1:
         return first, processor
+    exported = [name for name in names if is_exported(name)]
+    if exported:
+        raise CaptionerLoadError(f"{exported[0]}: an exported captioner captions alone, in no ensemble")
     try:
         ensemble = CaptionerEnsemble([model for model, _ in loaded])
     except ValueError as error:
@@ -93,6 +97,8 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
     target = choose_device(device)
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         raise CaptionerLoadError(f"{name}: no such folder")
+    if is_exported(name):
+        return _load_exported(name, device, dtype, trust_remote_code)
     try:
         placed = {**options, "device_map": {"": target}} if options else {}  # what is quantised cannot be moved
         model = load_captioner_model(name, trust_remote_code, dtype=dtype, **placed)
@@ -106,6 +112,15 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
         reason = missing_part(Path(name)) or f"a setting in its files is of a wrong kind or missing: {error!r:.300}"
         raise CaptionerLoadError(f"{name} cannot be loaded: {reason}") from error
     return (model if options else model.to(target)).eval(), processor
+
+
+def _load_exported(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    from ..export.runtime import ExportedCaptioner
+
+    if dtype not in ("auto", "float32"):
+        raise ValueError(f"it was exported in float32 or int8 and cannot run in {dtype}")
+    model = ExportedCaptioner.from_pretrained(name, device=None if device == "auto" else device)
+    return model, load_processor(model, name, trust_remote_code)
 
 
 _PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none

@@ -79,7 +79,8 @@ class CaptionerAttention(nn.Module):
             `torch.Tensor` of shape `(R, T, d)`: before the projection of the output.
         """
         # the captions of a picture are rows of one long query: (R, T, d) -> (B, H, R/B*T, head)
-        heads = self.split(queries.reshape(len(keys), -1, queries.shape[-1]))
+        # shape[0], not len(): that is a constant in an exported graph
+        heads = self.split(queries.reshape(keys.shape[0], -1, queries.shape[-1]))
         output, weights = self.attend(heads, keys, values, mask, with_weights=all_weights is not None)
         if all_weights is not None and weights is not None:
             all_weights.append(weights_of_captions(weights, len(queries)))

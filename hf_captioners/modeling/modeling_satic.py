@@ -467,12 +467,33 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             parts.append(state.read(first - known + size, min(total - known, 0) + size))
         if total > known:
             slots = group_inputs(words, size, state.groups)  # (R, new groups * K)
-            mask = group_mask(known, known + slots.shape[1], size, slots.device)
-            states = self._run_decoder(slots, encoder_outputs, cache, mask, weights)
-            logits = self.model.generator(states[-1])  # (R, new groups * K, V)
+            logits, states = self.score_groups(slots, encoder_outputs, cache, weights)
             parts.append(logits[:, max(first - known, 0) : total - known])
             state.store(logits[:, -size:], -(-total // size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), states
+
+    def score_groups(
+        self,
+        slots: torch.Tensor,
+        encoder_outputs: CaptionerEncoderOutput,
+        cache: CaptionerCache,
+        weights: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Score whole groups behind those in the cache.
+
+        Args:
+            slots (`torch.LongTensor` of shape `(R, groups * K)`): what they read, see [`group_inputs`].
+            encoder_outputs ([`CaptionerEncoderOutput`]): of the pictures.
+            cache ([`CaptionerCache`]): of `start_cache`; it gets the groups.
+            weights (`list[torch.Tensor]`, *optional*): gets every layer's attention to the picture.
+
+        Returns:
+            `tuple[torch.Tensor, list[torch.Tensor]]`: logits `(R, groups * K, V)`, and the decoder's states.
+        """
+        size, known = self.config.group_size, cache.layers[1].get_seq_length()
+        mask = group_mask(known, known + slots.shape[1], size, slots.device)
+        states = self._run_decoder(slots, encoder_outputs, cache, mask, weights)
+        return self.model.generator(states[-1]), states
 
     def _run_decoder(
         self,
