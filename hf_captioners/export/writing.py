@@ -122,6 +122,8 @@ def _check(model: Any, target: Path, image_input: str) -> None:
     if not isinstance(model, tuple(CUTS)):
         known = ", ".join(kind.__name__ for kind in CUTS)
         raise ExportError(f"a {type(model).__name__} cannot be exported; these captioners can: {known}")
+    if not any(True for _ in model.parameters()):
+        raise ExportError("this captioner is an exported one already")
     if image_input not in INPUTS:
         raise ExportError(f"image_input must be one of {', '.join(INPUTS)}, not {image_input!r}")
     if image_input == "pixels" and model.config.features_only:

@@ -28,6 +28,7 @@ from .card import updated_card, write_card
 from .facts import CardFacts, known_facts
 
 ADAPTERS = "adapter_config.json"
+EXPORT = "export.json"
 _OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors")
 _OF_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
                   "special_tokens_map.json")  # fmt: skip
@@ -73,6 +74,11 @@ def stage(
     source = Path(captioner) if isinstance(captioner, (str, os.PathLike)) else None
     if source is not None and not source.is_dir():
         raise StagingError(f"{source}: no such folder of a captioner")
+    if source is not None and (source / EXPORT).is_file():
+        raise StagingError(
+            f"{source}: has an exported captioner; put that into the folder of the captioner it was made of, as onnx/, "
+            "and push that one"
+        )
     if source is not None and (source / ADAPTERS).is_file() and not (source / "config.json").is_file():
         _stage_adapters(source, processor, folder, repo_id, ship_code, trust_remote_code)
     else:

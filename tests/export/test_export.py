@@ -173,6 +173,8 @@ class TestVerbs:
     def test_mistakes(self, folder, tiny_captioner_dir, capfd):
         out, _ = folder
         for words, message in (
+            (["export", "onnx", out, "--out", out / "again"], "an exported one already"),
+            (["push", out, "me/mine", "--dry-run", out / "again"], "and push that one"),
             (["export", "onnx", tiny_captioner_dir, "--out", out], "must be a new or an empty folder"),
             (["caption", "x.png", "--model", out, "--dtype", "bfloat16"], "float32 or int8 and cannot run in bfloat16"),
             (["caption", "x.png", "--model", out, tiny_captioner_dir], "captions alone, in no ensemble"),
