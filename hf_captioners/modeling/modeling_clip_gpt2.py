@@ -93,7 +93,11 @@ def left_aligned_padding(hidden: torch.Tensor, mask: torch.Tensor | None) -> tup
     mask = padding_mask(mask)
     if mask is None:
         return hidden, None
-    order = mask.argsort(dim=1, stable=True)  # (B, L): padding first, real tokens in their order
+    mask = mask.long()
+    # places (B, L): padding first, real tokens in their order; a stable sort, which ONNX cannot have
+    behind = (1 - mask).sum(dim=1, keepdim=True) + mask.cumsum(dim=1)
+    places = torch.where(mask == 1, behind, (1 - mask).cumsum(dim=1)) - 1
+    order = torch.zeros_like(places).scatter(1, places, torch.arange(mask.shape[1], device=mask.device).expand_as(mask))
     if values_are_known(mask):
         order = order[:, -int(mask.sum(1).max()) :]  # (B, C)
     mask = mask.gather(1, order)  # (B, C)
