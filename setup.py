@@ -34,7 +34,9 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.18"],
 }
 EXTRAS["test"] = [
-    *sorted({requirement for name in ("train", "eval", "features", "h5", "onnx", "plot") for requirement in EXTRAS[name]}),
+    *sorted(
+        {requirement for name in ("train", "eval", "features", "h5", "onnx", "plot") for requirement in EXTRAS[name]}
+    ),
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.15",

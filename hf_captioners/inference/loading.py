@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
@@ -98,7 +99,7 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         raise CaptionerLoadError(f"{name}: no such folder")
     if is_exported(name):
-        return _load_exported(name, device, dtype, trust_remote_code)
+        return _load_exported(name, target, dtype, trust_remote_code, bool(options))
     try:
         placed = {**options, "device_map": {"": target}} if options else {}  # what is quantised cannot be moved
         model = load_captioner_model(name, trust_remote_code, dtype=dtype, **placed)
@@ -114,13 +115,21 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
     return (model if options else model.to(target)).eval(), processor
 
 
-def _load_exported(name: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_exported(
+    name: str, device: torch.device, dtype: str, trust_remote_code: bool, in_bits: bool
+) -> tuple[Any, Any]:
+    """An exported captioner; a GPU is used if ONNX Runtime has one, too."""
     from ..export.runtime import ExportedCaptioner
 
-    if dtype not in ("auto", "float32"):
-        raise ValueError(f"it was exported in float32 or int8 and cannot run in {dtype}")
-    model = ExportedCaptioner.from_pretrained(name, device=None if device == "auto" else device)
-    return model, load_processor(model, name, trust_remote_code)
+    try:
+        if dtype not in ("auto", "float32"):
+            raise ValueError(f"it was exported in float32 or int8 and cannot run in {dtype}")
+        if in_bits:
+            raise ValueError("its precision is that of the export (`hf-captioners export --int8`)")
+        model = ExportedCaptioner.from_pretrained(name, device="cpu" if device.type == "cpu" else None)
+        return model, load_processor(model, name, trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise CaptionerLoadError(f"{name} cannot be loaded: {error}") from error
 
 
 _PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none
