@@ -83,7 +83,7 @@ class ExpansionNetV2Cut(Cut):
         return {f"{part}_{index}": layer.state[part] for index, layer in enumerate(cache.layers) for part in self.parts}
 
     def restore(self, memory: Tensors, state: Tensors) -> Any:
-        layers = []
+        layers: list[Any] = []
         for index in range(len(self.model.decoders)):
             layer = ExpansionCacheLayer(*_of_layer("memory", memory, index))
             layer.state = {part: state[f"{part}_{index}"] for part in self.parts}
@@ -234,7 +234,7 @@ class DecoderGraph(nn.Module):
 
 def _keys_and_values(name: str, layers: list[tuple[Tensor, Tensor]]) -> Tensors:
     """Keys and values of layers under names of their own."""
-    named = {}
+    named: Tensors = {}
     for index, (keys, values) in enumerate(layers):
         named |= {f"{name}_keys_{index}": keys, f"{name}_values_{index}": values}
     return named

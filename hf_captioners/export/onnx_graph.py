@@ -46,7 +46,8 @@ def to_onnx(
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     config = OnnxConfig(dynamic=True, dynamic_shapes=dynamic_shapes, optimize=False, opset_version=OPSET)
-    program, metadata = OnnxExporter().export_program(graph, dict(inputs), config)
+    module: Any = graph  # any module will do
+    program, metadata = OnnxExporter().export_program(module, dict(inputs), config)
     _fold(program)
     if int8:
         program = _quantized(program, inputs)

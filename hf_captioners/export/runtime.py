@@ -163,7 +163,8 @@ class ExportedCaptioner:
             options["session_options"] = onnxruntime.SessionOptions()
             options["session_options"].intra_op_num_threads = torch.get_num_threads()
         where = {name: options[name] for name in ("revision", "subfolder", "token", "cache_dir") if name in options}
-        manifest = Manifest.read(Path(cached_file(source, FILE, **where)))
+        found: Any = cached_file(source, FILE, **where)
+        manifest = Manifest.read(Path(found))
         graphs = ExportedModel.from_pretrained(source, device=device, **options)
         return assemble(graphs, manifest, str(source))
 
@@ -217,6 +218,7 @@ class ExportedCaptioner:
                 f"(`hf-captioners export --input {given}`)."
             )
         if image_features is None:
+            assert pixel_values is not None
             images = {"pixel_values": pixel_values.to("cpu", torch.float32)}
         else:
             mask = image_attention_mask
@@ -248,7 +250,7 @@ class ExportedCaptioner:
         asked = [name for name in ("output_hidden_states", "output_attentions") if options.get(name)]
         if asked:
             raise ValueError(f"{asked[0]}: an exported captioner has none.")
-        return super().score_captions(encoder_outputs, labels, **options)  # type: ignore[misc]
+        return super().score_captions(encoder_outputs, labels, **options)
 
     def decode(
         self: Any, input_ids: Tensor, encoder_outputs: Any, cache: Any, options: DecodeOptions

@@ -119,7 +119,8 @@ class _Examples:
 
 
 def _check(model: Any, target: Path, image_input: str) -> None:
-    if not isinstance(model, tuple(CUTS)):
+    kinds: Any = tuple(CUTS)
+    if not isinstance(model, kinds):
         known = ", ".join(kind.__name__ for kind in CUTS)
         raise ExportError(f"a {type(model).__name__} cannot be exported; these captioners can: {known}")
     if not any(True for _ in model.parameters()):

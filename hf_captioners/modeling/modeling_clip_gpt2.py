@@ -483,7 +483,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         words, prefix = input_ids.shape[1], encoder_outputs.last_hidden_state.shape[1]
         cached = 0 if cache is None else cache.get_seq_length()
         length = cached + words if cached else prefix + words - 1
-        longest = self.config.text_config.n_positions
+        longest = cast(GPT2Config, self.config.text_config).n_positions
         if length > longest:
             raise ValueError(
                 f"a caption of {length - prefix + 1} tokens behind {prefix} tokens of picture and anchors is longer "

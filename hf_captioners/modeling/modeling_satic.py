@@ -490,7 +490,8 @@ class SaticForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         Returns:
             `tuple[torch.Tensor, list[torch.Tensor]]`: logits `(R, groups * K, V)`, and the decoder's states.
         """
-        size, known = self.config.group_size, cache.layers[1].get_seq_length()
+        layer: Any = cache.layers[1]
+        size, known = self.config.group_size, layer.get_seq_length()
         mask = group_mask(known, known + slots.shape[1], size, slots.device)
         states = self._run_decoder(slots, encoder_outputs, cache, mask, weights)
         return self.model.generator(states[-1]), states
