@@ -1,4 +1,4 @@
-"""What the folder of an exported captioner says about its graphs, in transformers' `export.json`."""
+"""Inputs of the graphs of an exported captioner, in transformers' `export.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = "captioner"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the graphs of a captioner take.
+    """Inputs of the graphs of a captioner.
 
     Args:
         image_input (`str`): `"pixels"` or `"features"`.
