@@ -180,7 +180,7 @@ CUTS: dict[type[AutoregressiveCaptioner], type[Cut]] = {
     ClipGpt2ForImageCaptioning: ClipGpt2Cut,
     DicoForImageCaptioning: DicoCut,
 }
-"""How each captioner is cut."""
+"""Cuts of the captioners."""
 
 
 class EncoderGraph(nn.Module):

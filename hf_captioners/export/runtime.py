@@ -172,7 +172,7 @@ class ExportedCaptioner:
 
     @property
     def device(self) -> torch.device:
-        """Where the words are; the graphs may run elsewhere."""
+        """Device of the words; the graphs may run elsewhere."""
         return torch.device("cpu")
 
     @property
