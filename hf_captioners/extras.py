@@ -14,6 +14,7 @@ EXTRAS = {
     "gradio": "demo",
     "h5py": "h5",
     "matplotlib": "plot",
+    "onnx": "onnx",
     "onnx_ir": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",

@@ -7,6 +7,7 @@ read nowhere, change no number.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +23,7 @@ OPSET = 20
 _INT8_LAYERS = ["MatMul", "Gemm"]
 
 
-def to_onnx(
-    graph: nn.Module, inputs: dict[str, torch.Tensor], dynamic_shapes: dict[str, Any], int8: bool = False
-) -> ExportedComponent:
+def to_onnx(graph: nn.Module, inputs: dict[str, torch.Tensor], dynamic_shapes: dict[str, Any]) -> ExportedComponent:
     """Export a module whose `forward` takes and returns flat named tensors.
 
     Args:
@@ -32,8 +31,6 @@ def to_onnx(
         inputs (`dict[str, torch.Tensor]`): examples.
         dynamic_shapes (`dict[str, Any]`): of every input the axes that may have other sizes, as `torch.export` wants
             them.
-        int8 (`bool`, defaults to `False`): whether weights of linear layers become 8-bit integers, and their inputs
-            when they run.
 
     Returns:
         `ExportedComponent`: the ONNX model with what transformers records about it.
@@ -49,9 +46,7 @@ def to_onnx(
     module: Any = graph  # any module will do
     program, metadata = OnnxExporter().export_program(module, dict(inputs), config)
     _fold(program)
-    if int8:
-        program = _quantized(program, inputs)
-    metadata.export_config = {"opset_version": OPSET, "int8": int8}
+    metadata.export_config = {"opset_version": OPSET, "int8": False}
     return ExportedComponent(program, metadata)
 
 
@@ -85,8 +80,18 @@ def _fold(program: Any) -> None:
     )(program)
 
 
-def _quantized(program: Any, inputs: dict[str, torch.Tensor]) -> Any:
+def quantized(component: ExportedComponent, inputs: dict[str, torch.Tensor]) -> ExportedComponent:
+    """Make 8-bit integers of the weights of linear layers, per column, and of their inputs when they run.
+
+    Args:
+        component (`ExportedComponent`): of [`to_onnx`]; it stays as it is.
+        inputs (`dict[str, torch.Tensor]`): examples.
+
+    Returns:
+        `ExportedComponent`
+    """
     from onnxruntime.quantization import QuantType
+    from transformers.exporters.base import ExportedComponent
     from transformers.exporters.configs import ExportFormat
     from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
@@ -94,4 +99,6 @@ def _quantized(program: Any, inputs: dict[str, torch.Tensor]) -> Any:
         op_types_to_quantize=_INT8_LAYERS, per_channel=True, weight_type=QuantType.QInt8,
         extra_options={"MatMulConstBOnly": True},
     )  # fmt: skip
-    return OnnxRuntimeQuantizer(config).quantize(program, inputs, ExportFormat.ONNX)
+    program = OnnxRuntimeQuantizer(config).quantize(component.program, inputs, ExportFormat.ONNX)
+    settings = {**(component.metadata.export_config or {}), "int8": True}
+    return ExportedComponent(program, dataclasses.replace(component.metadata, export_config=settings))

@@ -145,14 +145,14 @@ class ExportedCaptioner:
         Args:
             source (`str` or `Path`): folder, or name on the Hub.
             device (`str` or `torch.device`, *optional*): by default a GPU if ONNX Runtime can use one.
-            options: of `transformers.exporters.ExportedModel.from_pretrained`, as `revision`, `subfolder` or
-                `session_options`; the latter by default with torch's number of threads.
+            options: of `transformers.exporters.ExportedModel.from_pretrained`, as `revision`, `subfolder`, `providers`
+                of ONNX Runtime, or `session_options`, by default with torch's number of threads.
 
         Returns:
             the captioner, a subclass of its own class
 
         Raises:
-            ValueError: there is no exported captioner; ONNX Runtime has no such device here.
+            ValueError: there is no exported captioner; ONNX Runtime has no such device or provider here.
             ImportError: a library of the extra `onnx` is missing.
         """
         require("onnxscript", "onnxruntime")
@@ -166,6 +166,7 @@ class ExportedCaptioner:
         found: Any = cached_file(source, FILE, **where)
         manifest = Manifest.read(Path(found))
         graphs = ExportedModel.from_pretrained(source, device=device, **options)
+        check_providers(graphs.runners["encoder"].session.get_providers(), options.get("providers"), device)
         return assemble(graphs, manifest, str(source))
 
     # -- what torch and transformers ask for --------------------------------------------------------------------------
@@ -285,6 +286,38 @@ class ExportedGroups(ExportedCaptioner):
         """Score whole groups one after the other; see [`SaticForImageCaptioning.score_groups`]."""
         groups = slots.split(self.config.group_size, dim=1)
         return torch.cat([cache.layers[-1].step(group) for group in groups], dim=1), []
+
+
+def check_providers(chosen: list[str], providers: list[Any] | None, device: Any) -> None:
+    """Refuse what ONNX Runtime does about a provider that it cannot have: take another one, with a warning at most.
+
+    Args:
+        chosen (`list[str]`): providers of a session.
+        providers (`list`, *optional*): those that were asked for; a name, or a name with options, each.
+        device (`str` or `torch.device`, *optional*): what was asked for instead.
+
+    Raises:
+        ValueError: one of them is not among the chosen, by name.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.export.runtime import check_providers
+    >>> check_providers(["CPUExecutionProvider"], [("TensorrtExecutionProvider", {})], None)
+    Traceback (most recent call last):
+        ...
+    ValueError: ONNX Runtime did not get TensorrtExecutionProvider and would run on CPUExecutionProvider; ...
+
+    ```
+    """
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    asked = [one if isinstance(one, str) else one[0] for one in providers or ["CUDAExecutionProvider"] * on_gpu]
+    missing = [name for name in asked if name not in chosen]
+    if missing:
+        raise ValueError(
+            f"ONNX Runtime did not get {', '.join(missing)} and would run on {', '.join(chosen)}; install the build of "
+            "ONNX Runtime that has it, with its libraries, or ask for one of these."
+        )
 
 
 def assemble(graphs: Any, manifest: Manifest, name: str) -> Any:

@@ -1,0 +1,155 @@
+"""What of a captioner is traced: its graphs, examples of their inputs, and which sizes of these are free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..modeling.captioner_autoregressive import DecodeOptions
+from ..modeling.captioner_outputs import CaptionerEncoderOutput
+from .graphs import BEAMS, CUTS, IMAGES, PAST, START, TOKENS, Cut, DecoderGraph, EncoderGraph, Tensors
+from .manifest import Manifest
+from .onnx_graph import to_onnx
+
+
+@dataclass
+class ExportPlan:
+    """Graphs of a captioner before they are traced.
+
+    Args:
+        model (`PreTrainedModel`): the captioner.
+        processor (`ProcessorMixin`): its processor.
+        manifest ([`Manifest`]): inputs of the graphs.
+        graphs (`dict[str, nn.Module]`): by name, modules with flat named tensors.
+        inputs (`dict[str, dict[str, torch.Tensor]]`): examples for each.
+        dynamic_shapes (`dict[str, dict[str, Any]]`): of every input the axes that may have other sizes.
+    """
+
+    model: Any
+    processor: Any
+    manifest: Manifest
+    graphs: dict[str, nn.Module]
+    inputs: dict[str, Tensors]
+    dynamic_shapes: dict[str, dict[str, Any]]
+
+    @cached_property
+    def onnx(self) -> dict[str, Any]:
+        """ONNX graphs in float32, an `ExportedComponent` for each; traced once, whatever is made of them."""
+        return {
+            name: to_onnx(graph, self.inputs[name], self.dynamic_shapes[name]) for name, graph in self.graphs.items()
+        }
+
+
+@torch.no_grad()
+def plan_export(model: Any, processor: Any, image_input: str) -> ExportPlan:
+    """Cut a captioner into graphs and make examples of their inputs.
+
+    Args:
+        model (`PreTrainedModel`): in float32; one of [`~hf_captioners.export.graphs.CUTS`].
+        processor (`ProcessorMixin`): its processor, which says how large pictures are.
+        image_input (`str`): `"pixels"` or `"features"`.
+
+    Returns:
+        [`ExportPlan`]
+    """
+    model = model.eval()
+    cut: Cut = next(cut for kind, cut in CUTS.items() if isinstance(model, kind))(model)
+    encoder = EncoderGraph(cut, masked=image_input == "features").eval()
+    first, second = (
+        _examples(cut, encoder, _images(model, processor, image_input, more), BEAMS + more, PAST + more)
+        for more in (0, 1)
+    )
+    manifest = Manifest(
+        image_input=image_input,
+        step=cut.step,
+        state={name: _shape_at_start(first.words[name], second.words[name]) for name in first.state},
+        starts_with_image=first.starts_with_image,
+    )
+    return ExportPlan(
+        model,
+        processor,
+        manifest,
+        graphs={"encoder": encoder, "decoder": DecoderGraph(cut, first.state).eval()},
+        inputs={"encoder": first.images, "decoder": first.words},
+        dynamic_shapes={
+            "encoder": _other_sizes(first.images, second.images),
+            "decoder": _other_sizes(first.words, second.words),
+        },
+    )
+
+
+@dataclass
+class _Examples:
+    """Inputs of both graphs, and the names of those with a row per caption."""
+
+    images: Tensors
+    words: Tensors
+    state: list[str]
+    starts_with_image: bool
+
+
+def _images(model: Any, processor: Any, image_input: str, more: int) -> Tensors:
+    """Examples of pictures, in the second call of other sizes where these may differ."""
+    if image_input == "pixels":
+        images = [Image.new("RGB", (64, 48), (90, 120, 150))] * (IMAGES + more)
+        return {"pixel_values": processor.image_processor(images=images, return_tensors="pt")["pixel_values"].float()}
+    size = (IMAGES + more, TOKENS + more)
+    mask = torch.ones(size, dtype=torch.long)
+    mask[1, -1] = 0
+    random = torch.Generator().manual_seed(0)
+    return {
+        "image_features": torch.randn(*size, model.config.feature_size, generator=random),
+        "image_attention_mask": mask,
+    }
+
+
+def _examples(cut: Cut, encoder: EncoderGraph, images: Tensors, beams: int, past: int) -> _Examples:
+    """Inputs of a step after `past` steps of `beams` captions of every picture."""
+    outputs = encoder(**images)
+    start = {name.removeprefix(START): outputs.pop(name) for name in list(outputs) if name.startswith(START)}
+    memory = CaptionerEncoderOutput(
+        last_hidden_state=outputs["last_hidden_state"], image_attention_mask=outputs.get("image_attention_mask")
+    )
+    count = memory.last_hidden_state.shape[0]
+    words = torch.arange(count * beams * past * cut.step).view(count * beams, -1) % cut.model.config.vocab_size
+    if start:
+        state = {name: value.repeat_interleave(beams, dim=0) for name, value in start.items()}
+        for step in range(past):
+            _, state = cut.advance(words[:, step : step + 1], memory, outputs, state)
+    else:
+        cache = cut.model.start_cache(memory)
+        # the last group of SATIC is scored from the words of the one before it
+        cut.model.decode(words[:, : 1 + (past - 1) * cut.step], memory, cache, DecodeOptions())
+        state = cut.state(cache)
+    shape = (count, beams)
+    inputs = {
+        "input_ids": words[:, : cut.step].reshape(*shape, cut.step),
+        "beam_idx": torch.arange(count * beams).view(shape),
+        **(outputs if cut.reads_memory else {}),
+        **state,
+    }
+    return _Examples(images, inputs, list(state), bool(start))
+
+
+def _other_sizes(first: Tensors, second: Tensors) -> dict[str, Any]:
+    """Of every input, the axes whose sizes differ between two examples."""
+    dynamic = torch.export.Dim.DYNAMIC
+    return {
+        name: {
+            axis: dynamic
+            for axis, sizes in enumerate(zip(value.shape, second[name].shape, strict=True))
+            if len(set(sizes)) > 1
+        }
+        for name, value in first.items()
+    }
+
+
+def _shape_at_start(first: torch.Tensor, second: torch.Tensor) -> list[int]:
+    """Shape of a state before the first word, -1 for the number of captions."""
+    later = [0 if one != other else one for one, other in zip(first.shape[1:], second.shape[1:], strict=True)]
+    return [-1, *later]

@@ -1,0 +1,78 @@
+"""Captioners of every kind, exported: the contract; and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from contracts import tiny_clip_gpt2
+from contracts.exported import ExportedCaptionerContract, FixedSize, needs_onnx
+from contracts.tiny_scdnet import small_model
+
+from hf_captioners import (
+    DicoCaptionerConfig,
+    DicoForImageCaptioning,
+    ExpansionNetV2Config,
+    ExpansionNetV2ForImageCaptioning,
+    SaticConfig,
+    SaticForImageCaptioning,
+)
+from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
+
+WORDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
+SMALL = {"vocab_size": 30, "d_model": 16, "features_only": True, "feature_size": 12, "max_position_embeddings": 20}
+LAYERS = {"encoder_layers": 1, "decoder_layers": 1}
+
+
+def new_satic() -> SaticForImageCaptioning:
+    config = SaticConfig(**SMALL, **LAYERS, **WORDS, group_size=3, num_attention_heads=2, ffn_dim=16)
+    model = SaticForImageCaptioning(config).eval()
+    with torch.no_grad():  # peaked distributions
+        model.model.generator.proj.weight.mul_(4.0)
+    return model
+
+
+class TestExpansionNetV2(ExportedCaptionerContract):
+    def captioner(self) -> Any:
+        groups = {"encoder_expansion_groups": [4, 8], "decoder_expansion_size": 4}
+        config = ExpansionNetV2Config(**SMALL, **LAYERS, **WORDS, **groups, num_attention_heads=2, ffn_dim=16)
+        model = ExpansionNetV2ForImageCaptioning(config).eval()
+        with torch.no_grad():
+            model.vocab_linear.weight.mul_(4.0)
+        return model
+
+
+class TestSatic(ExportedCaptionerContract):
+    def captioner(self) -> Any:
+        return new_satic()
+
+
+class TestClipGpt2(ExportedCaptionerContract):
+    def captioner(self) -> Any:
+        return tiny_clip_gpt2.tiny_model(prefix_length=2, text_config={"n_layer": 1})
+
+
+class TestDico(ExportedCaptionerContract):
+    def captioner(self) -> Any:
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        sizes = {**heads, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_image_tokens": 12, "unk_token_id": 5}
+        model = DicoForImageCaptioning(DicoCaptionerConfig(**{**SMALL, **LAYERS, **sizes})).eval()
+        with torch.no_grad():
+            model.decoder.transformer.wte.weight.mul_(20.0)
+        return model
+
+
+def test_refusals(tmp_path):
+    for model, options, message in (
+        (small_model(retrieval="none"), {}, "a ScdnetForImageCaptioning cannot be exported; these captioners can: Exp"),
+        (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
+        (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
+        (new_satic(), {"image_input": "words"}, "image_input must be one of pixels, features, not 'words'"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export_captioner(model, FixedSize(), tmp_path / "out", **options)
+    (tmp_path / "export.json").write_text("{}")
+    needs_onnx()
+    with pytest.raises(ValueError, match="describes no captioner exported"):
+        ExportedCaptioner.from_pretrained(tmp_path)
