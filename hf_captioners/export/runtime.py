@@ -166,7 +166,8 @@ class ExportedCaptioner:
         found: Any = cached_file(source, FILE, **where)
         manifest = Manifest.read(Path(found))
         graphs = ExportedModel.from_pretrained(source, device=device, **options)
-        check_providers(graphs.runners["encoder"].session.get_providers(), options.get("providers"), device)
+        runner: Any = graphs.runners["encoder"]
+        check_providers(runner.session.get_providers(), options.get("providers"), device)
         return assemble(graphs, manifest, str(source))
 
     # -- what torch and transformers ask for --------------------------------------------------------------------------
