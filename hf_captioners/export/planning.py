@@ -1,4 +1,4 @@
-"""What of a captioner is traced: its graphs, examples of their inputs, and which sizes of these are free."""
+"""Graphs of a captioner before they are traced, examples of their inputs, and which sizes of these are free."""
 
 from __future__ import annotations
 

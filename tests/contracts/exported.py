@@ -58,14 +58,14 @@ class ExportedCaptionerContract:
 
     @pytest.fixture(scope="class")
     def plan(self, request: pytest.FixtureRequest) -> ExportPlan:
-        """What is exported of it, traced once."""
+        """Graphs of it, traced once."""
         needs_onnx()
         torch.manual_seed(0)
         return plan_export(request.cls().captioner(), FixedSize(), "features")
 
     @pytest.fixture(scope="class")
     def pair(self, plan: ExportPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-        """The captioner and what was exported of it."""
+        """The captioner, and the exported one."""
         folder = tmp_path_factory.mktemp("exported") / "onnx"
         write_onnx(plan, folder)
         return plan.model, ExportedCaptioner.from_pretrained(folder)
