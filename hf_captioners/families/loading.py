@@ -27,6 +27,8 @@ from ..modeling.captioner_adapters import base_of
 from ..modeling.captioner_trust import load_pretrained
 from ..modeling.processing_captioner import CaptionerProcessor
 from . import NoCaptionerError, family_class, known_families
+from .images_alone import load_images_alone, needs_torchvision
+from .prompt import ask, prompt_of_adapters
 
 PAIR = "vision-encoder-decoder"  # `model_type` of an image and a text model that transformers has no processor for
 
@@ -53,7 +55,10 @@ def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust
         pair = load_pair(source, trust_remote_code)
         check_special_tokens(source, model.generation_config, pair.tokenizer)
         return pair
-    processor = load_pretrained(AutoProcessor, source, trust_remote_code)
+    if needs_torchvision(model.config):
+        processor = load_images_alone(model.config, source, trust_remote_code)
+    else:
+        processor = load_pretrained(AutoProcessor, source, trust_remote_code)
     if isinstance(processor, ProcessorMixin) or type(model).__module__.split(".")[0] != "transformers":
         family_class(model).check_processor(processor, source)
         return processor
@@ -68,7 +73,7 @@ def _with_processor(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool = False, **options: Any) -> Any:
-    """The model of a captioner's folder.
+    """The model of a captioner's folder; adapters come with the prompt that they were taught with.
 
     Args:
         source (`str` or `os.PathLike`): folder or Hub name.
@@ -82,12 +87,15 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
         NoCaptionerError: what is there is none.
     """
     try:
-        return load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
+        model = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         kind = load_pretrained(AutoConfig, source, trust_remote_code).model_type
         raise NoCaptionerError(f"{source}: is a {kind}, {_told_apart(kind)}; {known_families()}") from error
+    if "peft_config" in vars(model):
+        ask(model, prompt_of_adapters(source))
+    return model
 
 
 def _told_apart(model_type: str) -> str:
@@ -155,24 +163,6 @@ def check_can_caption(model: PreTrainedModel, source: Any) -> None:
         family_class(model)
     except NoCaptionerError as error:
         raise NoCaptionerError(f"{source}: {error}") from error
-
-
-def ask(model: PreTrainedModel, prompt: str | None) -> None:
-    """Let a captioner be asked a prompt, which is saved with its configuration.
-
-    Args:
-        model (`PreTrainedModel`): the captioner.
-        prompt (`str`, *optional*): by default that which it has, or its family's.
-
-    Raises:
-        ValueError: a captioner that is asked nothing.
-    """
-    if prompt is None:
-        return
-    if not family_class(model).takes_prompt:
-        raise ValueError(f"prompt {prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
-    config: Any = model.config  # whose fields are its class's, but which saves what else it is given
-    config.captioning_prompt = prompt
 
 
 def quantized(load_in_4bit: bool, load_in_8bit: bool) -> dict[str, Any]:

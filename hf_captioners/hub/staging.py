@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.files import regular_file
 from ..families.loading import check_can_caption, load_captioner_model, load_processor
+from ..families.prompt import PROMPT_FILE
 from ..modeling.captioner_adapters import base_of, may_be_on_hub
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_detector import DETECTORS, load_detector, own_detector
@@ -29,9 +30,9 @@ from .facts import CardFacts, known_facts
 
 ADAPTERS = "adapter_config.json"
 EXPORT = "export.json"
-_OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors")
+_OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors", PROMPT_FILE)
 _OF_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
-                  "special_tokens_map.json")  # fmt: skip
+                  "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 _FOLDERS = ("onnx", "openvino")  # exports of the captioner
 _NAMES = ("_name_or_path", "name_or_path")  # where transformers notes what something was loaded from
 

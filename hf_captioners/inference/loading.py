@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from ..export.manifest import is_exported
 from ..families import NoCaptionerError
-from ..families.loading import ask, check_can_caption, load_captioner_model, load_processor, quantized
+from ..families.loading import check_can_caption, load_captioner_model, load_processor, quantized
+from ..families.prompt import ask
 from ..modeling.captioner_adapters import AdapterError
 from ..modeling.captioner_trust import RemoteCodeError
 from .device import choose_device

@@ -23,6 +23,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..data.files import system_errors
 from ..families import without_adapters
+from ..families.prompt import save_prompt
 from .adapters import keep_base
 from .checkpoints import (
     UNFINISHED,
@@ -274,6 +275,7 @@ class CheckpointingTrainer(Trainer):
                 super()._save(str(folder), state_dict)
             finally:
                 self.args.hub_token = token
+            save_prompt(self.model, folder)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             arguments = {**json.loads(self.args.to_json_string()), "world_size": self.args.world_size}
             (folder / ARGUMENTS).write_text(json.dumps(arguments, indent=2), encoding="utf-8")

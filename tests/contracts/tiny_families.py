@@ -45,13 +45,13 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
     SiglipImageProcessorPil,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -59,6 +59,7 @@ from transformers import (
 )
 
 from hf_captioners import CaptionerProcessor
+from hf_captioners.families.images_alone import images_alone
 
 from .reward_policies import SIDE, WORDS, tiny_policy
 
@@ -403,24 +404,22 @@ def qwen(model_class: Any, config_class: Any, **vision: Any) -> Callable[[], Any
     return make
 
 
-class QwenProcessorWithoutVideos(Qwen2_5_VLProcessor):
-    """Without the video processor, which needs torchvision."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = VOCABULARY["<|image_pad|>"], VOCABULARY["<|video_pad|>"]
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+QWEN_TEMPLATE = TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>")
+QWEN_IMAGES = {
+    "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}
+}  # fmt: skip
 
 
-def qwen_processor() -> Any:
-    image_processor = Qwen2VLImageProcessorPil(
-        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
-    )
+def qwen_processor(processor_class: Any) -> Callable[[], Any]:
     tokens = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     tokens |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
-    template = TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>")
-    tokenizer = words_tokenizer("[CLS]", extra_special_tokens=tokens)
-    return QwenProcessorWithoutVideos(image_processor, tokenizer, chat_template=template)
+
+    def make() -> Any:
+        tokenizer = words_tokenizer("[CLS]", extra_special_tokens=tokens)
+        image_processor = Qwen2VLImageProcessorPil(**QWEN_IMAGES)
+        return images_alone(processor_class)(image_processor, tokenizer, chat_template=QWEN_TEMPLATE)
+
+    return make
 
 
 def gemma3() -> Any:
@@ -507,11 +506,11 @@ KINDS = {
     "smolvlm": chat(idefics3(SmolVLMForConditionalGeneration, SmolVLMConfig), idefics3_processor),
     "qwen2_5_vl": chat(
         qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, window_size=16, fullatt_block_indexes=[0]),
-        qwen_processor, QWEN_IMAGE, mm_token_type_ids=0,
+        qwen_processor(Qwen2_5_VLProcessor), QWEN_IMAGE, mm_token_type_ids=0,
     ),
     "qwen3_vl": chat(
         qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, deepstack_visual_indexes=[0], num_position_embeddings=16),
-        qwen_processor, QWEN_IMAGE, mm_token_type_ids=0,
+        qwen_processor(Qwen3VLProcessor), QWEN_IMAGE, mm_token_type_ids=0,
     ),
     "gemma3": chat(gemma3, gemma3_processor, "<boi>", token_type_ids=0),
 }  # fmt: skip

@@ -1,17 +1,20 @@
 """Captioners of other people: tiny ones of transformers, against what transformers alone makes of them."""
 
 import json
+import pickle
 
 import pytest
 import torch
 from contracts.reward_policies import SIDE, TOKENIZER, tiny_policy
-from contracts.tiny_families import KINDS, tiny_model, words_tokenizer
+from contracts.tiny_families import KINDS, QWEN_IMAGES, QWEN_TEMPLATE, tiny_images, tiny_model, words_tokenizer
 from PIL import Image
 from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers.utils import is_torchvision_available
 
 import hf_captioners
 from hf_captioners.cli.main import main
-from hf_captioners.families.loading import ask, check_can_caption, load_captioner_model, load_processor
+from hf_captioners.families.loading import check_can_caption, load_captioner_model, load_processor
+from hf_captioners.families.prompt import ask
 from hf_captioners.inference.caption_files import caption_files
 
 LONGEST = 10
@@ -150,3 +153,39 @@ def test_a_chat_model_is_asked_by_its_template(tmp_path, paths, capfd):
     (tmp_path / "llava" / "chat_template.jinja").unlink()
     assert main(words) == 2
     assert "has no chat template (chat_template.jinja), by which a model is asked" in capfd.readouterr().err
+
+
+HUB = {  # what the repositories of the Hub have: the class of images and of all, and settings of videos
+    "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor", None),
+    "qwen3_vl": ("Qwen2VLImageProcessorFast", "Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(HUB))
+def test_a_folder_of_qwen_is_read_as_the_hub_has_it(tmp_path, kind, capfd):
+    model, processor = tiny_model(kind), KINDS[kind].processor()
+    images, whole, videos = HUB[kind]
+    folder, paths = tmp_path / "captioner", []
+    model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+    settings = {"image_processor_type": images, "processor_class": whole, **QWEN_IMAGES}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    if videos is not None:
+        settings = {"video_processor_type": videos, "processor_class": whole, "fps": 2}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    for index, image in enumerate(tiny_images(3)):
+        paths.append(str(tmp_path / f"{index}.png"))
+        image.save(paths[-1])
+    expected = [record["caption"] for record in caption_files(model, processor, paths, max_new_tokens=4)]
+    assert main(["caption", *paths, "--model", str(folder), "--max-new-tokens", "4"]) == 0
+    assert [json.loads(line)["caption"] for line in capfd.readouterr().out.splitlines()] == expected
+    loaded = load_processor(model, folder)
+    assert type(loaded).__name__ == whole
+    loaded.save_pretrained(tmp_path / "again")
+    if not is_torchvision_available():  # its settings are kept as they were
+        saved = json.loads((tmp_path / "again" / "processor_config.json").read_text())
+        assert saved["video_processor"] == settings
+        assert vars(load_processor(model, tmp_path / "again"))["video_settings"] == settings
+    again = pickle.loads(pickle.dumps(load_processor(model, tmp_path / "again")))
+    assert [record["caption"] for record in caption_files(model, again, paths, max_new_tokens=4)] == expected

@@ -17,7 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ...data.rows import FeatureDataset, training_captions
 from ...families import NoCaptionerError
-from ...families.loading import ask, load_captioner_model, load_processor, quantized
+from ...families.loading import load_captioner_model, load_processor, quantized
+from ...families.prompt import ask, prompt_of_adapters
 from ...inference.loading import missing_part
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
 from ...modeling.captioner_new import check_fields, loading_problem
@@ -315,6 +316,8 @@ def _load_adapters(name: str, arguments: CaptionerArguments) -> tuple[Any, Any]:
     except OSError as error:
         raise ValueError(f"--model {absent_base(name, base)}") from error
     with naming_option("model", name):
+        if arguments.prompt is None:
+            ask(model, prompt_of_adapters(name))
         return PeftModel.from_pretrained(model, name, is_trainable=True), _processor_of(model, name, arguments)
 
 
