@@ -84,12 +84,17 @@ class CaptionFamily:
             prompt (`str`, *optional*): what it is asked; by default `model.config.captioning_prompt`, if that is set.
 
         Raises:
-            ValueError: special tokens that the model does not say; a prompt for a model that takes none.
+            ValueError: special tokens that the model does not say; a prompt that it does not take.
         """
         prompt = vars(model.config).get("captioning_prompt") if prompt is None else prompt
-        if prompt is not None and not cls.takes_prompt:
-            raise ValueError(f"prompt={prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
+        cls.check_prompt(model, prompt)
         return cls(cls.special_tokens(model), prompt)
+
+    @classmethod
+    def check_prompt(cls, model: Any, prompt: str | None) -> None:
+        """Raise a `ValueError` if a model is given a prompt that it does not take; `None` is that of the family."""
+        if prompt is not None and not cls.takes_prompt:
+            raise ValueError(f"prompt {prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
 
     @classmethod
     def check_processor(cls, processor: Any, source: Any) -> None:

@@ -95,8 +95,7 @@ class ForeignCodeFamily(CaptionFamily):
 
     @classmethod
     def of(cls, model: Any, prompt: str | None = None) -> Self:
-        if prompt is not None:
-            raise ValueError(f"prompt={prompt!r}: a {type(model).__name__} is asked nothing; leave it out.")
+        cls.check_prompt(model, prompt)
         return cls()
 
     def backbone(self, model: Any) -> PreTrainedModel | None:

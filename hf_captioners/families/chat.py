@@ -36,9 +36,13 @@ class ChatFamily(PromptedFamily):
                 f"{source}: its processor has no chat template (chat_template.jinja), by which a model is asked; take "
                 "the instruction-tuned version of the model, or save a template with its processor."
             )
+        try:
+            cls().prompt_text(processor)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
 
     def prompt_text(self, processor: Any) -> str:
-        return processor.apply_chat_template(self._question(), add_generation_prompt=True, tokenize=False)
+        return _rendered(processor, self._question(), add_generation_prompt=True)
 
     def labels(self, processor: Any, captions: Sequence[str]) -> torch.Tensor:
         """Words and end of answers as the chat template has them, then -100: `torch.LongTensor` of shape `(N, T)`."""
@@ -52,8 +56,22 @@ class ChatFamily(PromptedFamily):
     def _answer(self, processor: Any, prompt: str, caption: str) -> list[int]:
         """Ids of an answer, up to what ends it."""
         said = [*self._question(), {"role": "assistant", "content": [{"type": "text", "text": caption}]}]
-        whole = processor.apply_chat_template(said, tokenize=False)
+        whole = _rendered(processor, said)
         answer = whole.removeprefix(prompt) if whole.startswith(prompt) else caption
         ids = processor.tokenizer(answer, add_special_tokens=False).input_ids
         stop = next((place for place, token in enumerate(ids) if token in self.tokens.ends), None)
         return [*ids, self.tokens.end] if stop is None else ids[: stop + 1]
+
+
+def _rendered(processor: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    """Messages as the chat template writes them.
+
+    Raises:
+        ValueError: the template cannot be read, or refuses them.
+    """
+    from jinja2 import TemplateError  # which transformers' templates need
+
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError as error:
+        raise ValueError(f"the chat template fails at a question about an image: {error}") from error

@@ -39,10 +39,10 @@ class Florence2Family(TransformersFamily):
     default_prompt: ClassVar[str | None] = TASKS[0]
     teaches_start: ClassVar[bool] = True
 
-    def __init__(self, tokens: SpecialTokens | None = None, prompt: str | None = None) -> None:
-        super().__init__(tokens, prompt)
-        if self.prompt not in TASKS:
-            raise ValueError(f"prompt {self.prompt!r}: Florence-2 writes captions for {', '.join(TASKS)}.")
+    @classmethod
+    def check_prompt(cls, model: Any, prompt: str | None) -> None:
+        if prompt is not None and prompt not in TASKS:
+            raise ValueError(f"prompt {prompt!r}: Florence-2 writes captions for {', '.join(TASKS)}.")
 
     @classmethod
     def special_tokens(cls, model: Any) -> SpecialTokens:

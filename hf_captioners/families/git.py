@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +43,7 @@ class GitFamily(PrefixedFamily):
     def logits(self, model: Any, sequences: torch.Tensor, encoder_outputs: EncodedImages) -> torch.Tensor:
         features, start = encoder_outputs
         rows = repeated(features, len(sequences))  # (N, L, width)
-        with answering(self.backbone(model), _seen(rows)):
+        with answering(self.backbone(model), _seen(rows)), _words_apart(model):
             return model(
                 input_ids=behind_start(start, sequences),
                 pixel_values=_stand_in(rows),
@@ -63,3 +64,16 @@ def _seen(features: torch.Tensor) -> Callable[..., BaseModelOutput]:
         return BaseModelOutput(last_hidden_state=repeated(features, len(pixel_values)))
 
     return answer
+
+
+@contextmanager
+def _words_apart(model: Any) -> Iterator[None]:
+    """Give GIT, which adds positions to word embeddings in place, a copy of them.
+
+    For adapters and activation checkpointing peft demands their gradient, and then torch refuses to change them.
+    """
+    hook = model.get_input_embeddings().register_forward_hook(lambda *call: call[2].clone())
+    try:
+        yield
+    finally:
+        hook.remove()

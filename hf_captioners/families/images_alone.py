@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -50,7 +51,7 @@ def images_alone(processor_class: type[ProcessorMixin]) -> Any:
     """A class of processors as transformers' own, without the video processor.
 
     Args:
-        processor_class (`type`): of images, texts and videos, in this order of arguments.
+        processor_class (`type`): of images, texts and videos; the video processor comes last.
 
     Returns:
         `type`
@@ -62,6 +63,11 @@ def images_alone(processor_class: type[ProcessorMixin]) -> Any:
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in processor_class.get_attributes() if name != VIDEOS]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            place = processor_class.get_attributes().index(VIDEOS)
+            return super().from_args_and_dict([*args[:place], None, *args[place:]], processor_dict, **kwargs)
 
         def to_dict(self) -> dict[str, Any]:
             videos = {VIDEOS: copy.deepcopy(self.video_settings)} if self.video_settings else {}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -24,12 +27,14 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_bitsandbytes_available
 
 from ..modeling.captioner_adapters import base_of
-from ..modeling.captioner_trust import load_pretrained
+from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
 from ..modeling.processing_captioner import CaptionerProcessor
-from . import NoCaptionerError, family_class, known_families
+from . import NoCaptionerError, family_class, family_of, known_families
+from .folder_parts import missing_part
 from .images_alone import load_images_alone, needs_torchvision
 from .prompt import ask, prompt_of_adapters
 
+LARGEST_MISSING = 0.01  # share of weights that a folder may lack
 PAIR = "vision-encoder-decoder"  # `model_type` of an image and a text model that transformers has no processor for
 
 
@@ -48,17 +53,22 @@ def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust
         `ProcessorMixin`
 
     Raises:
-        ValueError: special tokens of such a model are missing, or the tokenizer's are not the model's.
+        ValueError: special tokens of such a model are missing, or the tokenizer's are not the model's; a folder without
+            image processor or tokenizer, of which transformers would make an empty one.
     """
     source = _with_processor(source)
+    if Path(source).is_dir() and (lacking := missing_part(Path(source), of_processor=True)) is not None:
+        raise ValueError(f"{source}: {lacking}.")
     if model.config.model_type == PAIR:
         pair = load_pair(source, trust_remote_code)
         check_special_tokens(source, model.generation_config, pair.tokenizer)
         return pair
-    if needs_torchvision(model.config):
-        processor = load_images_alone(model.config, source, trust_remote_code)
-    else:
+    try:
         processor = load_pretrained(AutoProcessor, source, trust_remote_code)
+    except (ValueError, ImportError):
+        if not needs_torchvision(model.config):
+            raise
+        processor = load_images_alone(model.config, source, trust_remote_code)
     if isinstance(processor, ProcessorMixin) or type(model).__module__.split(".")[0] != "transformers":
         family_class(model).check_processor(processor, source)
         return processor
@@ -87,8 +97,19 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
         NoCaptionerError: what is there is none.
     """
     try:
-        model = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
+        if base_of(source) is not None:
+            model = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
+        else:
+            options["output_loading_info"] = True
+            model, report = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
+            _check_whole(model, report["missing_keys"], source)
+    except (RemoteCodeError, NoCaptionerError):
+        raise
     except ValueError as error:
+        kind = model_type_of(source)
+        if kind is not None and kind not in CONFIG_MAPPING:
+            unknown = f"is a {kind!r}, a model that transformers {transformers.__version__} does not know"
+            raise NoCaptionerError(f"{source}: {unknown}; {known_families()}") from error
         if "Unrecognized configuration class" not in str(error):
             raise
         kind = load_pretrained(AutoConfig, source, trust_remote_code).model_type
@@ -96,6 +117,26 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
     if "peft_config" in vars(model):
         ask(model, prompt_of_adapters(source))
     return model
+
+
+def _check_whole(model: PreTrainedModel, missing: Collection[str], source: Any) -> None:
+    """Refuse one of transformers' captioners that was made of the weights of another model, whose captions are none.
+
+    A pooler, which no caption needs, may be missing; so it is in many folders.
+    """
+    own, saved = type(model), model.config.architectures or []
+    if own.__module__.split(".")[0] != "transformers":
+        return
+    others = [name for name in saved if name in dir(transformers)]
+    if others and own.__name__ not in others:
+        raise NoCaptionerError(f"{source}: is a {others[0]}, which writes no captions of images; {known_families()}")
+    sizes = {name: one.numel() for name, one in model.named_parameters() if "pooler" not in name}
+    made_up = [name for name in sizes if name in missing]
+    if sum(sizes[name] for name in made_up) > LARGEST_MISSING * sum(sizes.values()):
+        raise NoCaptionerError(
+            f"{source}: has no weights for {len(made_up)} parameters of a {own.__name__}, such as {made_up[0]}; is it "
+            f"another model? {known_families()}"
+        )
 
 
 def _told_apart(model_type: str) -> str:
@@ -158,18 +199,20 @@ def check_can_caption(model: PreTrainedModel, source: Any) -> None:
 
     Raises:
         NoCaptionerError: such a model.
+        ValueError: one that does not say how its captions end.
     """
     try:
-        family_class(model)
+        family_of(model)
     except NoCaptionerError as error:
         raise NoCaptionerError(f"{source}: {error}") from error
 
 
-def quantized(load_in_4bit: bool, load_in_8bit: bool) -> dict[str, Any]:
+def quantized(load_in_4bit: bool, load_in_8bit: bool, dtype: str = "auto") -> dict[str, Any]:
     """Options of `from_pretrained` that load the linear layers in 4 or 8 bits, through bitsandbytes.
 
     Args:
         load_in_4bit, load_in_8bit (`bool`): one of them, or none.
+        dtype (`str`, defaults to `"auto"`): what 4 bits are computed in; `"auto"` is float32.
 
     Returns:
         `dict[str, Any]`: empty for none.
@@ -184,4 +227,6 @@ def quantized(load_in_4bit: bool, load_in_8bit: bool) -> dict[str, Any]:
         return {}
     if not is_bitsandbytes_available():
         raise ImportError("load_in_4bit and load_in_8bit need bitsandbytes: pip install bitsandbytes")
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)}
+    compute = None if dtype == "auto" else dtype
+    config = BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, bnb_4bit_compute_dtype=compute)
+    return {"quantization_config": config}

@@ -24,13 +24,12 @@ def ask(model: Any, prompt: str | None) -> None:
         prompt (`str`, *optional*): by default that which it has, or its family's.
 
     Raises:
-        ValueError: a captioner that is asked nothing.
+        ValueError: a captioner that is asked nothing, or something else.
     """
     if prompt is None:
         return
     base = without_adapters(model)
-    if not family_class(base).takes_prompt:
-        raise ValueError(f"prompt {prompt!r}: a {type(base).__name__} is asked nothing; leave it out.")
+    family_class(base).check_prompt(base, prompt)
     config: Any = base.config  # whose fields are its class's, but which saves what else it is given
     config.captioning_prompt = prompt
 

@@ -128,6 +128,9 @@ class TransformersFamily(CaptionFamily):
         options.setdefault("trust_remote_code", False)  # of custom_generate="a folder"; None would ask on the terminal
         if model.training:  # a cache and dropout do not go together: some models refuse it, others drop the cache
             options["use_cache"] = False
+        if options.get("max_new_tokens"):
+            start = self.start_length(encoder_outputs)
+            self.check_length(model, f"{start} + max_new_tokens", start + options["max_new_tokens"])
         return self.write(model, encoder_outputs, **options)
 
     def decode(self, processor: Any, sequences: torch.Tensor) -> list[str]:
@@ -201,6 +204,11 @@ class PrefixedFamily(TransformersFamily):
         start = image_inputs.get("input_ids")
         if start is None:
             start = torch.full((len(features), 1), self.tokens.start_token_id, device=features.device)
+        elif start.shape[1] >= self.positions(model):
+            raise ValueError(
+                f"prompt {self.prompt!r:.80}: its {start.shape[1]} tokens leave no place for a caption among the "
+                f"{self.positions(model)} positions of the model."
+            )
         return EncodedImages(features, start)
 
     def start_length(self, encoder_outputs: EncodedImages) -> int:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..export.manifest import is_exported
 from ..families import NoCaptionerError
+from ..families.folder_parts import missing_part
 from ..families.loading import check_can_caption, load_captioner_model, load_processor, quantized
 from ..families.prompt import ask
 from ..modeling.captioner_adapters import AdapterError
@@ -55,7 +56,7 @@ def load_captioners(
         CaptionerLoadError: no such folder or model, or one that brings code which may not run; captioners that
             differ in kind, words, precision or in how images are prepared.
     """
-    options = quantized(load_in_4bit, load_in_8bit)
+    options = quantized(load_in_4bit, load_in_8bit, dtype)
     loaded = [_load(name, device, dtype, trust_remote_code, options) for name in names]
     for model, _ in loaded:
         ask(model, prompt)
@@ -131,40 +132,3 @@ def _load_exported(
         return model, load_processor(model, name, trust_remote_code)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise CaptionerLoadError(f"{name} cannot be loaded: {error}") from error
-
-
-_PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none
-    "configuration (config.json)": (
-        ("config.json", "adapter_config.json"),
-        "give the folder of a captioner, or convert an original checkpoint with `hf-captioners convert`",
-    ),
-    "weights (model.safetensors)": (
-        ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"),
-        "copy them from where the captioner was trained or converted",
-    ),
-    "image processor (preprocessor_config.json or processor_config.json)": (
-        ("preprocessor_config.json", "processor_config.json"),
-        "save that of its backbone there: AutoImageProcessor.from_pretrained(backbone).save_pretrained(folder)",
-    ),
-    "tokenizer (tokenizer.json)": (
-        ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
-        "save its tokenizer there (`hf-captioners convert` has --tokenizer for captioners with that of CLIP or GPT-2)",
-    ),
-}
-
-
-def missing_part(folder: Path) -> str | None:
-    """The part that a captioner's folder lacks and how to get it.
-
-    Args:
-        folder (`Path`): of a captioner, or a Hub name.
-
-    Returns:
-        `str` or `None`: `None` if nothing is known to be missing.
-    """
-    if not folder.is_dir():
-        return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
-    for part, (patterns, advice) in _PARTS.items():
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            return f"the folder has no {part}; {advice}"
-    return None

@@ -12,6 +12,9 @@ from contracts.tiny_families import KINDS, tiny_model
 
 from hf_captioners.cli.main import main
 from hf_captioners.data.drawn.world import write_sample_world
+from hf_captioners.families import family_of
+from hf_captioners.families.loading import load_captioner_model
+from hf_captioners.families.prompt import PROMPT_FILE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -51,3 +54,29 @@ def test_a_blip_from_pictures_to_rewards(tmp_path, capfd):
     capfd.readouterr()
     assert main(["caption", images, "--model", str(tmp_path / "scst"), "--max-new-tokens", "5"]) == 0
     assert len(capfd.readouterr().out.splitlines()) == 11
+
+
+def test_adapters_carry_the_prompt_that_they_were_taught_with(tmp_path, capfd):
+    world = write_sample_world(tmp_path / "world", num_train=4, num_val=2, num_test=1, size=32)
+    data = {"annotations": world / "dataset_karpathy.json", "image_root": world / "images", "max_steps": 1}
+    tiny_model("llava").save_pretrained(tmp_path / "llava")
+    KINDS["llava"].processor().save_pretrained(tmp_path / "llava")
+    train = runpy.run_path(str(EXAMPLES / "train_xe.py"))["main"]
+    options = {"max_unknown_words": 1.0, "report": False, "eval_strategy": "no", **data}
+    asked = {"model": tmp_path / "llava", "output_dir": tmp_path / "one", "lora_rank": 2, "prompt": "of a photo"}
+    train([*words(**asked, **options), "--lora_target_modules", "q_proj", "v_proj"])
+    train(words(model=tmp_path / "one", output_dir=tmp_path / "two", **options))  # the adapters go on learning
+    image, found = str(next((world / "images").iterdir())), []
+    for adapters in ("one", "two"):
+        assert (tmp_path / adapters / PROMPT_FILE).read_text("utf-8") == "of a photo"
+        model = load_captioner_model(tmp_path / adapters)
+        assert family_of(model).prompt == "of a photo"
+        for prompt in ([], ["--prompt", "of a photo"], ["--prompt", "describe this"]):
+            capfd.readouterr()
+            words_of = ["caption", image, "--model", str(tmp_path / adapters), "--max-new-tokens", "6", *prompt]
+            assert main(words_of) == 0
+            found.append(json.loads(capfd.readouterr().out)["caption"])
+    assert found[0] == found[1] and found[3] == found[4] and len(set(found)) > 1
+    (tmp_path / "two" / PROMPT_FILE).write_bytes(b"\xff")
+    assert main(["caption", image, "--model", str(tmp_path / "two")]) == 2
+    assert "captioning_prompt.txt: the prompt of the adapters is no UTF-8 text" in capfd.readouterr().err

@@ -135,6 +135,21 @@ def test_captions_are_clean_and_do_not_depend_on_their_batch(kind, model, proces
     assert [one[0]["generated_text"] for one in pipe([str(path) for path in paths], batch_size=2)] == expected
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_padding_side_of_the_tokenizer_is_nothing_to_captions(model, kind, side, tmp_path):
+    captions = []
+    for padding in (None, side):
+        processor = kind.processor()
+        if padding is not None:
+            processor.tokenizer.padding_side = padding
+        rows = [{"image": image} for image in tiny_images(3)]
+        family = family_of(model)
+        batch = family.training_batch(processor, rows, CAPTIONS)
+        ids = family.caption(model, family.image_inputs(model, batch), max_new_tokens=5)
+        captions.append((family.decode(processor, ids), batch["labels"].tolist()))
+    assert captions[0] == captions[1]
+
+
 def test_several_captions_of_an_image(model, processor, tmp_path):
     tiny_images(1)[0].save(tmp_path / "0.png")
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5}

@@ -2,18 +2,27 @@
 
 import json
 import pickle
+import re
 
 import pytest
 import torch
 from contracts.reward_policies import SIDE, TOKENIZER, tiny_policy
 from contracts.tiny_families import KINDS, QWEN_IMAGES, QWEN_TEMPLATE, tiny_images, tiny_model, words_tokenizer
 from PIL import Image
-from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTImageProcessorPil, ViTModel
-from transformers.utils import is_torchvision_available
+from transformers import (
+    BlipForImageTextRetrieval,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+from transformers.utils import is_bitsandbytes_available, is_torchvision_available
 
 import hf_captioners
 from hf_captioners.cli.main import main
-from hf_captioners.families.loading import check_can_caption, load_captioner_model, load_processor
+from hf_captioners.families import loading
+from hf_captioners.families.loading import check_can_caption, load_captioner_model, load_processor, quantized
 from hf_captioners.families.prompt import ask
 from hf_captioners.inference.caption_files import caption_files
 
@@ -189,3 +198,94 @@ def test_a_folder_of_qwen_is_read_as_the_hub_has_it(tmp_path, kind, capfd):
         assert vars(load_processor(model, tmp_path / "again"))["video_settings"] == settings
     again = pickle.loads(pickle.dumps(load_processor(model, tmp_path / "again")))
     assert [record["caption"] for record in caption_files(model, again, paths, max_new_tokens=4)] == expected
+
+
+def test_what_bitsandbytes_is_asked_for(monkeypatch):
+    """What it makes of it is tried on machines that have it."""
+    assert quantized(False, False) == {}
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: True)
+    for bits, dtype, expected in ((4, "auto", torch.float32), (4, "bfloat16", torch.bfloat16), (8, "auto", None)):
+        config = quantized(bits == 4, bits == 8, dtype)["quantization_config"]
+        assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)
+        assert expected is None or config.bnb_4bit_compute_dtype == expected
+    with pytest.raises(ValueError, match="load_in_4bit and load_in_8bit exclude each other"):
+        quantized(True, True)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="bitsandbytes is not installed")
+def test_linear_layers_in_few_bits(tmp_path, paths, bits, capfd):
+    tiny_model("llava").save_pretrained(tmp_path / "llava")
+    KINDS["llava"].processor().save_pretrained(tmp_path / "llava")
+    words = ["caption", *paths, "--model", str(tmp_path / "llava"), f"--load_in_{bits}bit", "--max-new-tokens", "4"]
+    assert main(words) == 0
+    assert len(capfd.readouterr().out.splitlines()) == len(paths)
+
+
+def bad_folder(tmp_path, kind, **settings):
+    """A folder of a captioner with other settings in its configuration; `None` takes one out."""
+    folder = tmp_path / kind
+    tiny_model(kind).save_pretrained(folder)
+    KINDS[kind].processor().save_pretrained(folder)
+    config = {**json.loads((folder / "config.json").read_text()), **settings}
+    config = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def refused(folder, path, capsys, *words):
+    """The line that says why."""
+    assert main(["caption", path, "--model", str(folder), *words]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_type_of_model(tmp_path, paths, capsys):
+    message = refused(bad_folder(tmp_path, "blip", model_type="foo"), paths[0], capsys)
+    assert re.search(
+        r"blip: is a 'foo', a model that transformers [\d.]+ does not know; captioners are the capt", message
+    )
+    assert message.endswith("docs/any_captioner.md says how to add a family.")
+
+
+def test_the_weights_of_another_model_are_no_captioner(tmp_path, paths, capsys):
+    config = tiny_model("blip").config
+    KINDS["blip"].processor().save_pretrained(tmp_path / "other")
+    BlipForImageTextRetrieval(config).save_pretrained(tmp_path / "other")
+    message = refused(tmp_path / "other", paths[0], capsys)
+    assert "other: is a BlipForImageTextRetrieval, which writes no captions of images; captioners are" in message
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    del settings["architectures"]
+    (tmp_path / "other" / "config.json").write_text(json.dumps(settings))
+    message = refused(tmp_path / "other", paths[0], capsys)
+    assert "parameters of a BlipForConditionalGeneration, such as text_decoder.bert.embeddings.word" in message
+
+
+def test_a_folder_without_tokenizer(tmp_path, paths, capsys):
+    folder = bad_folder(tmp_path, "blip")  # of which transformers makes one of five words
+    for file in folder.glob("token*"):
+        file.unlink()
+    assert "blip cannot be loaded: the folder has no tokenizer (tokenizer.json); save" in refused(
+        folder, paths[0], capsys
+    )
+
+
+def test_a_task_that_writes_no_caption(tmp_path, paths, capsys):
+    message = refused(bad_folder(tmp_path, "florence2"), paths[0], capsys, "--prompt", "<OD>")
+    assert "error: --prompt '<OD>': Florence-2 writes captions for <CAPTION>, <DETAILED_CAPTION>, <MORE_D" in message
+
+
+def test_more_tokens_than_positions(tmp_path, paths, capsys):
+    folder = bad_folder(tmp_path, "blip")
+    assert "1 + max_new_tokens=25 is beyond the model's 24" in refused(
+        folder, paths[0], capsys, "--max-new-tokens", "24"
+    )
+    message = refused(folder, paths[0], capsys, "--prompt", "photo of " * 12)
+    assert "its 25 tokens leave no place for a caption among the 24 positions of the model" in message
+
+
+@pytest.mark.parametrize("template", ["{% for message in messages %}", "{{ raise_exception('no images here') }}"])
+def test_a_chat_template_that_fails(tmp_path, paths, capsys, template):
+    folder = bad_folder(tmp_path, "llava")
+    (folder / "chat_template.jinja").write_text(template)
+    message = refused(folder, paths[0], capsys)
+    assert "llava cannot be loaded: " in message and "the chat template fails at a question about an image: " in message

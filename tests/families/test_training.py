@@ -129,7 +129,22 @@ def test_accumulation_is_a_larger_batch(tmp_path, rows):
     assert moved > 1e-4 and apart < 1e-2 * moved
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path, rows):
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_activations_changes_nothing(name, tmp_path, rows):
+    """With adapters, whose gradients have to come through layers that do not learn."""
+    learned, rows = [], [{**row, "captions": row["captions"][:1]} for row in rows]
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        adapters = LoraConfig(r=2, target_modules=KINDS[name].lora, init_lora_weights=False)
+        options = {"peft_config": adapters, "gradient_checkpointing": checkpointing, "optim": "sgd"}
+        run = trainer_of("xe", name, tmp_path / str(checkpointing), rows, max_steps=1, **options)
+        run.train()
+        learned.append({one: value for one, value in weights(run.model).items() if "lora_" in one})
+    for one, value in learned[0].items():
+        torch.testing.assert_close(learned[1][one], value, msg=one)
+
+
+def test_checkpointing_activations_while_candidates_are_written(tmp_path, rows):
     losses = []
     for checkpointing in (False, True):
         run = trainer_of("scst", "git", tmp_path, rows, gradient_checkpointing=checkpointing, max_steps=2)

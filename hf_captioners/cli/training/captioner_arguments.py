@@ -17,9 +17,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ...data.rows import FeatureDataset, training_captions
 from ...families import NoCaptionerError
+from ...families.folder_parts import missing_part
 from ...families.loading import load_captioner_model, load_processor, quantized
 from ...families.prompt import ask, prompt_of_adapters
-from ...inference.loading import missing_part
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
 from ...modeling.captioner_new import check_fields, loading_problem
 from ...modeling.captioner_trust import foreign_code, load_pretrained
@@ -163,7 +163,9 @@ def naming_fields(option: str) -> Iterator[None]:
         raise ValueError(f"--{option}: {error.__cause__ or error}") from error
 
 
-def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any, Any, Any]:
+def load_captioner(
+    arguments: CaptionerArguments, rows: Any = None, compute_dtype: str = "auto"
+) -> tuple[Any, Any, Any]:
     """The captioner to train.
 
     A folder of adapters, as training with `lora_rank` leaves it, is opened as the model that they belong to with these
@@ -172,6 +174,7 @@ def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any
     Args:
         arguments ([`CaptionerArguments`]): which.
         rows (`Dataset`, *optional*): training rows, with the captions that a new captioner needs.
+        compute_dtype (`str`, defaults to `"auto"`): what layers in 4 bits compute in, see [`quantized`].
 
     Returns:
         `tuple`: the model in float32, its processor, and the configuration of new adapters or `None`.
@@ -191,11 +194,11 @@ def load_captioner(arguments: CaptionerArguments, rows: Any = None) -> tuple[Any
     with naming_option("model", name):
         has_adapters = find_adapter_config_file(name) is not None
     if has_adapters:
-        return (*_load_adapters(name, arguments), None)
+        return (*_load_adapters(name, arguments, compute_dtype), None)
     if not arguments.lora_rank and (arguments.load_in_4bit or arguments.load_in_8bit):
         raise ValueError("load_in_4bit, load_in_8bit: what is quantised does not learn; give lora_rank for adapters.")
     with naming_option("model", name):
-        model = _load_model(name, arguments)
+        model = _load_model(name, arguments, compute_dtype)
         processor = _processor_of(model, name, arguments)
     return model, processor, _new_adapters(arguments)
 
@@ -296,7 +299,7 @@ def _new_adapters(arguments: CaptionerArguments) -> Any:
     return LoraConfig(r=arguments.lora_rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
 
 
-def _load_adapters(name: str, arguments: CaptionerArguments) -> tuple[Any, Any]:
+def _load_adapters(name: str, arguments: CaptionerArguments, compute_dtype: str) -> tuple[Any, Any]:
     """The model that saved adapters belong to with these, ready to learn, and the processor."""
     from peft import PeftModel
     from transformers.utils import CONFIG_NAME
@@ -310,7 +313,7 @@ def _load_adapters(name: str, arguments: CaptionerArguments) -> tuple[Any, Any]:
         base = base_of(name) or _base_on_hub(name, arguments.trust_remote_code)
         if Path(name, CONFIG_NAME).is_file():
             raise AdapterError(f"{name}: has a captioner and adapters in one folder; move the adapters to their own.")
-        model = _load_model(base, arguments)
+        model = _load_model(base, arguments, compute_dtype)
     except AdapterError as error:
         raise ValueError(f"--model {error}") from error
     except OSError as error:
@@ -332,7 +335,7 @@ def _base_on_hub(name: str, trust_remote_code: bool) -> str:
     return base
 
 
-def _load_model(name: str, arguments: CaptionerArguments) -> Any:
+def _load_model(name: str, arguments: CaptionerArguments, compute_dtype: str) -> Any:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"--model {name}: {missing_part(Path(name))}.")
     options, trust = cast(dict, arguments.model_options), arguments.trust_remote_code
@@ -345,7 +348,7 @@ def _load_model(name: str, arguments: CaptionerArguments) -> Any:
     _check_options(config, options, "--model_options")
     with naming_fields("model_options"):
         try:
-            bits = quantized(arguments.load_in_4bit, arguments.load_in_8bit)
+            bits = quantized(arguments.load_in_4bit, arguments.load_in_8bit, compute_dtype)
             model = load_captioner_model(name, trust, dtype=torch.float32, **bits, **options)
             ask(model, arguments.prompt)
         except RuntimeError as error:

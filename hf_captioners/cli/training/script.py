@@ -95,7 +95,8 @@ def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str
         check_new_captioner(captioner, data.features, args.train_backbone)
     rows, evaluation = load_rows(data)
     _check_evaluation(data, evaluation, args)
-    model, processor, adapters = load_captioner(captioner, rows)
+    compute_dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "auto"
+    model, processor, adapters = load_captioner(captioner, rows, compute_dtype)
     use_retrieval(model, processor, captioner.retrieval, captioner.trust_remote_code)
     extra = {}
     if rewards:
