@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from transformers import ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import is_torchvision_available
@@ -23,7 +22,7 @@ def needs_torchvision(config: Any) -> bool:
     """Tell whether the processor of a model reads videos, too, and cannot be loaded as it is."""
     if is_torchvision_available():
         return False
-    processor_class = PROCESSOR_MAPPING.get(type(config), None)
+    processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
     return processor_class is not None and VIDEOS in processor_class.get_attributes()
 
 
@@ -47,7 +46,7 @@ def load_images_alone(config: Any, source: str | os.PathLike[str], trust_remote_
 
 
 @cache
-def images_alone(processor_class: type[ProcessorMixin]) -> Any:
+def images_alone(processor_class: Any) -> Any:
     """A class of processors as transformers' own, without the video processor.
 
     Args:
@@ -57,7 +56,7 @@ def images_alone(processor_class: type[ProcessorMixin]) -> Any:
         `type`
     """
 
-    class ImagesAlone(processor_class):  # type: ignore[misc, valid-type]
+    class ImagesAlone(processor_class):
         video_settings: dict[str, Any] | None = None
 
         @classmethod
@@ -80,7 +79,7 @@ def images_alone(processor_class: type[ProcessorMixin]) -> Any:
     return ImagesAlone
 
 
-def _restored(processor_class: type[ProcessorMixin], values: dict[str, Any]) -> Any:
+def _restored(processor_class: Any, values: dict[str, Any]) -> Any:
     """A pickled one."""
     made = images_alone(processor_class)
     processor = made.__new__(made)
