@@ -41,9 +41,9 @@ def open_for_processor(source: ImageSource, image_processor: Any, **limits: Any)
         ImageError: see `open_image`; a picture so narrow that scaling its shorter side to the processor's size would
             make gigabytes of it (1 x 60000 pixels fit into a few kilobytes).
     """
-    settings = image_processor.to_dict()
+    settings = vars(image_processor)  # what `to_dict` would copy, for each picture
     image = open_image(source, rgb=not settings.get("black_non_rgb", False), **limits)
-    edge = (settings.get("size") or {}).get("shortest_edge")
+    edge = dict(settings.get("size") or {}).get("shortest_edge")
     max_pixels = limit_of("pixels", MAX_PIXELS)
     if edge and edge**2 * max(image.size) > max_pixels * min(image.size):
         width, height = image.size
@@ -173,3 +173,19 @@ class CaptionerImageProcessor(PilBackend):
             black = black_non_rgb and image.mode != "RGB"
             image = Image.new("RGB", image.size) if black else to_rgb(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def rescale(self, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
+        """As in transformers; of 8-bit pictures by a table of the 256 results, without copies in float64."""
+        if image.dtype != np.uint8:
+            return super().rescale(image, scale, **kwargs)
+        table = super().rescale(np.arange(256, dtype=np.uint8).reshape(1, 1, 256), scale, **kwargs).reshape(256)
+        return table[image]
+
+    def normalize(self, image: np.ndarray, mean: Any, std: Any, **kwargs: Any) -> np.ndarray:
+        """As in transformers, with one copy of a picture in float32 fewer."""
+        means, deviations = (np.array(value, dtype=np.float32).reshape(-1, 1, 1) for value in (mean, std))
+        if image.dtype != np.float32 or {len(means), len(deviations)} - {1, len(image)}:
+            return super().normalize(image, mean, std, **kwargs)
+        image = image - means
+        image /= deviations
+        return image

@@ -364,10 +364,26 @@ def open_row(processor: Any, row: Mapping[str, Any], **limits: Any) -> dict[str,
     return _opened(row, processor.image_processor, **limits)
 
 
+class _OpenedRow(dict[str, Any]):
+    """A row whose image was opened for an image processor, and need not be looked at once more for it."""
+
+    def __init__(self, row: Mapping[str, Any], image: Any, image_processor: Any) -> None:
+        super().__init__({**row, "image": image})
+        self.image, self.image_processor = image, image_processor
+
+
 def _opened(row: Mapping[str, Any], image_processor: Any, **limits: Any) -> dict[str, Any]:
     if "image_features" in row or "image" not in row:
         return dict(row)
-    return {**row, "image": open_resized(row["image"], image_processor, **limits)}
+    return _OpenedRow(row, _image_of(row, image_processor, **limits), image_processor)
+
+
+def _image_of(row: Mapping[str, Any], image_processor: Any, **limits: Any) -> Any:
+    """The image of a row, opened unless it is."""
+    image = row["image"]
+    if isinstance(row, _OpenedRow) and row.image is image and row.image_processor is image_processor:
+        return image
+    return open_resized(image, image_processor, **limits)
 
 
 def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:
@@ -387,7 +403,7 @@ def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: An
         return processor.prepare_rows(rows, **kwargs)
     if any("image" not in row for row in rows):
         raise ValueError(f"a {type(processor).__name__} looks at the 'image' of a row; one has {sorted(rows[0])}.")
-    images = [open_resized(row["image"], processor.image_processor) for row in rows]
+    images = [_image_of(row, processor.image_processor) for row in rows]
     return processor(images=images, return_tensors="pt", **kwargs)
 
 

@@ -64,6 +64,22 @@ class TestNumbers:
         pixels = CaptionerImageProcessor()(image, return_tensors="pt").pixel_values
         torch.testing.assert_close(pixels, by_hand(image, {"height": 384, "width": 384}), atol=1e-6, rtol=1e-6)
 
+    @pytest.mark.parametrize("options", [{}, {"do_normalize": False}, {"do_rescale": False}, {"do_resize": False}])
+    def test_steps_equal_transformers_to_the_last_bit(self, options):
+        """Of all 256 values in each channel, as arrays of 8 bits and of floats, which stay as they were."""
+        values = np.arange(256, dtype=np.uint8)
+        image = np.stack([values, values[::-1], np.roll(values, 77)], axis=-1).reshape(16, 16, 3)
+        own = CaptionerImageProcessor(size={"height": 16, "width": 16}, **options)
+        theirs = ViTImageProcessorPil(
+            **{"size": own.size, "resample": own.resample, "image_mean": own.image_mean, "image_std": own.image_std},
+            **options,
+        )
+        for picture in (Image.fromarray(image), image, image.astype(np.float32) / 255):
+            before = np.array(picture)
+            expected = theirs(picture, return_tensors="pt").pixel_values
+            assert torch.equal(own(picture, return_tensors="pt").pixel_values, expected)
+            assert np.array_equal(before, np.array(picture))
+
     def test_a_batch_of_different_sizes(self, processor):
         images = [noise(37, 23), noise(5, 80)]
         batch = processor(images, return_tensors="pt").pixel_values
