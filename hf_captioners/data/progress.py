@@ -51,7 +51,9 @@ def progress(rows: Iterable[Any] | None = None, log_every: int | None = None, **
     """
     if log_every is not None:
         at_once = 1e-9  # but not before the first rows
-        return _Lines(rows, file=sys.stderr, mininterval=0, miniters=log_every, delay=at_once, ncols=80, **options)
+        steps: dict[str, Any] = {"mininterval": 0, "miniters": log_every, "delay": at_once, "ncols": 80}
+        steps["maxinterval"] = float("inf")  # or a thread of tqdm's has a line for each row where these take longer
+        return _Lines(rows, file=sys.stderr, **steps, **options)
     if sys.stderr.isatty():
         return tqdm(rows, file=sys.stderr, **options)
     seldom: dict[str, Any] = {"mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "ncols": 80}

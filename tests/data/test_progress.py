@@ -51,6 +51,17 @@ def test_a_bar_on_a_terminal(clock, capsys, monkeypatch):
     assert "\r100%" in capsys.readouterr().err
 
 
+def test_a_line_every_so_many_rows_however_long_they_take(clock, capsys):
+    bar = progress(range(7), log_every=3)
+    for _ in bar:
+        clock[0] += 100
+        if bar.miniters > 1 and clock[0] - bar.last_print_t >= bar.maxinterval:  # tqdm's thread does this
+            bar.miniters = 1
+            bar.refresh(nolock=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("/7")[0].split()[-1] for line in lines] == ["3", "6", "7"]
+
+
 def test_work_that_says_nothing_itself_is_measured(clock, capsys):
     done, measured = [], Event()
 
