@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page; returns the exit status."""
     with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr):
         from ..demo.page import build_page, open_page
+        from ..extras import require
 
+        require("gradio")
         page = build_page(load_exhibition(args), args.title)
         address = open_page(page, args.host, args.port, wait=False, quiet=True)
     print(address, flush=True)

@@ -111,7 +111,7 @@ def _uploaded_image() -> Any:
 
     sources: Any = ["upload", "clipboard", "webcam"]
     image: Any = gradio.Image(
-        label="Picture", type="filepath", image_mode=None, sources=sources, height=320, elem_id="picture"
+        label="Picture", type="filepath", image_mode=None, format="png", sources=sources, height=320, elem_id="picture"
     )
     # a class of its own would be written as a stub beside this file; Gradio has checked that the path is an upload
     image.preprocess = lambda payload: None if payload is None else payload.path
@@ -188,7 +188,7 @@ def _add_words(exhibition: Exhibition, given: list[Any]) -> None:
     with gradio.Accordion("Where each word looked", open=False):
         name = gradio.Dropdown(names, value=names[0], label="Captioner", visible=len(names) > 1)
         button, method = gradio.Button("Show", elem_id="words"), gradio.Markdown()
-        gallery = gradio.Gallery(label="Words of the likeliest caption", columns=3, height="auto", elem_id="maps")
+        gallery = gradio.Gallery(label="Words of the likeliest caption", columns=4, height=560, elem_id="maps")
 
     def show(chosen: str, path: str | None, *settings: Any) -> list[Any]:
         decoding, sentence, image = _given(path, settings)

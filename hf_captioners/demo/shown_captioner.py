@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -22,6 +22,11 @@ from ..modeling.processing_captioner import open_row
 
 MOST_CANDIDATES, MOST_BEAMS, MOST_STEPS = 10, 10, 100
 """What the page lets a visitor ask for at most."""
+
+
+def short_name(name: str) -> str:
+    """The last part of a folder's path or of a Hub name."""
+    return PurePath(name).name or name
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class ShownCaptioner:
         model, processor = load_captioners([name], device, dtype, trust_remote_code)
         if isinstance(family_of(model), CaptionerFamily) and model.config.features_only:
             use_detector(model, processor, detector, trust_remote_code)
-        return cls(os.path.basename(name.rstrip("/")) or name, model, processor)  # noqa: PTH119  may be of the Hub
+        return cls(short_name(name), model, processor)
 
     @property
     def of_this_package(self) -> bool:

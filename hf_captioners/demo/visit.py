@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from ..modeling.processing_captioner import is_captioner_processor
 from ..reports.region_images import draw_best
 from .denoising import denoising_steps
 from .example_folder import ExampleFolder
-from .shown_captioner import Decoding, ShownCaptioner
+from .shown_captioner import Decoding, ShownCaptioner, short_name
 from .word_maps import WordMaps, word_maps
 
 CANDIDATE_HEAD = ("caption", "log p, nats")
-STEP_HEAD = ("stage", "step", "sentence")
+STEP_HEAD = ("stage", "steps", "sentence")
 OWN_RULE = "its own"
 
 
@@ -69,16 +70,18 @@ class Exhibition:
             device, dtype, trust_remote_code, detector: see `ShownCaptioner.from_pretrained`.
 
         Raises:
-            ValueError: there is no such captioner, detector or folder.
+            ValueError: there is no such captioner, detector or folder; a detector that no captioner uses.
         """
         folder = None if examples is None else ExampleFolder(examples)
         captioners, detectors = [], {}
         for name in names:
             if model_type_of(name) in DETECTORS:
-                detectors[name] = RegionDetector.from_pretrained(name, device, trust_remote_code)
+                detectors[short_name(name)] = RegionDetector.from_pretrained(name, device, trust_remote_code)
             else:
                 shown = ShownCaptioner.from_pretrained(name, device, dtype, trust_remote_code, detector)
                 captioners.append(shown)
+        if detector is not None and not any(_detector_of(one) for one in captioners):
+            raise ValueError(f"--detector {detector} is for captioners that read regions; none of these does")
         return cls(captioners, detectors, folder)
 
     @property
@@ -170,9 +173,13 @@ def maps_of_words(
 def step_rows(
     captioner: ShownCaptioner, image: Image.Image, decoding: Decoding, sentence: str | None = None
 ) -> list[list[Any]]:
-    """Rows of `STEP_HEAD` about a sentence that becomes clear; see [`denoising_steps`]."""
+    """Rows of `STEP_HEAD` about a sentence that becomes clear; those of steps without change are one."""
     steps = denoising_steps(captioner, image, decoding, sentence)
-    return [[step.stage, step.step, step.sentence] for step in steps]
+    rows = []
+    for (stage, said), same in groupby(steps, lambda step: (step.stage, step.sentence)):
+        numbers = [step.step for step in same]
+        rows.append([stage, f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]), said])
+    return rows
 
 
 def drawn_regions(detector: RegionDetector, image: Image.Image) -> tuple[Image.Image, str]:

@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer()
         elif parts[0] == "api":
             self.api(parts[1:], body)
-        elif (parts := parts[1:] if parts[0] == "datasets" else parts)[1].endswith(".git"):
+        elif (parts := parts[1:] if parts[0] in ("datasets", "spaces") else parts)[1].endswith(".git"):
             self.batch(json.loads(body))
         elif len(parts) > 4 and parts[2] == "resolve":
             self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -135,7 +136,12 @@ def test_a_sentence_becomes_clear(captioners, image):
     # the last step of the paper's sampler ends where the network expects
     written = captioner.write(image, Decoding(candidates=1, steps=4)).candidates[0]
     assert steps[-1].sentence == written.caption
-    assert step_rows(captioner, image, Decoding(steps=2))[1][:2] == [1, 2]
+    rows = step_rows(captioner, image, Decoding(steps=4))
+    numbers = [tuple(map(int, steps.split("-"))) for _, steps, _ in rows]
+    shown = {step: said for (_, _, said), around in zip(rows, numbers, strict=True)
+             for step in range(around[0], around[-1] + 1)}  # fmt: skip
+    assert shown == {step.step: step.sentence for step in steps}
+    assert all(one[2] != other[2] for one, other in pairwise(rows))
     with pytest.raises(ValueError, match="satic writes word by word"):
         denoising_steps(captioners["satic"], image, Decoding())
 

@@ -139,6 +139,7 @@ class Journey:
     pushed: dict[str, list]
     proposed: list
     trained: list
+    space: list
     refused: list[list]
     with_package: dict[str, str]
     without_package: dict[str, str]
@@ -153,6 +154,7 @@ def journey(folders, tmp_path_factory) -> Journey:
     asked.append([login, ["push", str(folders["satic"]), "me/satic", "--create-pr", "--licence", "mit"]])
     recipe = write_recipe(above, "xe", **XE, **tiny_world(above / "world"), push_to_hub=True, hub_model_id="me/trained")
     asked.append([login, ["train", "xe", "--config", str(recipe), "--eval_strategy", "no"]])
+    asked.append([login, ["push", "me/satic", "me/page", "--space"]])
     words = ["push", str(folders["satic"])]
     refused = [[{} if token is None else {"HF_TOKEN": token}, [*words, name]] for token, name, _ in REFUSALS]
     refused[-2][1].append("--create-pr")
@@ -169,8 +171,8 @@ def journey(folders, tmp_path_factory) -> Journey:
         env = hub.environment(tmp_path_factory.mktemp("other_home"))
         without_package = client(alone, json.dumps(second), env=env, cwd=above)
     pushed = {kind: said[2 * index : 2 * index + 2] for index, kind in enumerate(KINDS)}
-    proposed, trained, *refused = said[2 * len(KINDS) :]
-    return Journey(hub, pushed, proposed, trained, refused, with_package, without_package)
+    proposed, trained, space, *refused = said[2 * len(KINDS) :]
+    return Journey(hub, pushed, proposed, trained, space, refused, with_package, without_package)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +222,14 @@ def test_a_pull_request(journey):
     assert b"license: mit" in repository.commits[repository.refs["refs/pr/1"]]["README.md"]
 
 
+def test_a_space(journey):
+    status, _, err = journey.space
+    repository = journey.hub.repositories["me/page"]
+    assert (status, len(repository.commits)) == (0, 2), err
+    assert {"app.py", "requirements.txt", "README.md", "hf_captioners/demo/page.py"} <= repository.files().keys()
+    assert ("POST", "/api/spaces/me/page/commit/main") in journey.hub.requests
+
+
 def test_a_training_pushes_its_captioner_as_one_commit(journey, folders):
     assert journey.trained[0] == 0, journey.trained[2]
     repository = journey.hub.repositories["me/trained"]
@@ -251,4 +261,4 @@ def test_refusals_are_a_line(journey):
     for (token, _, message), (status, out, err) in zip(REFUSALS, journey.refused, strict=True):
         assert status == 2 and not out and message in err and err.startswith("hf-captioners push: error: "), err
         assert err.count("\n") == 1 and (token is None or token not in err)
-    assert set(journey.hub.repositories) == {f"me/{kind}" for kind in (*KINDS, "trained")}
+    assert set(journey.hub.repositories) == {f"me/{kind}" for kind in (*KINDS, "trained", "page")}
