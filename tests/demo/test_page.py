@@ -28,7 +28,7 @@ def place(tmp_path_factory) -> Path:
     Image.effect_mandelbrot((60, 40), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(folder / "picture.png")
     shutil.copy(folder / "picture.png", folder / "examples" / "one.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing of a picture")
-    (folder / "secret.txt").write_text("secret")
+    (folder / "secret.txt").write_text("hidden words")
     return folder
 
 
@@ -126,7 +126,7 @@ def test_no_file_of_the_machine_can_be_read(address, place):
     assert address.startswith("http://127.0.0.1:")
     for path in (place / "secret.txt", place / "examples/one.png", Path("/etc/hostname")):
         status, content = get(f"{address}gradio_api/file={path}")
-        assert status in (403, 404) and b"secret" not in content, path
+        assert status in (403, 404) and b"hidden words" not in content, path
     for given in (str(place / "picture.png"), "/etc/hostname"):
         settings = [3, 3, False, 1.0, 0, "its own"]
         data = [{"path": given, "meta": {"_type": "gradio.FileData"}}, *settings]
