@@ -2,9 +2,10 @@
 
     python benchmarks/bench_any_captioner.py --threads 1
 
-Prints one Markdown table; every ratio is of two times of this one run, taken in turns, the best of `--repeats` each.
+Prints one Markdown table; every ratio is of two times of this one run, taken in turns, the best of `--repeats` each: of
+processor time, so that other work on the machine counts less, on a GPU of the clock's.
 
-- *caption*: `model.generate(pixel_values)`, and the family's `caption` of the same images, with as many tokens.
+- *caption*: `model.generate` of prepared images, and the family's `caption` of the same, with as many tokens.
 - *scst*: the candidates of each image and one pass with gradient over them. As transformers documents it, `generate`
   with `num_return_sequences`, and the model's forward pass with the pixels repeated for every candidate; here the
   frozen vision tower runs once per image.
@@ -23,9 +24,13 @@ import transformers
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
     GitConfig,
     GitForCausalLM,
     GPT2Config,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -64,6 +69,34 @@ def vit_gpt2(args: argparse.Namespace) -> Any:
     return model
 
 
+def florence2(args: argparse.Namespace) -> Any:
+    """`florence-community/Florence-2-base`, unless the sizes are others."""
+    width = args.width or 768
+    text = {"model_type": "bart", "vocab_size": 51289, "d_model": width, "max_position_embeddings": 1024}
+    text |= {"encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width, "forced_eos_token_id": None}
+    text |= {f"{side}_layers": 6 if args.width is None else 1 for side in ("encoder", "decoder")}
+    text |= {f"{side}_attention_heads": 12 if args.width is None else 2 for side in ("encoder", "decoder")}
+    small = {"embed_dim": [8, 8], "depths": [1, 1], "num_heads": [2, 2], "num_groups": [2, 2], "patch_size": [7, 3]}
+    small |= {"patch_stride": [4, 2], "patch_padding": [3, 1], "patch_prenorm": [False, True], "window_size": 2}
+    vision = {"projection_dim": width, **({} if args.width is None else small)}
+    config: Any = Florence2Config(text_config=text, vision_config=vision, image_token_id=51288)
+    return Florence2ForConditionalGeneration(config)
+
+
+def smolvlm(args: argparse.Namespace) -> Any:
+    """`HuggingFaceTB/SmolVLM-256M-Instruct` with one crop of an image, unless the sizes are others."""
+    sizes = _sizes(args)
+    text = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    text |= {"model_type": "llama", "vocab_size": 49280, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+    text |= {**sizes, **({"num_key_value_heads": 2} if sizes else {})}
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    vision |= {**sizes, "patch_size": 16 if args.width is None else 4, "image_size": args.image_size or 512}
+    config: Any = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=4, image_token_id=49190)
+    model: Any = SmolVLMForConditionalGeneration(config)
+    model.generation_config.update(eos_token_id=2, pad_token_id=2)
+    return model
+
+
 def _sizes(args: argparse.Namespace) -> dict[str, Any]:
     if args.width is None:
         return {}
@@ -75,26 +108,66 @@ def _sizes(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-MODELS: dict[str, Callable[[argparse.Namespace], Any]] = {"blip": blip, "git": git, "vit-gpt2": vit_gpt2}
+MODELS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "blip": blip, "git": git, "vit-gpt2": vit_gpt2, "florence-2": florence2, "smolvlm": smolvlm
+}  # fmt: skip
+NUM_WORDS = 16  # of a prompt
 
 
-def forward_loss(model: Any, pixels: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
-    """The loss of captions as transformers documents it, with the pixels of each."""
+def inputs_of(model: Any, args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Prepared images, and prompts of models that have one."""
+    if isinstance(model, Florence2ForConditionalGeneration):
+        side, stride = args.image_size or 768, 1
+        for one in model.config.vision_config.patch_stride:
+            stride *= one
+        return {
+            "pixel_values": torch.randn(args.images, 3, side, side),
+            **_prompt(model, args, (side // stride) ** 2 + 1),
+        }
+    if isinstance(model, SmolVLMForConditionalGeneration):
+        vision, scale = model.config.vision_config, model.config.scale_factor
+        shape = args.images, 1, vision.image_size, vision.image_size
+        pixels = torch.randn(*shape[:2], 3, *shape[2:])
+        number = (vision.image_size // vision.patch_size // scale) ** 2
+        return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(shape), **_prompt(model, args, number)}
+    pair = isinstance(model, VisionEncoderDecoderModel)
+    side = model.config.encoder.image_size if pair else model.config.vision_config.image_size
+    return {"pixel_values": torch.randn(args.images, 3, side, side)}
+
+
+def _prompt(model: Any, args: argparse.Namespace, image_tokens: int) -> dict[str, torch.Tensor]:
+    """Places of images and words behind them."""
+    ids = torch.full((args.images, image_tokens + NUM_WORDS), model.config.image_token_id)
+    ids[:, image_tokens:] = torch.arange(100, 100 + NUM_WORDS)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def forward_loss(model: Any, inputs: dict[str, torch.Tensor], sequences: torch.Tensor) -> torch.Tensor:
+    """The loss of captions as transformers documents it, with the inputs of each."""
     if isinstance(model, VisionEncoderDecoderModel):
-        return model(pixel_values=pixels, decoder_input_ids=sequences[:, :-1], labels=sequences[:, 1:]).loss
-    return model(pixel_values=pixels, input_ids=sequences, labels=sequences).loss
+        return model(**inputs, decoder_input_ids=sequences[:, :-1], labels=sequences[:, 1:]).loss
+    if isinstance(model, Florence2ForConditionalGeneration):
+        return model(**inputs, labels=sequences[:, 1:].contiguous()).loss
+    labels, inputs = sequences.clone(), {**inputs, "input_ids": sequences}
+    if "attention_mask" in inputs:  # of a prompt, which is not counted
+        labels[:, : inputs["attention_mask"].shape[1]] = -100
+        inputs["attention_mask"] = torch.ones_like(sequences)
+    return model(**inputs, labels=labels).loss
 
 
-def runs_of(model: Any, pixels: torch.Tensor, args: argparse.Namespace) -> dict[str, tuple[Callable, Callable]]:
+def runs_of(
+    model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace
+) -> dict[str, tuple[Callable, Callable]]:
     """The calls that are timed: by name, transformers' way and ours."""
-    family, inputs = family_of(model), {"pixel_values": pixels}
+    family = family_of(model)
     length = {"min_new_tokens": args.tokens, "max_new_tokens": args.tokens}
     sampled = {**length, "do_sample": True, "num_return_sequences": args.candidates}
 
     def theirs() -> None:
         with torch.no_grad():
-            sequences = model.generate(pixel_values=pixels, **sampled)
-        forward_loss(model, pixels.repeat_interleave(args.candidates, dim=0), sequences).backward()
+            sequences = model.generate(**inputs, **sampled)
+        every = {name: value.repeat_interleave(args.candidates, dim=0) for name, value in inputs.items()}
+        forward_loss(model, every, sequences).backward()
         model.zero_grad()
 
     def ours() -> None:
@@ -108,10 +181,18 @@ def runs_of(model: Any, pixels: torch.Tensor, args: argparse.Namespace) -> dict[
     for beams in (1, args.num_beams):
         options = {**length, "num_beams": beams, "do_sample": False}
         runs[f"caption, {beams} beams" if beams > 1 else "caption, greedy"] = (
-            lambda options=options: model.generate(pixel_values=pixels, **options),
+            lambda options=options: model.generate(**inputs, **options),
             lambda options=options: family.caption(model, inputs, **options),
         )
     return {**runs, f"scst, {args.candidates} candidates": (theirs, ours)}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, of the processor or, when all work is done, of the clock."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def in_turns(repeats: int, runs: tuple[Callable, Callable], device: torch.device) -> list[float]:
@@ -119,14 +200,10 @@ def in_turns(repeats: int, runs: tuple[Callable, Callable], device: torch.device
     best = [float("inf"), float("inf")]
     for repeat in range(repeats + 1):
         for place, run in enumerate(runs):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = now(device)
             run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
             if repeat:
-                best[place] = min(best[place], time.perf_counter() - start)
+                best[place] = min(best[place], now(device) - start)
     return best
 
 
@@ -153,11 +230,10 @@ def main() -> None:
         torch.manual_seed(0)
         model = MODELS[name](args).eval().to(device)
         family_of(model).freeze_backbone(model, "none")
-        size = model.config.encoder.image_size if name == "vit-gpt2" else model.config.vision_config.image_size
-        pixels = torch.randn(args.images, 3, size, size, device=device)
-        for part, runs in runs_of(model, pixels, args).items():
+        inputs = {key: value.to(device) for key, value in inputs_of(model, args).items()}
+        for part, runs in runs_of(model, inputs, args).items():
             theirs, ours = in_turns(args.repeats, runs, device)
-            print(f"| {name} | {part} | {theirs:.3f} | {ours:.3f} | {ours / theirs:.2f} |")
+            print(f"| {name} | {part} | {theirs:.3f} | {ours:.3f} | {ours / theirs:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
