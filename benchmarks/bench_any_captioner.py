@@ -72,11 +72,23 @@ def vit_gpt2(args: argparse.Namespace) -> Any:
 def florence2(args: argparse.Namespace) -> Any:
     """`florence-community/Florence-2-base`, unless the sizes are others."""
     width = args.width or 768
-    text = {"model_type": "bart", "vocab_size": 51289, "d_model": width, "max_position_embeddings": 1024}
-    text |= {"encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width, "forced_eos_token_id": None}
+    text: dict[str, Any] = {
+        "model_type": "bart",
+        "vocab_size": 51289,
+        "d_model": width,
+        "max_position_embeddings": 1024,
+    }
+    text |= {"encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width}
+    text |= {"max_position_embeddings": 1024, "forced_eos_token_id": None}
     text |= {f"{side}_layers": 6 if args.width is None else 1 for side in ("encoder", "decoder")}
     text |= {f"{side}_attention_heads": 12 if args.width is None else 2 for side in ("encoder", "decoder")}
-    small = {"embed_dim": [8, 8], "depths": [1, 1], "num_heads": [2, 2], "num_groups": [2, 2], "patch_size": [7, 3]}
+    small: dict[str, Any] = {
+        "embed_dim": [8, 8],
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "num_groups": [2, 2],
+        "patch_size": [7, 3],
+    }
     small |= {"patch_stride": [4, 2], "patch_padding": [3, 1], "patch_prenorm": [False, True], "window_size": 2}
     vision = {"projection_dim": width, **({} if args.width is None else small)}
     config: Any = Florence2Config(text_config=text, vision_config=vision, image_token_id=51288)
@@ -86,7 +98,12 @@ def florence2(args: argparse.Namespace) -> Any:
 def smolvlm(args: argparse.Namespace) -> Any:
     """`HuggingFaceTB/SmolVLM-256M-Instruct` with one crop of an image, unless the sizes are others."""
     sizes = _sizes(args)
-    text = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    text: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+    }
     text |= {"model_type": "llama", "vocab_size": 49280, "num_key_value_heads": 3, "max_position_embeddings": 8192}
     text |= {**sizes, **({"num_key_value_heads": 2} if sizes else {})}
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -116,22 +133,23 @@ NUM_WORDS = 16  # of a prompt
 
 def inputs_of(model: Any, args: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Prepared images, and prompts of models that have one."""
+    config: Any = model.config
     if isinstance(model, Florence2ForConditionalGeneration):
         side, stride = args.image_size or 768, 1
-        for one in model.config.vision_config.patch_stride:
+        for one in config.vision_config.patch_stride:
             stride *= one
         return {
             "pixel_values": torch.randn(args.images, 3, side, side),
             **_prompt(model, args, (side // stride) ** 2 + 1),
         }
     if isinstance(model, SmolVLMForConditionalGeneration):
-        vision, scale = model.config.vision_config, model.config.scale_factor
+        vision, scale = config.vision_config, config.scale_factor
         shape = args.images, 1, vision.image_size, vision.image_size
         pixels = torch.randn(*shape[:2], 3, *shape[2:])
         number = (vision.image_size // vision.patch_size // scale) ** 2
         return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(shape), **_prompt(model, args, number)}
     pair = isinstance(model, VisionEncoderDecoderModel)
-    side = model.config.encoder.image_size if pair else model.config.vision_config.image_size
+    side = config.encoder.image_size if pair else config.vision_config.image_size
     return {"pixel_values": torch.randn(args.images, 3, side, side)}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from transformers import ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import is_torchvision_available
@@ -67,6 +68,9 @@ def images_alone(processor_class: Any) -> Any:
         def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
             place = processor_class.get_attributes().index(VIDEOS)
             return super().from_args_and_dict([*args[:place], None, *args[place:]], processor_dict, **kwargs)
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+            return ProcessorMixin.apply_chat_template(self, *args, **kwargs)  # some ask the video processor for numbers
 
         def to_dict(self) -> dict[str, Any]:
             videos = {VIDEOS: copy.deepcopy(self.video_settings)} if self.video_settings else {}

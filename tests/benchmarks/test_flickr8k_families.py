@@ -80,5 +80,6 @@ def test_before_and_after(module, data, tmp_path, monkeypatch, capsys):
         sum(line.startswith("| vit_gpt2 | ") and (" | XE | 1 | " in line or " | SCST | 1 | " in line) for line in lines)
         == 2
     )
+    assert "not counted" not in text
     assert any(line.startswith("Signature: `metrics:bleu+meteor+cider_d+diversity|") for line in lines)
     assert sum("jpg" in line or "png" in line for line in lines) == 3
