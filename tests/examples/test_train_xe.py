@@ -47,6 +47,10 @@ def test_a_blip_from_pictures_to_rewards(tmp_path, capfd):
     assert main(["caption", images, "--model", str(tmp_path / "xe"), "--max-new-tokens", "5"]) == 0
     captions = [json.loads(line)["caption"] for line in capfd.readouterr().out.splitlines()]
     assert len(captions) == 11 and not any("[" in one or one.startswith("photo of") for one in captions)
+    scored = ["--split", "test", "--metrics", "bleu", "--max-new-tokens", "5", "--json"]
+    references = ["--dataset", str(data["annotations"]), "--image-root", images]
+    assert main(["evaluate", "--model", str(tmp_path / "xe"), *references, *scored]) == 0
+    assert "bleu_4" in capfd.readouterr().out
     scst = runpy.run_path(str(EXAMPLES / "train_scst.py"))["main"]
     adapters = ["--lora_rank", "2", "--lora_target_modules", "query", "value"]
     rest = {"rewards": "cider_d", "num_generations": 3, "max_completion_length": 6, "candidate_strategy": "sample"}
