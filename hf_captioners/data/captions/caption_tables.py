@@ -12,6 +12,7 @@ import re
 import reprlib
 from collections.abc import Iterator
 
+from ..bad_rows import BadRows
 from .metadata_files import Records, Row
 from .records import CaptionFileError, Located, has_word
 
@@ -44,12 +45,13 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield f"line {number}", line.rstrip("\r")
 
 
-def token_records(path: str, text: str) -> Records:
+def token_records(path: str, text: str, bad_rows: BadRows | None = None) -> Records:
     """The records of a token file.
 
     Args:
         path (`str`): the file, for messages.
         text (`str`): its text.
+        bad_rows ([`BadRows`], *optional*): gets lines that cannot be used; by default the first is an error.
 
     Returns:
         [`Records`]
@@ -66,22 +68,25 @@ def token_records(path: str, text: str) -> Records:
 
     ```
     """
-    return _matched(path, _lines(text), _TOKEN, "NAME#NUMBER, a tab and a caption")
+    return _matched(path, _lines(text), _TOKEN, "NAME#NUMBER, a tab and a caption", bad_rows or BadRows())
 
 
-def bar_records(path: str, text: str) -> Records:
+def bar_records(path: str, text: str, bad_rows: BadRows | None = None) -> Records:
     """The records of Kaggle's Flickr30k; arguments and errors are those of [`token_records`]."""
     rows = _lines(text)
     next(rows)  # the names
-    return _matched(path, rows, _BAR_ROW, "NAME| NUMBER| CAPTION")
+    return _matched(path, rows, _BAR_ROW, "NAME| NUMBER| CAPTION", bad_rows or BadRows())
 
 
-def _matched(path: str, lines: Iterator[tuple[str, str]], pattern: re.Pattern[str], expected: str) -> Records:
+def _matched(
+    path: str, lines: Iterator[tuple[str, str]], pattern: re.Pattern[str], expected: str, bad_rows: BadRows
+) -> Records:
     located: list[Located] = []
     for where, line in lines:
         match = pattern.fullmatch(line)
         if match is None:
-            raise CaptionFileError(f"{path}: {where}: is {reprlib.repr(line)}, expected {expected}")
+            bad_rows.add(CaptionFileError(f"{path}: {where}: is {reprlib.repr(line)}, expected {expected}"))
+            continue
         located.append((where, {"file_name": match[1].strip(), "caption": match[2].strip()}))
     return Records(path, located)
 
@@ -102,12 +107,13 @@ def _url_row(line: str, columns: tuple[int, int]) -> tuple[str, str] | None:
     return (caption, url) if _URL.fullmatch(url) else None
 
 
-def url_rows(path: str, text: str) -> list[Row]:
+def url_rows(path: str, text: str, bad_rows: BadRows | None = None) -> list[Row]:
     """The rows of a table of URLs, captions of one URL together.
 
     Args:
         path (`str`): the file, for messages.
         text (`str`): its text.
+        bad_rows ([`BadRows`], *optional*): gets lines that cannot be used; by default they are one error.
 
     Returns:
         `list[dict]`: with `image_id` and `file_name`, both the URL, and `captions`.
@@ -138,7 +144,10 @@ def url_rows(path: str, text: str) -> list[Row]:
         else:
             caption, url = found
             rows.setdefault(url, {"image_id": url, "file_name": url, "captions": []})["captions"].append(caption)
-    if problems:
+    if bad_rows is not None and bad_rows.skips:
+        for problem in problems:
+            bad_rows.add(CaptionFileError(f"{path}: {problem}"))
+    elif problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CaptionFileError(f"{path}: {len(problems)} lines cannot be used: {'; '.join(problems[:_SHOWN])}{more}")
     if not rows:

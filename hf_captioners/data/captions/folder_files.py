@@ -129,11 +129,11 @@ class _Place:
         self.metadata = self.folder / found[0] if found else None
         self.own = "" if self.split is None else _stem(self.shown)
 
-    def records(self) -> Records:
+    def records(self, bad_rows: BadRows) -> Records:
         """The captions of its pictures."""
         if self.metadata is None:
-            return read_sidecars(self.folder, files_below(self.folder), self.shown)
-        return read_metadata(self.metadata, self.shown / self.metadata.name)
+            return read_sidecars(self.folder, files_below(self.folder), self.shown, bad_rows)
+        return read_metadata(self.metadata, self.shown / self.metadata.name, bad_rows)
 
 
 def _stem(path: Path) -> str:
@@ -195,7 +195,7 @@ def _splits(root: Path, shown: Path, names: list[str]) -> dict[str, str]:
 
 
 def _read_place(place: _Place, bad_rows: BadRows) -> list[Row]:
-    records = place.records()
+    records = place.records(bad_rows)
     rows = merged_rows(records, bad_rows)
     images = FolderImages(place.folder, place.own, place.archives)
     metadata = records.source

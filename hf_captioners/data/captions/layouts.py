@@ -176,9 +176,9 @@ def read_annotations(path: _Path, split: str | None = None, bad_rows: BadRows | 
 
 def _rows(name: str, layout: str, content: Any, bad_rows: BadRows) -> list[Row]:
     if layout == URLS:
-        return caption_tables.url_rows(name, content)
+        return caption_tables.url_rows(name, content, bad_rows)
     if layout in (TOKENS, BARS, CSV, PARQUET):
-        rows = merged_rows(_table(name, layout, content), bad_rows)
+        rows = merged_rows(_table(name, layout, content, bad_rows), bad_rows)
         for row in rows:
             row.setdefault("image_id", id_of(row["file_name"], "field 'file_name'"))
         unify_ids(rows)
@@ -193,13 +193,13 @@ def _rows(name: str, layout: str, content: Any, bad_rows: BadRows) -> list[Row]:
     return [{"image_id": image_id, "file_name": file, "captions": captions} for image_id, file, captions in entries]
 
 
-def _table(name: str, layout: str, content: Any) -> Records:
+def _table(name: str, layout: str, content: Any, bad_rows: BadRows) -> Records:
     if layout == TOKENS:
-        return caption_tables.token_records(name, content)
+        return caption_tables.token_records(name, content, bad_rows)
     if layout == BARS:
-        return caption_tables.bar_records(name, content)
+        return caption_tables.bar_records(name, content, bad_rows)
     if layout == CSV:
-        return Records(name, list(csv_records(name, content)), are_text=True)
+        return Records(name, list(csv_records(name, content, bad_rows)), are_text=True)
     return Records(name, parquet_records(name), unit="rows")
 
 

@@ -56,12 +56,14 @@ class Records:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_metadata(path: Path, shown: _Path | None = None) -> Records:
+def read_metadata(path: Path, shown: _Path | None = None, bad_rows: BadRows | None = None) -> Records:
     """The records of a metadata file.
 
     Args:
         path (`Path`): JSONL, JSON, CSV or Parquet, by its suffix.
         shown (`str` or `os.PathLike`, *optional*): name of the file in messages.
+        bad_rows ([`BadRows`], *optional*): gets lines of a table with too few or too many fields; by default the first
+            is an error.
 
     Returns:
         [`Records`]
@@ -72,19 +74,20 @@ def read_metadata(path: Path, shown: _Path | None = None) -> Records:
     """
     source = os.fspath(path if shown is None else shown)
     if path.suffix == ".csv":
-        return Records(source, list(csv_records(path, read_text(path))), are_text=True)
+        return Records(source, list(csv_records(source, read_text(path), bad_rows)), are_text=True)
     if path.suffix == ".parquet":
         return Records(source, parquet_records(path), unit="rows")
     content = read_content(path)
     return Records(source, content if isinstance(content, list) else [("line 1", content)])
 
 
-def csv_records(path: _Path, text: str) -> Iterator[Located]:
+def csv_records(path: _Path, text: str, bad_rows: BadRows | None = None) -> Iterator[Located]:
     """The records of a table of text whose first line has the names; between them a comma, semicolon, tab or bar.
 
     Args:
         path (`str` or `os.PathLike`): for messages.
         text (`str`): the table.
+        bad_rows ([`BadRows`], *optional*): gets lines that have not as many fields as the first one.
 
     Raises:
         CaptionFileError: a line has not as many fields as the first one, or is no CSV.
@@ -95,10 +98,10 @@ def csv_records(path: _Path, text: str) -> Iterator[Located]:
         for record in reader:
             where = f"line {reader.line_num}"
             if None in record or None in record.values():
-                raise CaptionFileError(
-                    f"{path}: {where}: has not the {len(reader.fieldnames or ())} fields of the first line"
-                )
-            yield where, record
+                wrong = f"{path}: {where}: has not the {len(reader.fieldnames or ())} fields of the first line"
+                (bad_rows or BadRows()).add(CaptionFileError(wrong))
+            else:
+                yield where, record
     except csv.Error as error:  # the record begins behind the last line that was read
         raise CaptionFileError(f"{path}: line {reader.line_num + 1}: not CSV: {error}") from error
 
@@ -156,13 +159,14 @@ def sidecar_names(names: Iterable[str]) -> dict[str, list[str]]:
     return {name: images[stem] for name, stem in texts.items() if stem in images}
 
 
-def read_sidecars(folder: Path, names: Iterable[str], shown: _Path) -> Records:
+def read_sidecars(folder: Path, names: Iterable[str], shown: _Path, bad_rows: BadRows | None = None) -> Records:
     """The captions of the text files beside pictures.
 
     Args:
         folder (`Path`): where the files are.
         names (`Iterable[str]`): of all files in it.
         shown (`str` or `os.PathLike`): name of the folder in messages.
+        bad_rows ([`BadRows`], *optional*): gets text files that cannot be used; by default the first is an error.
 
     Returns:
         [`Records`]: in the order of the names.
@@ -172,9 +176,14 @@ def read_sidecars(folder: Path, names: Iterable[str], shown: _Path) -> Records:
     """
     located: list[Located] = []
     for name, images in sidecar_names(names).items():
-        if len(images) > 1:
-            raise CaptionFileError(f"{shown}: {name} belongs to {' and '.join(images)}, expected one picture")
-        located.append((name, {"file_name": images[0], "captions": caption_lines(read_text(folder / name))}))
+        try:
+            if len(images) > 1:
+                raise CaptionFileError(f"{shown}: {name} belongs to {' and '.join(images)}, expected one picture")
+            captions = caption_lines(read_text(folder / name))
+        except CaptionFileError as error:
+            (bad_rows or BadRows()).add(error)
+        else:
+            located.append((name, {"file_name": images[0], "captions": captions}))
     return Records(os.fspath(shown), located, unit="text files")
 
 
