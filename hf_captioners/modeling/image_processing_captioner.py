@@ -103,7 +103,8 @@ def _resizes_first(image_processor: Any) -> bool:
     for backend in (PilBackend, TorchvisionBackend):
         if issubclass(cls, backend) and image_processor.do_resize:
             size = {name for name, pixels in dict(image_processor.size).items() if pixels}
-            usual = cls.resize is backend.resize and cls._preprocess is backend._preprocess
+            usual = cls.resize in (backend.resize, CaptionerImageProcessor.resize)
+            usual = usual and cls._preprocess is backend._preprocess
             return usual and size in ({"height", "width"}, {"shortest_edge"})
     return False
 
@@ -173,6 +174,13 @@ class CaptionerImageProcessor(PilBackend):
             black = black_non_rgb and image.mode != "RGB"
             image = Image.new("RGB", image.size) if black else to_rgb(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
+        """As in transformers, without making a PIL picture of one that has its size, which changes nothing."""
+        wanted = {name: pixels for name, pixels in dict(size).items() if pixels}
+        if image.dtype == np.uint8 and wanted == dict(zip(("height", "width"), image.shape[1:], strict=True)):
+            return image
+        return super().resize(image, size, *args, **kwargs)
 
     def rescale(self, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
         """As in transformers; of 8-bit pictures by a table of the 256 results, without copies in float64."""
