@@ -35,6 +35,7 @@ from hf_captioners import (
     ExpansionNetV2Config,
     ExpansionNetV2ForImageCaptioning,
     ExpansionNetV2Processor,
+    build_vocabulary,
     build_word_tokenizer,
     special_token_ids,
 )
@@ -65,7 +66,8 @@ def captioner(size: str) -> tuple[Any, Any]:
     if size == "small":
         model, processor = small_captioner(["a red circle above a blue square", "two small green stars"] * 2)
     else:
-        tokenizer = build_word_tokenizer([f"word{number}" for number in range(10_000)], model_max_length=74)
+        words = build_vocabulary([f"word{number}" for number in range(10_000)], min_count=1)
+        tokenizer = build_word_tokenizer(words, model_max_length=74)
         processor = ExpansionNetV2Processor(CaptionerImageProcessor(), tokenizer)
         config = ExpansionNetV2Config(vocab_size=len(tokenizer), **special_token_ids(tokenizer))
         model = ExpansionNetV2ForImageCaptioning(config)
