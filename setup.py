@@ -28,6 +28,7 @@ EXTRAS = {
     "h5": ["h5py>=3.11"],
     "heif": ["pillow-heif>=1.8"],
     "onnx": ["onnx>=1.20", "onnxscript>=0.7", "onnx_ir>=1.0", "onnxruntime>=1.23"],
+    "openvino": ["openvino>=2026.3", "nncf>=3.4"],
     "plot": ["matplotlib>=3.9"],
     "demo": ["gradio>=6,<7", "pillow>=12,<13"],
     "ray": ["ray[data]>=2.60"],

@@ -1,15 +1,18 @@
 """Exported captioners against torch: the same captions, their score, and time.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_export.py runs/expansionnet_v2 runs/satic \\
-        --annotations flickr8k_mini/dataset_flickr8k.json --image-root flickr8k_mini/images
+        --annotations flickr8k_mini/dataset_karpathy.json --image-root flickr8k_mini/images
 
-Each captioner is exported to ONNX in float32 and with 8-bit weights, and captions the pictures one by one, in turn with
-torch in float32. Times are CPU seconds of this process, so that other work on the machine counts little.
+Each captioner is exported to ONNX in float32 and with 8-bit weights, with `--formats onnx openvino` to OpenVINO too,
+and captions the pictures one by one, as torch in float32 does. Times are CPU seconds of this process, so that other
+work on the machine counts little; a format's ratio is torch's time divided by its own, of the encoder and of everything
+behind the opened picture, with the captioner's own decoding.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -18,11 +21,13 @@ from typing import Any
 import torch
 
 from hf_captioners.data.captions.karpathy import load_karpathy
-from hf_captioners.export import ExportedCaptioner, export_captioner
+from hf_captioners.export import ExportedCaptioner
+from hf_captioners.export.planning import plan_export
+from hf_captioners.export.writing import FORMATS, write_export
 from hf_captioners.inference.loading import load_captioners
 from hf_captioners.metrics.cider.cider import cider_d
 
-WAYS = {"onnx float32": False, "onnx int8": True}
+PRECISIONS = {"float32": False, "int8": True}
 
 
 def parse() -> argparse.Namespace:
@@ -33,9 +38,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-root", required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first pictures")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
     return parser.parse_args()
 
 
+@torch.inference_mode()
 def caption(model: Any, processor: Any, rows: Any) -> tuple[list[str], dict[str, float]]:
     """Captions of pictures, one after the other, and milliseconds per picture: of all, and of the encoder alone."""
     captions, seconds = [], {"encoder": 0.0, "all": 0.0}
@@ -50,16 +57,18 @@ def caption(model: Any, processor: Any, rows: Any) -> tuple[list[str], dict[str,
     return captions, {name: 1000 * value / len(captions) for name, value in seconds.items()}
 
 
-def measure(name: str, rows: Any) -> list[list[str]]:
+def measure(name: str, rows: Any, formats: list[str]) -> list[list[str]]:
     """The rows of the table of one captioner."""
     model, processor = load_captioners([name], "cpu", "float32")
     references = [row["captions"] for row in rows]
     results = {"torch float32": caption(model, processor, rows)}
     with tempfile.TemporaryDirectory() as folder:
-        for way, int8 in WAYS.items():
-            out = Path(folder) / way.replace(" ", "_")
-            export_captioner(model, processor, out, int8=int8)
-            results[way] = caption(ExportedCaptioner.from_pretrained(out), processor, rows)
+        plan = plan_export(model, processor, "features" if model.config.features_only else "pixels")
+        for export_format, precision in itertools.product(formats, PRECISIONS):
+            out = Path(folder) / f"{export_format}_{precision}"
+            write_export(plan, out, export_format, PRECISIONS[precision])
+            exported = ExportedCaptioner.from_pretrained(out)
+            results[f"{export_format} {precision}"] = caption(exported, processor, rows)
     first, times = results["torch float32"]
     table = []
     for way, (captions, milliseconds) in results.items():
@@ -78,7 +87,7 @@ def main() -> None:
     columns = ["captioner", "way", "same captions", "CIDEr-D", "ms a caption", "encoder: times as fast", "all"]
     print("|", " | ".join(columns), "|\n|" + "---|" * len(columns))
     for name in args.models:
-        for cells in measure(name, rows):
+        for cells in measure(name, rows, args.formats):
             print("|", " | ".join(cells), "|", flush=True)
 
 

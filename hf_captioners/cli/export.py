@@ -1,7 +1,7 @@
-"""`hf-captioners export`: a captioner for ONNX Runtime, as a folder that captions like the captioner's own.
+"""`hf-captioners export`: a captioner for ONNX Runtime or OpenVINO, as a folder that captions like the captioner's own.
 
-stdout has one JSON line: `{"out_dir", "encoder_bytes", "decoder_bytes"}`. Exit status 0, or 2 if the captioner cannot
-be exported.
+stdout has one JSON line: `{"out_dir", "encoder_bytes", "decoder_bytes"}` and the bytes of other graphs. Exit status
+0, or 2 if the captioner cannot be exported.
 """
 
 import argparse
@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 
 from .common import add_trust_option, mistakes
+from .export_quality import add_quality_options, quality_check, rows_to_compare
 
-FORMATS = ("onnx",)
-INPUTS = ("pixels", "features")  # of export.writing, which is too much for `--help`
+FORMATS = ("onnx", "openvino")  # these three as in export.writing, which is too much for `--help`
+INPUTS = ("pixels", "features")
+FORMS = ("loop", "unrolled")
 
 _EPILOG = """\
 examples:
   hf-captioners export onnx runs/mine --out runs/mine/onnx
-  hf-captioners export onnx runs/mine --out small --int8
+  hf-captioners export onnx runs/mine --out small --int8 --annotations dataset_karpathy.json --image-root images
+  hf-captioners export onnx runs/mine --out whole --greedy-graph
+  hf-captioners export openvino runs/mine --out runs/mine/openvino
   hf-captioners caption photos/ --model runs/mine/onnx"""
 
 
@@ -26,9 +30,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add the verb and its options to the parser of `hf-captioners`."""
     parser = subparsers.add_parser(
         "export",
-        help="export a captioner to ONNX",
-        description="Export a captioner that writes word by word to ONNX: two graphs in a folder, which every verb "
-        "and pipeline() take in the place of the captioner's own, with every way of decoding.",
+        help="export a captioner to ONNX or OpenVINO",
+        description="Export a captioner to ONNX or OpenVINO: graphs in a folder, which every verb and pipeline() take "
+        "in the place of the captioner's own, with every way of decoding.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,6 +45,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--input", choices=INPUTS, help="what the graphs take: pictures, or cached features (what the captioner sees)"
     )
+    parser.add_argument(
+        "--greedy-graph",
+        nargs="?",
+        const="loop",
+        choices=FORMS,
+        help="also write greedy.onnx, one graph from pictures to words; unrolled: without an ONNX Loop",
+    )
+    add_quality_options(parser)
     add_trust_option(parser)
     parser.set_defaults(run=run)
     return parser
@@ -52,11 +64,15 @@ def run(args: argparse.Namespace) -> int:
     from .captioners import load_captioners
 
     # stdout is for the result, whatever a library has to say
-    with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr), of_extra("onnx"):
+    with mistakes(ValueError, OSError, ImportError), contextlib.redirect_stdout(sys.stderr), of_extra(args.format):
         from ..export.writing import export_captioner
 
+        rows = rows_to_compare(args)
         model, processor = load_captioners([args.model], "cpu", "float32", args.trust_remote_code)
-        report = export_captioner(model, processor, args.out, image_input=args.input, int8=args.int8)
+        report = export_captioner(
+            model, processor, args.out, args.format, image_input=args.input, int8=args.int8, greedy=args.greedy_graph,
+            accept=quality_check(rows, model, processor, args.int8 and not args.force),
+        )  # fmt: skip
     sizes = {f"{name}_bytes": count for name, count in report.num_bytes.items()}
     print(json.dumps({"out_dir": str(args.out), **sizes}))
     return 0

@@ -19,6 +19,7 @@ class Manifest:
         step (`int`): words that the decoder reads at a time.
         state (`dict[str, list[int]]`): by name, the shape of what each caption has before its first word; -1 for the
             number of captions.
+            Empty of a captioner that does not write word by word.
         starts_with_image (`bool`): whether the graph of the pictures gives the state that captions start from, and the
             scores of their first words.
     """
@@ -55,6 +56,18 @@ class Manifest:
             raise ValueError(
                 f"{path}: describes no captioner exported by `hf-captioners export` (of this version)"
             ) from error
+
+
+def export_format(path: Path) -> str:
+    """Read which runtime an export is for.
+
+    Args:
+        path (`Path`): the file, which [`Manifest.read`] has read.
+
+    Returns:
+        `str`: `"onnx"` or `"openvino"`
+    """
+    return str(json.loads(path.read_text("utf-8"))["export_format"])
 
 
 def is_exported(folder: object) -> bool:

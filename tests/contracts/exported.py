@@ -11,7 +11,7 @@ import torch
 from hf_captioners import CaptionerImageProcessor
 from hf_captioners.export import ExportedCaptioner
 from hf_captioners.export.planning import ExportPlan, plan_export
-from hf_captioners.export.writing import write_onnx
+from hf_captioners.export.writing import write_export
 
 
 def needs_onnx() -> None:
@@ -41,8 +41,11 @@ def region_features(model: Any, images: int, tokens: int) -> dict[str, torch.Ten
 class ExportedCaptionerContract:
     """Ids equal over all rules of decoding, numbers of pictures and masks, with and without a cache.
 
-    A subclass says `captioner()`, a small one of features, and may have other `rules`.
+    A subclass says `captioner()`, a small one of features, and may have other `rules`, `inputs` and `options` of the
+    export.
     """
+
+    options: dict[str, Any] = {}
 
     rules: list[dict[str, Any]] = [
         {"num_beams": 1},
@@ -56,6 +59,10 @@ class ExportedCaptionerContract:
         """A small captioner of features, in evaluation mode."""
         raise NotImplementedError
 
+    def inputs(self, model: Any, images: int, tokens: int) -> dict[str, torch.Tensor]:
+        """Inputs of `generate`."""
+        return region_features(model, images, tokens)
+
     @pytest.fixture(scope="class")
     def plan(self, request: pytest.FixtureRequest) -> ExportPlan:
         """Graphs of it, traced once."""
@@ -67,12 +74,12 @@ class ExportedCaptionerContract:
     def pair(self, plan: ExportPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
         """The captioner, and the exported one."""
         folder = tmp_path_factory.mktemp("exported") / "onnx"
-        write_onnx(plan, folder)
+        write_export(plan, folder, **self.options)
         return plan.model, ExportedCaptioner.from_pretrained(folder)
 
     @pytest.mark.parametrize(("images", "tokens"), [(1, 6), (3, 4), (2, 1)])
     def test_captions_are_the_same_ids(self, pair, images, tokens):
-        inputs = region_features(pair[0], images, tokens)
+        inputs = self.inputs(pair[0], images, tokens)
         for rule in self.rules:
             captions = []
             for model in pair:
@@ -82,7 +89,7 @@ class ExportedCaptionerContract:
             assert len(captions[0]) == images * rule.get("num_return_sequences", 1)
 
     def test_scores(self, pair):
-        inputs = region_features(pair[0], 3, 5)
+        inputs = self.inputs(pair[0], 3, 5)
         captions = pair[0].generate(**inputs, num_beams=1, max_length=10)
         log_probs = [model.sequence_log_probs(captions, **inputs) for model in pair]
         assert torch.isfinite(log_probs[1]).all()
@@ -93,13 +100,34 @@ class ExportedCaptionerContract:
 
     def test_what_it_is_not(self, pair):
         _, exported = pair
-        assert isinstance(exported, type(pair[0])) and not list(exported.parameters())
-        inputs = region_features(pair[0], 1, 3)
+        assert isinstance(exported, (type(pair[0]), ExportedCaptioner)) and not list(exported.parameters())
         with pytest.raises(ValueError, match="does not learn"):
-            exported(**inputs, labels=torch.tensor([[4, 2]]))
-        with pytest.raises(ValueError, match="output_attentions: an exported captioner has none"):
-            exported(**inputs, decoder_input_ids=torch.tensor([[1]]), output_attentions=True)
+            exported(**self.inputs(exported, 1, 3), labels=torch.tensor([[4, 2]]))
         with pytest.raises(ValueError, match="exported for features, not for pixels"):
             exported.generate(pixel_values=torch.zeros(1, 3, 32, 32))
         with pytest.raises(ValueError, match="copy its folder"):
             exported.save_pretrained("elsewhere")
+
+
+class ExportedWordsContract(ExportedCaptionerContract):
+    """What those that write word by word do besides: one graph from pictures to words."""
+
+    def test_no_attentions(self, pair):
+        inputs = self.inputs(pair[1], 1, 3)
+        with pytest.raises(ValueError, match="output_attentions: an exported captioner has none"):
+            pair[1](**inputs, decoder_input_ids=torch.tensor([[1]]), output_attentions=True)
+
+    @pytest.mark.parametrize("form", ["loop", "unrolled"])
+    def test_greedy_graph(self, plan, form, tmp_path):
+        import onnxruntime
+
+        write_export(plan, tmp_path / "out", greedy=form)
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "greedy.onnx")
+        for images, tokens in ((1, 6), (3, 4)):
+            inputs = self.inputs(plan.model, images, tokens)
+            expected = plan.model.generate(**inputs, num_beams=1)
+            found = torch.from_numpy(session.run(["sequences"], {name: x.numpy() for name, x in inputs.items()})[0])
+            if form == "unrolled":  # always as long as the longest caption may be
+                assert (found[:, expected.shape[1] :] == plan.model.config.pad_token_id).all()
+                found = found[:, : expected.shape[1]]
+            assert torch.equal(found, expected)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import tiny_clip_gpt2
-from contracts.exported import ExportedCaptionerContract, FixedSize, needs_onnx
+from contracts.exported import ExportedCaptionerContract, ExportedWordsContract, FixedSize, needs_onnx, region_features
 from contracts.tiny_scdnet import small_model
 
 from hf_captioners import (
@@ -17,6 +17,7 @@ from hf_captioners import (
     ExpansionNetV2ForImageCaptioning,
     SaticConfig,
     SaticForImageCaptioning,
+    ScdnetForImageCaptioning,
 )
 from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
 
@@ -33,27 +34,31 @@ def new_satic() -> SaticForImageCaptioning:
     return model
 
 
-class TestExpansionNetV2(ExportedCaptionerContract):
+def new_expansionnet() -> ExpansionNetV2ForImageCaptioning:
+    groups = {"encoder_expansion_groups": [4, 8], "decoder_expansion_size": 4}
+    config = ExpansionNetV2Config(**SMALL, **LAYERS, **WORDS, **groups, num_attention_heads=2, ffn_dim=16)
+    model = ExpansionNetV2ForImageCaptioning(config).eval()
+    with torch.no_grad():
+        model.vocab_linear.weight.mul_(4.0)
+    return model
+
+
+class TestExpansionNetV2(ExportedWordsContract):
     def captioner(self) -> Any:
-        groups = {"encoder_expansion_groups": [4, 8], "decoder_expansion_size": 4}
-        config = ExpansionNetV2Config(**SMALL, **LAYERS, **WORDS, **groups, num_attention_heads=2, ffn_dim=16)
-        model = ExpansionNetV2ForImageCaptioning(config).eval()
-        with torch.no_grad():
-            model.vocab_linear.weight.mul_(4.0)
-        return model
+        return new_expansionnet()
 
 
-class TestSatic(ExportedCaptionerContract):
+class TestSatic(ExportedWordsContract):
     def captioner(self) -> Any:
         return new_satic()
 
 
-class TestClipGpt2(ExportedCaptionerContract):
+class TestClipGpt2(ExportedWordsContract):
     def captioner(self) -> Any:
         return tiny_clip_gpt2.tiny_model(prefix_length=2, text_config={"n_layer": 1})
 
 
-class TestDico(ExportedCaptionerContract):
+class TestDico(ExportedWordsContract):
     def captioner(self) -> Any:
         heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
         sizes = {**heads, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_image_tokens": 12, "unk_token_id": 5}
@@ -63,9 +68,43 @@ class TestDico(ExportedCaptionerContract):
         return model
 
 
+class TestScdnetCascade(ExportedCaptionerContract):
+    rules = [
+        {},
+        {"num_return_sequences": 3},
+        {"decoding": "fast", "word_choice": "likeliest"},
+        {"cascade": "offline", "sampler": "ddim"},
+        {"do_sample": True, "num_return_sequences": 2},
+    ]
+
+    def captioner(self) -> Any:
+        first = small_model(seed=1)
+        return ScdnetForImageCaptioning.from_stages(first, small_model(seed=2, sees_previous=True))
+
+    def inputs(self, model: Any, images: int, tokens: int) -> dict[str, torch.Tensor]:
+        sentences = torch.randint(4, 20, (images, 5), generator=torch.Generator().manual_seed(images))
+        return {**region_features(model, images, tokens), "retrieved_ids": sentences}
+
+
+class TestOpenVino(ExportedCaptionerContract):
+    options = {"export_format": "openvino"}
+
+    def captioner(self) -> Any:
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+        return new_expansionnet()
+
+    def test_float32(self, pair):
+        runner = pair[1].graphs.runners["decoder"]
+        assert runner.compiled_model.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
 def test_refusals(tmp_path):
     for model, options, message in (
-        (small_model(retrieval="none"), {}, "a ScdnetForImageCaptioning cannot be exported; these captioners can: Exp"),
+        (torch.nn.Linear(1, 1), {"image_input": "features"}, "a Linear cannot be exported; these captioners can: Exp"),
+        (small_model(retrieval="none"), {"greedy": "loop"}, "writes all words at once and has no greedy graph"),
+        (new_satic(), {"greedy": "tree"}, "greedy must be one of loop, unrolled, not 'tree'"),
+        (new_satic(), {"greedy": "loop", "export_format": "openvino"}, "a greedy graph is an ONNX graph"),
+        (new_satic(), {"export_format": "coreml"}, "export_format must be one of onnx, openvino, not 'coreml'"),
         (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
         (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
         (new_satic(), {"image_input": "words"}, "image_input must be one of pixels, features, not 'words'"),
