@@ -149,15 +149,15 @@ class _Composer:
         import onnx_ir as ir
 
         self.ir, self.main, self.decoder, self.manifest, self.rule = ir, main, decoder, manifest, rule
-        self.graph, self.build = main, ir.tape.Builder(main)  # where nodes are added
+        self.graph, self.tape = main, ir.tape.Tape(main)  # where nodes are added
         self.constants: dict[tuple[Any, ...], Any] = {}
         self.weights = {name: self._register(f"decoder.{name}", value.const_value) for name, value in
                         decoder.initializers.items()}  # fmt: skip
         self.memory = {value.name: value for value in main.outputs}
         main.outputs.clear()
-        self.batch = self.build.Shape(self.memory["last_hidden_state"], start=0, end=1)  # (1,)
-        rows = self.build.Range(self._int(0), self.build.Squeeze(self.batch), self._int(1))
-        self.rows = self.build.Unsqueeze(rows, self._ints(1))  # (B, 1): each caption continues itself
+        self.batch = self._op("Shape", self.memory["last_hidden_state"], start=0, end=1)  # (1,)
+        rows = self._op("Range", self._int(0), self._op("Squeeze", self.batch), self._int(1))
+        self.rows = self._op("Unsqueeze", rows, self._ints(1))  # (B, 1): each caption continues itself
 
     # -- the two forms ------------------------------------------------------------------------------------------------
 
@@ -170,15 +170,15 @@ class _Composer:
         before = {name: self._typed(f"before_{name}", value.dtype.name, None) for name, value in state.items()}
         inputs = [self._typed("iteration", "INT64", []), self._typed("go_on", "BOOL", []), words, ended]
         body = self.ir.Graph([*inputs, *before.values()], [], nodes=[], name="step")
-        self.graph, self.build = body, self.ir.tape.Builder(body)
+        self.graph, self.tape = body, self.ir.tape.Tape(body)
         row, after = self._step(words, ended, before)
-        going_on = self.build.Cast(self.build.ReduceMax(self._number(self.build.Not(row.ended)), keepdims=0), to=9)
+        going_on = self._op("Cast", self._op("ReduceMax", self._number(self._op("Not", row.ended)), keepdims=0), to=9)
         names = ["going_on", "next_words", "next_ended", *(f"next_{name}" for name in state), "word", "alive"]
         kinds = ["BOOL", "INT64", "BOOL", *(value.dtype.name for value in state.values()), "INT64", "INT64"]
         values = [going_on, row.words, row.ended, *(after[name] for name in state), row.words, row.alive]
         body.outputs.extend(self._output(value, *named) for value, *named in zip(values, names, kinds, strict=True))
-        self.graph, self.build = self.main, self.ir.tape.Builder(self.main)
-        results = self.build.op_multi_out(
+        self.graph, self.tape = self.main, self.ir.tape.Tape(self.main)
+        results = self.tape.op_multi_out(
             "Loop",
             [self._int(self._steps()), self._constant(torch.tensor(True)), start.words, start.ended, *state.values()],
             {"body": body},
@@ -188,10 +188,10 @@ class _Composer:
         first = [start] if self.manifest.starts_with_image else []
         words = self._joined([*(row.words for row in first), columns[0]])
         alive = self._joined([*(row.alive for row in first), columns[1]])
-        lengths = self.build.ReduceSum(alive, self._ints(1), keepdims=0)  # (B,)
-        longest = self.build.ReduceMax(lengths, self._ints(0), keepdims=1)  # (1,)
-        longest = self.build.Min(longest, self._ints(self.rule.max_length - 1))
-        return self._with_start(self.build.Slice(words, self._ints(0), longest, self._ints(1)))
+        lengths = self._op("ReduceSum", alive, self._ints(1), keepdims=0)  # (B,)
+        longest = self._op("ReduceMax", lengths, self._ints(0), keepdims=1)  # (1,)
+        longest = self._op("Min", longest, self._ints(self.rule.max_length - 1))
+        return self._with_start(self._op("Slice", words, self._ints(0), longest, self._ints(1)))
 
     def unrolled(self) -> ir.Value:
         """Captions written by copies of the decoder, all of them `max_length` long."""
@@ -201,7 +201,7 @@ class _Composer:
             row, state = self._step(row.words, row.ended, state)
             written.append(row.words)
         limit = self._ints(self.rule.max_length - 1)
-        return self._with_start(self.build.Slice(self._joined(written), self._ints(0), limit, self._ints(1)))
+        return self._with_start(self._op("Slice", self._joined(written), self._ints(0), limit, self._ints(1)))
 
     def _steps(self) -> int:
         words = self.rule.max_length - 1 - self.manifest.starts_with_image
@@ -213,7 +213,7 @@ class _Composer:
         """The row that the first step reads, and the state before it."""
         if self.manifest.starts_with_image:
             state = {name: self.memory[f"{START}{name}"] for name in self.manifest.state}
-            logits = self.build.Unsqueeze(self.memory["first_logits"], self._ints(1))  # (B, 1, V)
+            logits = self._op("Unsqueeze", self.memory["first_logits"], self._ints(1))  # (B, 1, V)
             return self._choose(logits, self._filled(torch.tensor([[False]]), [1])), state
         zero = torch.zeros(1)
         state = {name: self._filled(zero, shape[1:]) for name, shape in self.manifest.state.items()}
@@ -225,7 +225,7 @@ class _Composer:
     def _step(self, words: Any, ended: Any, state: dict[str, Any]) -> tuple[_Row, dict[str, Any]]:
         """A copy of the decoder behind `words` `(B, step)`, and the words that it finds likeliest."""
         copy = self.decoder.clone()
-        inputs = {"input_ids": self.build.Unsqueeze(words, self._ints(1)), "beam_idx": self.rows}
+        inputs = {"input_ids": self._op("Unsqueeze", words, self._ints(1)), "beam_idx": self.rows}
         inputs |= self.memory | state
         for name, value in copy.initializers.items():
             self.ir.convenience.replace_all_uses_with(value, self.weights[name])
@@ -243,38 +243,42 @@ class _Composer:
     def _choose(self, logits: Any, ended: Any) -> _Row:
         """The likeliest words of logits `(B, step, V)`, padding behind the end."""
         if self.rule.added is not None:
-            logits = self.build.Add(logits, self._constant(self.rule.added))
-        chosen = self.build.ArgMax(logits, axis=-1, keepdims=0)  # (B, step)
+            logits = self._op("Add", logits, self._constant(self.rule.added))
+        chosen = self._op("ArgMax", logits, axis=-1, keepdims=0)  # (B, step)
         words, alive = [], []
         for place in range(self.manifest.step):
-            word = self.build.Slice(chosen, self._ints(place), self._ints(place + 1), self._ints(1))  # (B, 1)
-            alive.append(self._number(self.build.Not(ended)))
-            words.append(self.build.Where(ended, self._constant(torch.tensor([[self.rule.pad]])), word))
+            word = self._op("Slice", chosen, self._ints(place), self._ints(place + 1), self._ints(1))  # (B, 1)
+            alive.append(self._number(self._op("Not", ended)))
+            words.append(self._op("Where", ended, self._constant(torch.tensor([[self.rule.pad]])), word))
             for end in self.rule.ends:
-                ended = self.build.Or(ended, self.build.Equal(words[-1], self._constant(torch.tensor([[end]]))))
+                ended = self._op("Or", ended, self._op("Equal", words[-1], self._constant(torch.tensor([[end]]))))
         return _Row(self._joined(words), self._joined(alive), ended)
+
+    def _op(self, kind: str, *inputs: Any, **attributes: Any) -> Any:
+        """Add a node; its output."""
+        return self.tape.op(kind, inputs, attributes)
 
     def _columns(self, steps: Any) -> Any:
         """What a loop collected, (steps, B, step), as (B, words)."""
-        return self.build.Reshape(self.build.Transpose(steps, perm=[1, 0, 2]), self._constant(torch.tensor([0, -1])))
+        return self._op("Reshape", self._op("Transpose", steps, perm=[1, 0, 2]), self._constant(torch.tensor([0, -1])))
 
     def _with_start(self, words: Any) -> Any:
         return self._joined([self._filled(torch.tensor([[self.rule.start]]), [1]), words])
 
     def _joined(self, columns: list[Any]) -> Any:
-        return columns[0] if len(columns) == 1 else self.build.Concat(*columns, axis=1)
+        return columns[0] if len(columns) == 1 else self._op("Concat", *columns, axis=1)
 
     def _filled(self, value: torch.Tensor, shape: list[int]) -> Any:
         """One value in a row of `shape` for every picture."""
-        sizes = self.build.Concat(self.batch, self._constant(torch.tensor(shape)), axis=0)
-        return self.build.Expand(self._constant(value), sizes)
+        sizes = self._op("Concat", self.batch, self._constant(torch.tensor(shape)), axis=0)
+        return self._op("Expand", self._constant(value), sizes)
 
     def _number(self, truth: Any) -> Any:
-        return self.build.Cast(truth, to=7)  # INT64
+        return self._op("Cast", truth, to=7)  # INT64
 
     def _output(self, value: Any, name: str, kind: str) -> Any:
         """A value as output of the loop's body; `Identity` gives it a name of its own."""
-        output = self.build.Identity(value)
+        output = self._op("Identity", value)
         output.name, output.dtype = name, self.ir.DataType[kind]
         return output
 
