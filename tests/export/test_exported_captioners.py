@@ -101,9 +101,6 @@ class TestOpenVino(ExportedCaptionerContract):
 def test_refusals(tmp_path):
     for model, options, message in (
         (torch.nn.Linear(1, 1), {"image_input": "features"}, "a Linear cannot be exported; these captioners can: Exp"),
-        (small_model(retrieval="none"), {"greedy": "loop"}, "writes all words at once and has no greedy graph"),
-        (new_satic(), {"greedy": "tree"}, "greedy must be one of loop, unrolled, not 'tree'"),
-        (new_satic(), {"greedy": "loop", "export_format": "openvino"}, "a greedy graph is an ONNX graph"),
         (new_satic(), {"export_format": "coreml"}, "export_format must be one of onnx, openvino, not 'coreml'"),
         (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
         (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
