@@ -19,7 +19,6 @@ class Manifest:
         step (`int`): words that the decoder reads at a time.
         state (`dict[str, list[int]]`): by name, the shape of what each caption has before its first word; -1 for the
             number of captions.
-            Empty of a captioner that does not write word by word.
         starts_with_image (`bool`): whether the graph of the pictures gives the state that captions start from, and the
             scores of their first words.
     """

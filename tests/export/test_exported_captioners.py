@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import tiny_clip_gpt2
-from contracts.exported import ExportedCaptionerContract, ExportedWordsContract, FixedSize, needs_onnx, region_features
+from contracts.exported import ExportedCaptionerContract, ExportedWordsContract, FixedSize, needs_onnx
 from contracts.tiny_scdnet import small_model
 
 from hf_captioners import (
@@ -17,7 +17,6 @@ from hf_captioners import (
     ExpansionNetV2ForImageCaptioning,
     SaticConfig,
     SaticForImageCaptioning,
-    ScdnetForImageCaptioning,
 )
 from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
 
@@ -68,24 +67,6 @@ class TestDico(ExportedWordsContract):
         return model
 
 
-class TestScdnetCascade(ExportedCaptionerContract):
-    rules = [
-        {},
-        {"num_return_sequences": 3},
-        {"decoding": "fast", "word_choice": "likeliest"},
-        {"cascade": "offline", "sampler": "ddim"},
-        {"do_sample": True, "num_return_sequences": 2},
-    ]
-
-    def captioner(self) -> Any:
-        first = small_model(seed=1)
-        return ScdnetForImageCaptioning.from_stages(first, small_model(seed=2, sees_previous=True))
-
-    def inputs(self, model: Any, images: int, tokens: int) -> dict[str, torch.Tensor]:
-        sentences = torch.randint(4, 20, (images, 5), generator=torch.Generator().manual_seed(images))
-        return {**region_features(model, images, tokens), "retrieved_ids": sentences}
-
-
 class TestOpenVino(ExportedCaptionerContract):
     options = {"export_format": "openvino"}
 
@@ -100,7 +81,7 @@ class TestOpenVino(ExportedCaptionerContract):
 
 def test_refusals(tmp_path):
     for model, options, message in (
-        (torch.nn.Linear(1, 1), {"image_input": "features"}, "a Linear cannot be exported; these captioners can: Exp"),
+        (small_model(retrieval="none"), {}, "a ScdnetForImageCaptioning cannot be exported; these captioners can: Exp"),
         (new_satic(), {"export_format": "coreml"}, "export_format must be one of onnx, openvino, not 'coreml'"),
         (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
         (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
