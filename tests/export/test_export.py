@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from types import SimpleNamespace
@@ -24,6 +25,17 @@ from hf_captioners.inference.loading import load_captioners
 def tiny_plan(tiny_captioner_dir):
     needs_onnx()
     return plan_export(*load_captioners([str(tiny_captioner_dir)], "cpu", "float32"), "pixels")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three captioned pictures."""
+    for number in range(3):
+        picture = Image.effect_mandelbrot((40, 30), (-2, -1.5, 1 + number / 4, 1.5), 50).convert("RGB")
+        picture.save(tmp_path / f"{number}.png")
+    rows = [{"file_name": f"{number}.png", "captions": ["a red circle", "a star"]} for number in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return load_captions(tmp_path)
 
 
 class TestVerbs:
@@ -69,29 +81,11 @@ class TestVerbs:
                 folder[0], providers=["TensorrtExecutionProvider", "CPUExecutionProvider"]
             )
 
-    def test_quality(self, folder, tiny_captioner_dir, tmp_path, monkeypatch, capfd):
-        """Captions of an export that is worth less are refused, and the folder is not written."""
+    def test_quality(self, folder, tiny_captioner_dir, pictures):
         out, int8 = folder
-        for number in range(3):
-            Image.effect_mandelbrot((40, 30), (-2, -1.5, 1 + number / 4, 1.5), 50).convert("RGB").save(
-                tmp_path / f"{number}.png"
-            )
-        rows = [{"file_name": f"{number}.png", "captions": ["a red circle", "a star"]} for number in range(3)]
-        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
         model, processor = load_captioners([str(tiny_captioner_dir)], "cpu", "float32")
-        data = load_captions(tmp_path)
-        found = compare(data, [model, ExportedCaptioner.from_pretrained(out)], processor, refuse=False)
+        found = compare(pictures, [model, ExportedCaptioner.from_pretrained(out)], processor, refuse=False)
         assert int8 or (found["same"] == 1 and found["cider_d"] == found["exported_cider_d"])
-        scores = iter([2.0, 0.5, 0.505, 0.5])
-        monkeypatch.setattr(
-            "hf_captioners.metrics.cider.cider.cider_d", lambda *_: SimpleNamespace(corpus={"cider_d": next(scores)})
-        )
-        with pytest.raises(UsageError, match=r"loses 150.00 points of CIDEr-D on 3 pictures \(200.00 to 50.00\)"):
-            compare(data, [model, model], processor, refuse=True)
-        assert compare(data, [model, model], processor, refuse=True)["cider_d"] == 50.5
-        words = ["export", "onnx", tiny_captioner_dir, "--out", tmp_path / "new", "--int8", "--force"]
-        assert main([*map(str, words)]) == 2
-        assert "without --annotations nothing is compared" in capfd.readouterr().err
 
     def test_mistakes(self, folder, tiny_captioner_dir, capfd):
         out, _ = folder
@@ -104,6 +98,19 @@ class TestVerbs:
         ):
             assert main([*map(str, words)]) == 2
             assert message in capfd.readouterr().err
+
+
+def test_a_loss_is_refused(tiny_captioner_dir, pictures, monkeypatch, tmp_path, capfd):
+    model, processor = load_captioners([str(tiny_captioner_dir)], "cpu", "float32")
+    scores = iter([2.0, 0.5, 0.505, 0.5])
+    metric = importlib.import_module("hf_captioners.metrics.cider.cider")
+    monkeypatch.setattr(metric, "cider_d", lambda *_: SimpleNamespace(corpus={"cider_d": next(scores)}))
+    with pytest.raises(UsageError, match=r"loses 150.00 points of CIDEr-D on 3 pictures \(200.00 to 50.00\)"):
+        compare(pictures, [model, model], processor, refuse=True)
+    assert compare(pictures, [model, model], processor, refuse=True)["cider_d"] == 50.5
+    words = ["export", "onnx", tiny_captioner_dir, "--out", tmp_path / "new", "--int8", "--force"]
+    assert main([*map(str, words)]) == 2
+    assert "without --annotations nothing is compared" in capfd.readouterr().err
 
 
 def test_without_the_libraries(tiny_captioner_dir, tmp_path, monkeypatch, capfd):
