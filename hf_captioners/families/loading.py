@@ -27,7 +27,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_bitsandbytes_available
 
 from ..modeling.captioner_adapters import base_of
-from ..modeling.captioner_trust import RemoteCodeError, load_pretrained
+from ..modeling.captioner_trust import RemoteCodeError, check_settings, load_pretrained
 from ..modeling.processing_captioner import CaptionerProcessor
 from . import NoCaptionerError, family_class, family_of, known_families
 from .folder_parts import missing_part
@@ -158,6 +158,7 @@ def model_type_of(source: Any) -> str | None:
     if not isinstance(source, (str, os.PathLike)):
         return None
     try:
+        check_settings(source)
         return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except (OSError, ValueError):  # what is wrong with it the loader will say
         return None

@@ -332,8 +332,9 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         """Options of `decoding="fast"`: 10 steps, the state 6 of them ahead of the time; of a cascade a fifth of the
         paper's, as far ahead.
 
-        On Flickr8k a first stage's captions are worth more so than after the paper's 50 steps without time difference,
-        a second stage's are not (`docs/results.md`); the cascade was not measured.
+        On Flickr8k a first stage's captions are worth as much so as after the paper's 50 steps without time
+        difference, or more; those of a second stage after a short training are not (`docs/results.md`). The cascade was
+        not measured.
         """
         if self.config.first_stage is None:
             return {"num_inference_steps": 10, "time_difference": 6.0}
