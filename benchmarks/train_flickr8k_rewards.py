@@ -93,10 +93,7 @@ def cross_entropy(args: argparse.Namespace) -> RewardRun:
 
 def scst_cider_d(args: argparse.Namespace) -> RewardRun:
     """Self-critical training on CIDEr-D."""
-    recipe = "expansionnet_v2/flickr8k_mini_scst.yaml"
-    if args.all_images:
-        recipe = "expansionnet_v2/flickr8k_scst.yaml"
-    return RewardRun(args, "scst_cider_d", "scst", recipe)
+    return RewardRun(args, "scst_cider_d", "scst", "expansionnet_v2/flickr8k_mini_scst.yaml")
 
 
 def dico_clip(args: argparse.Namespace) -> RewardRun:

@@ -30,7 +30,6 @@ OF_BENCHMARKS = {
     "expansionnet_v2/flickr8k_mini.yaml": "xe",
     "expansionnet_v2/flickr8k_mini_scst.yaml": "scst",
     "expansionnet_v2/flickr8k_mini_scst_clip.yaml": "scst",
-    "expansionnet_v2/flickr8k_scst.yaml": "scst",
     "families/flickr8k_mini.yaml": "xe",
     "families/flickr8k_mini_scst.yaml": "scst",
     "satic/flickr8k_mini_student.yaml": "xe",
