@@ -39,6 +39,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
                       "public; without either it is as its owner has set it")  # fmt: skip
     parser.add_argument("--ship-code", action="store_true", help="add the code: it then runs without the package, for "
                         "those who say trust_remote_code")  # fmt: skip
+    parser.add_argument("--weights-dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights "
+                        "in their file; loaded, they have the one of the captioner (default: that)")  # fmt: skip
     parser.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
     parser.add_argument("--revision", metavar="BRANCH", help="branch (default: main)")
     parser.add_argument("--message", metavar="TEXT", help="title of the commit")
@@ -88,7 +90,7 @@ def _check_space(args: argparse.Namespace) -> None:
     """Refuse options of the other kind of repository."""
     if args.space:
         unread = {"--ship-code": args.ship_code, "--create-pr": args.create_pr, "--revision": args.revision,
-                  "--contact-sheet": args.contact_sheet}  # fmt: skip
+                  "--contact-sheet": args.contact_sheet, "--weights-dtype": args.weights_dtype}  # fmt: skip
         said = "has no effect with --space"
     else:
         unread, said = {"--title": args.title, "--examples": args.examples}, "is of a page; add --space"
@@ -112,6 +114,7 @@ def _push_captioner(args: argparse.Namespace, card: dict[str, Any]) -> Any:
         commit_message=args.message,
         contact_sheet=args.contact_sheet,
         trust_remote_code=args.trust_remote_code,
+        weights_dtype=args.weights_dtype,
         **card,
     )
 

@@ -48,6 +48,7 @@ def push_captioner(
     commit_message: str | None = None,
     contact_sheet: bool = False,
     trust_remote_code: bool = False,
+    weights_dtype: str | None = None,
     token: str | None = None,
     **card: Any,
 ) -> Pushed:
@@ -73,6 +74,8 @@ def push_captioner(
         contact_sheet (`bool`, defaults to `False`): add the contact sheet of a run; it shows pictures of the evaluation
             data, whose licence must allow that.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with the captioner may run here.
+        weights_dtype (`str`, *optional*): precision of the weights in their file: `"float16"` or `"bfloat16"` halves
+            what is sent of a captioner in float32, which is loaded in float32 as before, its weights rounded.
         token (`str`, *optional*): by default the one of `hf auth login` or `HF_TOKEN`.
         card: fields of [`CardFacts`] for the card, such as `licence="cc-by-nc-4.0"`.
 
@@ -94,7 +97,10 @@ def push_captioner(
     """
     with hub_errors(repo_id):
         validate_repo_id(repo_id)
-    options = {"contact_sheet": contact_sheet, "trust_remote_code": trust_remote_code, **card}
+    options = {
+        **{"contact_sheet": contact_sheet, "trust_remote_code": trust_remote_code, "weights_dtype": weights_dtype},
+        **card,
+    }
     if dry_run is not None:
         folder = empty_folder(Path(dry_run))
         files = stage(captioner, processor, folder, repo_id, ship_code, **options)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -30,6 +31,7 @@ from .facts import CardFacts, known_facts
 
 ADAPTERS = "adapter_config.json"
 EXPORT = "export.json"
+PRECISIONS = ("float32", "bfloat16", "float16")  # of weights in a file
 _OF_ADAPTERS = (ADAPTERS, "adapter_model.safetensors", PROMPT_FILE)
 _OF_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
                   "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
@@ -49,6 +51,7 @@ def stage(
     ship_code: bool = False,
     contact_sheet: bool = False,
     trust_remote_code: bool = False,
+    weights_dtype: str | None = None,
     **card: Any,
 ) -> list[Path]:
     """Write what is pushed into a folder.
@@ -63,6 +66,8 @@ def stage(
         ship_code (`bool`, defaults to `False`): add the code that runs it.
         contact_sheet (`bool`, defaults to `False`): add the contact sheet of a run, which shows evaluation pictures.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with the captioner may run here.
+        weights_dtype (`str`, *optional*): precision of the weights in their file, such as `"float16"`; loaded, they
+            have the one that they have now.
         card: fields of [`CardFacts`], such as `licence`.
 
     Returns:
@@ -81,6 +86,8 @@ def stage(
             "and push that one"
         )
     if source is not None and (source / ADAPTERS).is_file() and not (source / "config.json").is_file():
+        if weights_dtype is not None:
+            raise StagingError(f"{source}: adapters are pushed as they are; leave the precision of the weights out")
         _stage_adapters(source, processor, folder, repo_id, ship_code, trust_remote_code)
     else:
         model = captioner
@@ -88,12 +95,14 @@ def stage(
             with _quiet():
                 model, own = _load(source, trust_remote_code)
             processor = own if processor is None else processor
-        _save(model, processor, folder, source, ship_code)
+        _save(model, processor, folder, source, ship_code, weights_dtype)
     _write_card(source, folder, repo_id, ship_code, contact_sheet, card)
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-def _save(model: Any, processor: Any, folder: Path, source: Path | None, ship_code: bool) -> None:
+def _save(
+    model: Any, processor: Any, folder: Path, source: Path | None, ship_code: bool, weights_dtype: str | None = None
+) -> None:
     """Save model and processor, and what else of the model's folder belongs to it."""
     if processor is None:
         raise StagingError(f"a {type(model).__name__} without its processor; give both")
@@ -101,8 +110,9 @@ def _save(model: Any, processor: Any, folder: Path, source: Path | None, ship_co
     if ship_code and not ours:
         raise StagingError(f"a {type(model).__name__} is one of transformers and needs no code; leave ship_code out")
     code: dict[str, Any] = {"ship_code": ship_code} if ours else {}
+    weights = None if weights_dtype is None else _weights_in(model, weights_dtype)
     with _quiet():
-        model.save_pretrained(folder, **code)
+        model.save_pretrained(folder, state_dict=weights, **code)
         processor.save_pretrained(folder, **code)
     _copy_detector(model, source, folder)
     for name in _FOLDERS if source is not None else ():
@@ -110,6 +120,24 @@ def _save(model: Any, processor: Any, folder: Path, source: Path | None, ship_co
             shutil.copytree(source / name, folder / name)
     for path in folder.glob("*.json"):
         _forget_places(path)
+
+
+def _weights_in(model: Any, name_of_dtype: str) -> dict[str, torch.Tensor]:
+    """The model's weights in another precision; what is shared stays shared."""
+    if name_of_dtype not in PRECISIONS:
+        raise StagingError(f"weights_dtype must be one of {', '.join(PRECISIONS)}, not {name_of_dtype!r}")
+    dtype = getattr(torch, name_of_dtype)
+    converted: dict[int, torch.Tensor] = {}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor = converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
+            if not torch.isfinite(tensor).all():
+                raise StagingError(
+                    f"{name}: has values beyond {name_of_dtype}, or that are no numbers; leave the precision out"
+                )
+        weights[name] = tensor
+    return weights
 
 
 def _load(source: Path, trust_remote_code: bool) -> tuple[Any, Any]:

@@ -11,7 +11,8 @@ from contracts import colour_detector
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import AutoModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
 
 from hf_captioners import ExpansionNetV2ForImageCaptioning, pipeline
 from hf_captioners.cli.main import main
@@ -69,6 +70,35 @@ def test_a_dry_run_has_the_captioner_and_nothing_of_the_run(run, tmp_path):
     ]
     with pytest.raises(StagingError, match="must be a new or an empty folder"):
         push_captioner(run, None, "me/mine", dry_run=tmp_path / "staged")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_loaded_as_they_were_but_rounded(run, tmp_path, dtype):
+    name = str(dtype).removeprefix("torch.")
+    words = ["push", run, "me/mine", "--dry-run", tmp_path / "half", "--weights-dtype", name]
+    assert main(list(map(str, words))) == 0
+    whole, half = (AutoModel.from_pretrained(folder) for folder in (run, tmp_path / "half"))
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {dtype}
+    assert (
+        half.dtype == torch.float32
+        and json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float32"
+    )
+    for key, value in whole.state_dict().items():
+        rounded = value.to(dtype).to(value.dtype) if value.is_floating_point() else value
+        assert torch.equal(half.state_dict()[key], rounded), key
+
+
+def test_weights_beyond_half_precision_are_named(run, tmp_path):
+    model = ExpansionNetV2ForImageCaptioning.from_pretrained(run)
+    with torch.no_grad():
+        model.vocab_linear.bias[0] = 1e6
+    processor = AutoProcessor.from_pretrained(run)
+    with pytest.raises(StagingError, match=r"vocab_linear\.bias: has values beyond float16"):
+        push_captioner(model, processor, "me/mine", dry_run=tmp_path / "half", weights_dtype="float16")
+    with pytest.raises(StagingError, match="weights_dtype must be one of float32, bfloat16, float16, not 'int8'"):
+        push_captioner(model, processor, "me/mine", dry_run=tmp_path / "int8", weights_dtype="int8")
+    assert push_captioner(model, processor, "me/mine", dry_run=tmp_path / "bf16", weights_dtype="bfloat16").files
 
 
 def test_what_others_could_not_load_is_refused(run, tmp_path):
