@@ -51,6 +51,8 @@ class CaptionFamily:
     Args:
         tokens ([`SpecialTokens`], *optional*): of the model; images can be prepared without.
         prompt (`str`, *optional*): what the model is asked; by default the family's `default_prompt`.
+        known_ids (`int`, *optional*): words that the model has vectors of, to refuse a prompt with others.
+        image_token_id (`int`, *optional*): the one that stands for images, which may be beyond.
 
     Attributes:
         models (`tuple[str, ...]`): names of the classes that are of this family, their subclasses included.
@@ -66,9 +68,16 @@ class CaptionFamily:
     default_prompt: ClassVar[str | None] = None
     keeps_features: ClassVar[bool] = True
 
-    def __init__(self, tokens: SpecialTokens | None = None, prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        tokens: SpecialTokens | None = None,
+        prompt: str | None = None,
+        known_ids: int | None = None,
+        image_token_id: int | None = None,
+    ) -> None:
         self.tokens = SpecialTokens() if tokens is None else tokens
         self.prompt = self.default_prompt if prompt is None else prompt
+        self.known_ids, self.image_token_id = known_ids, image_token_id
 
     @classmethod
     def fits(cls, model: Any) -> bool:
@@ -88,7 +97,9 @@ class CaptionFamily:
         """
         prompt = vars(model.config).get("captioning_prompt") if prompt is None else prompt
         cls.check_prompt(model, prompt)
-        return cls(cls.special_tokens(model), prompt)
+        vectors = model.get_input_embeddings() if cls.takes_prompt else None
+        known = getattr(vectors, "num_embeddings", None)
+        return cls(cls.special_tokens(model), prompt, known, getattr(model.config, "image_token_id", None))
 
     @classmethod
     def check_prompt(cls, model: Any, prompt: str | None) -> None:
@@ -132,9 +143,23 @@ class CaptionFamily:
             `BatchFeature`
 
         Raises:
-            ValueError, ImageError: see there.
+            ValueError, ImageError: see there; a prompt with words that the model does not know.
         """
-        return prepare_rows(processor, rows, **kwargs)
+        inputs = prepare_rows(processor, rows, **kwargs)
+        self.check_ids(processor, inputs)
+        return inputs
+
+    def check_ids(self, processor: Any, inputs: Mapping[str, Any]) -> None:
+        """Raise a `ValueError` if the prompt among inputs has words that the model has no vectors of."""
+        if self.known_ids is None or "input_ids" not in inputs:
+            return
+        ids = set(torch.as_tensor(inputs["input_ids"]).flatten().tolist()) - {self.image_token_id}
+        if ids and max(ids) >= self.known_ids:
+            word = processor.tokenizer.convert_ids_to_tokens(max(ids))
+            raise ValueError(
+                f"prompt {self.prompt!r:.80}: {word!r} has the id {max(ids)}, and the model knows {self.known_ids} "
+                "words, counted from 0; it needs its own tokenizer, or vectors for more (resize_token_embeddings)."
+            )
 
     def training_batch(
         self, processor: Any, rows: Sequence[Mapping[str, Any]], captions: Sequence[str], **extras: Any

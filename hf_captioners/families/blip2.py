@@ -71,6 +71,11 @@ class Blip2Family(TransformersFamily):
     def vocab_size(self, model: Any) -> int:
         return int(model.config.text_config.vocab_size)
 
+    def check_length(self, model: Any, name: str, length: int) -> None:
+        text = model.config.text_config
+        if text.model_type == "opt" and length > text.max_position_embeddings:  # the others have no table of positions
+            raise ValueError(f"{name}={length} is beyond the model's {text.max_position_embeddings} positions.")
+
     # -- encoding, writing, scoring ----------------------------------------------------------------------------------
 
     def encode(self, model: Any, image_inputs: dict[str, Any]) -> Queried:

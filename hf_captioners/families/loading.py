@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import (
     CONFIG_MAPPING,
@@ -36,6 +37,10 @@ from .prompt import ask, prompt_of_adapters
 
 LARGEST_MISSING = 0.01  # share of weights that a folder may lack
 PAIR = "vision-encoder-decoder"  # `model_type` of an image and a text model that transformers has no processor for
+
+
+class WeightSizeError(ValueError):
+    """Weights of other sizes than the configuration beside them says; the message names one."""
 
 
 def load_processor(model: PreTrainedModel, source: str | os.PathLike[str], trust_remote_code: bool = False) -> Any:
@@ -95,15 +100,18 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
 
     Raises:
         NoCaptionerError: what is there is none.
+        WeightSizeError: its weights have other sizes than its configuration says.
     """
     try:
         if base_of(source) is not None:
             model = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
         else:
-            options["output_loading_info"] = True
-            model, report = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **options)
+            reporting = {"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
+            model, report = load_pretrained(AutoModelForImageTextToText, source, trust_remote_code, **reporting)
+            if "ignore_mismatched_sizes" not in options:
+                _check_sizes(report["mismatched_keys"], source)
             _check_whole(model, report["missing_keys"], source)
-    except (RemoteCodeError, NoCaptionerError):
+    except (RemoteCodeError, NoCaptionerError, WeightSizeError):
         raise
     except ValueError as error:
         kind = model_type_of(source)
@@ -117,6 +125,16 @@ def load_captioner_model(source: str | os.PathLike[str], trust_remote_code: bool
     if "peft_config" in vars(model):
         ask(model, prompt_of_adapters(source))
     return model
+
+
+def _check_sizes(mismatched: Collection[tuple[str, torch.Size, torch.Size]], source: Any) -> None:
+    """Refuse weights that are not of the sizes which the configuration says."""
+    if mismatched:
+        name, saved, wanted = min(mismatched)
+        raise WeightSizeError(
+            f"{source}: {len(mismatched)} weights have other sizes than config.json says, such as {name}: "
+            f"{tuple(saved)}, where {tuple(wanted)} is expected"
+        )
 
 
 def _check_whole(model: PreTrainedModel, missing: Collection[str], source: Any) -> None:

@@ -73,6 +73,7 @@ class PromptedFamily(TransformersFamily):
         images = [[open_row(processor, row)["image"]] for row in rows]  # a list for each prompt
         inputs = processor(images=images, text=text, padding=True, padding_side="left", return_tensors="pt", **kwargs)
         inputs.pop("labels", None)  # PaliGemma's, of no caption
+        self.check_ids(processor, inputs)
         return inputs
 
     def image_inputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -197,6 +197,7 @@ class PrefixedFamily(TransformersFamily):
         if self.prompt:
             prefix = processor.tokenizer(self.prompt, add_special_tokens=False).input_ids
             inputs["input_ids"] = torch.tensor([[self.tokens.start_token_id, *prefix]] * len(rows))  # (B, P)
+            self.check_ids(processor, inputs)
         return inputs
 
     def encode(self, model: Any, image_inputs: dict[str, Any]) -> EncodedImages:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..export.manifest import is_exported
 from ..families import NoCaptionerError
 from ..families.folder_parts import missing_part
-from ..families.loading import check_can_caption, load_captioner_model, load_processor, quantized
+from ..families.loading import WeightSizeError, check_can_caption, load_captioner_model, load_processor, quantized
 from ..families.prompt import ask
 from ..modeling.captioner_adapters import AdapterError
 from ..modeling.captioner_trust import RemoteCodeError
@@ -107,7 +107,7 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
         model = load_captioner_model(name, trust_remote_code, dtype=dtype, **placed)
         check_can_caption(model, name)
         processor = load_processor(model, name, trust_remote_code)
-    except (AdapterError, NoCaptionerError, RemoteCodeError) as error:
+    except (AdapterError, NoCaptionerError, RemoteCodeError, WeightSizeError) as error:
         raise CaptionerLoadError(str(error)) from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise CaptionerLoadError(f"{name} cannot be loaded: {missing_part(Path(name)) or error}") from error

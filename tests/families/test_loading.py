@@ -274,6 +274,33 @@ def test_a_task_that_writes_no_caption(tmp_path, paths, capsys):
     assert "error: --prompt '<OD>': Florence-2 writes captions for <CAPTION>, <DETAILED_CAPTION>, <MORE_D" in message
 
 
+@pytest.mark.parametrize("kind", ["blip", "blip-2", "kosmos-2", "llava"])
+def test_a_prompt_with_words_that_the_model_lacks(tmp_path, paths, kind):
+    model, processor = tiny_model(kind), KINDS[kind].processor()
+    known = model.get_input_embeddings().num_embeddings
+    processor.tokenizer.add_tokens([f"extra{number}" for number in range(60)])
+    ask(model, "extra59")
+    (record,) = caption_files(model, processor, paths[:1], 1)
+    last = len(processor.tokenizer) - 1
+    assert f"'extra59' has the id {last}, and the model knows {known} words, counted from 0" in record["error"]
+
+
+@pytest.mark.parametrize("sizes", [{"text_config": {"intermediate_size": 8}}, {"vision_config": {"hidden_size": 8}}])
+def test_sizes_that_the_weights_do_not_have(tmp_path, paths, capsys, sizes):
+    folder = bad_folder(tmp_path, "blip")
+    config = json.loads((folder / "config.json").read_text())
+    for part, values in sizes.items():
+        config[part].update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+    message = refused(folder, paths[0], capsys)
+    assert "blip: " in message and "weights have other sizes than config.json says, such as " in message
+
+
+def test_more_tokens_than_positions_of_opt(tmp_path, paths, capsys):
+    folder = bad_folder(tmp_path, "blip-2")
+    assert "+ max_new_tokens=" in refused(folder, paths[0], capsys, "--max-new-tokens", "64")
+
+
 def test_more_tokens_than_positions(tmp_path, paths, capsys):
     folder = bad_folder(tmp_path, "blip")
     assert "1 + max_new_tokens=25 is beyond the model's 24" in refused(

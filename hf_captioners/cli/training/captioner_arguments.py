@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...data.rows import FeatureDataset, training_captions
 from ...families import NoCaptionerError
 from ...families.folder_parts import missing_part
-from ...families.loading import load_captioner_model, load_processor, quantized
+from ...families.loading import WeightSizeError, load_captioner_model, load_processor, quantized
 from ...families.prompt import ask, prompt_of_adapters
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
 from ...modeling.captioner_new import check_fields, loading_problem
@@ -351,8 +351,8 @@ def _load_model(name: str, arguments: CaptionerArguments, compute_dtype: str) ->
             bits = quantized(arguments.load_in_4bit, arguments.load_in_8bit, compute_dtype)
             model = load_captioner_model(name, trust, dtype=torch.float32, **bits, **options)
             ask(model, arguments.prompt)
-        except RuntimeError as error:
-            if not options or "ignore_mismatched_sizes" not in str(error):
+        except WeightSizeError as error:
+            if not options:
                 raise
             raise ValueError(
                 f"--model_options {options}: the weights of {name} are of other sizes; these are for a new captioner."
