@@ -7,6 +7,7 @@ captioned, 2 if nothing could be scored, 3 if a disk is full.
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .captioners import add_family_options, load_captioner_of
+from .card_results import check_card, update_card
 from .common import MODEL_HELP, UsageError, add_model_options, check_file, mistakes, refuse_unread
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ..data.fingerprint import DataFingerprint
     from ..metrics import CaptionMetrics, Evaluation
 
+NUM_TIMED = 9  # pictures of --speed
 _EPILOG = """\
 metrics:
 {metrics}
@@ -131,6 +134,8 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="DIR", type=Path, help="also write an HTML report with charts and pictures")
     parser.add_argument("--update-card", metavar="RUN", type=Path, help="also add the scores to the card in the folder "
                         "of the captioner")  # fmt: skip
+    parser.add_argument("--speed", action="store_true", help="with --update-card and --model: also the time of "
+                        "captions of single pictures, as a ratio to BLIP-base's in the same run")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
             check_report_folder(args.report)
         _check_sources(args)
         if args.update_card is not None:
-            _check_card(args.update_card, args.model)
+            check_card(args.update_card, args.model)
         suite = _suite(args)
         captions = _read_captions(args) if args.predictions is not None else _write_captions(args, suite)
         evaluation = _evaluate(suite, captions)
@@ -151,7 +156,8 @@ def run(args: argparse.Namespace) -> int:
         if args.report is not None:
             _report(args, captions, evaluation)
         if args.update_card is not None:
-            _update_card(args, captions, evaluation, data)
+            source = args.references if args.dataset is None else args.dataset
+            update_card(args.update_card, source, captions.split, evaluation, data, captions.speed)
     print(_as_json(evaluation, data, args.per_image) if args.json else _as_table(evaluation))
     return 1 if captions.failed else 0
 
@@ -167,6 +173,7 @@ class _Captions:
     file_names: Mapping[Any, str]  # as the references have them, where they do
     split: str | None = None
     failed: int = 0
+    speed: str | None = None
 
 
 def _check_sources(args: argparse.Namespace) -> None:
@@ -179,6 +186,9 @@ def _check_sources(args: argparse.Namespace) -> None:
         raise UsageError("--sentences and --retrieval are for captions that --model writes")
     if of_model and (args.dataset is None or args.references is not None):
         raise UsageError("--model goes with --dataset, which holds the references and names the pictures")
+    refuse_unread(
+        "the time of captions goes to the card; give --update-card", speed=args.speed and not args.update_card
+    )
     if args.save_predictions is not None:
         check_file("save-predictions", args.save_predictions)
     _refuse_unread(args)
@@ -195,7 +205,7 @@ def _refuse_unread(args: argparse.Namespace) -> None:
         return
     names = ("features", "save_predictions", "num_beams", "max_new_tokens", "detector")
     given = {name: getattr(args, name) is not None for name in names}
-    refuse_unread("the captions are those of --predictions", **given, dtype=args.dtype != "auto")
+    refuse_unread("the captions are those of --predictions", **given, dtype=args.dtype != "auto", speed=args.speed)
 
 
 def _read_captions(args: argparse.Namespace) -> _Captions:
@@ -228,12 +238,13 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
     rows, images = _rows_to_caption(args, source, references)
     _check_images(suite, references.captions, images)
     rows = _with_sentences(rows, args, references)
+    timed = list(itertools.islice(rows, NUM_TIMED if args.speed else 0))
     number = len(references.captions)
     model, processor = load_captioner_of(args)
     use_detector(model, processor, args.detector, args.trust_remote_code)
     use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
-    records = caption_rows(model, processor, rows, args.batch_size, **options)
+    records = caption_rows(model, processor, itertools.chain(timed, rows), args.batch_size, **options)
     captions: dict[Any, str] = {}
     for record in progress(records, total=number, unit="picture"):
         if "error" in record:
@@ -244,6 +255,11 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
         raise UsageError("none of the pictures could be captioned")
     if args.save_predictions is not None:
         _save_results(args.save_predictions, captions)
+    speed = None
+    if args.speed:
+        from ..inference.speed import measure_speed
+
+        speed = str(measure_speed(model, processor, [row for row in timed if row["image_id"] in captions]))
     return _Captions(
         list(captions),
         list(captions.values()),
@@ -252,6 +268,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
         references.file_names,
         split,
         failed=number - len(captions),
+        speed=speed,
     )
 
 
@@ -421,17 +438,6 @@ def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluati
     )
 
 
-def _check_card(folder: Path, models: list[str] | None) -> None:
-    """Refuse, before the work, the card of another captioner, or one that cannot be filled in."""
-    from ..hub.facts import known_facts
-
-    if models is not None and [Path(name).resolve() for name in models] != [folder.resolve()]:
-        raise UsageError(f"--update-card {folder}: the scores are of --model {' '.join(models)}; give the same folder")
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise UsageError(f"--update-card {folder}: no folder of a captioner (config.json)")
-    known_facts(folder)
-
-
 def _fingerprint(captions: _Captions) -> "DataFingerprint":
     """The fingerprint of the pictures and references that were scored; COCO scaled down is said."""
     from ..data.fingerprint import SCALED_DOWN, fingerprint
@@ -444,20 +450,6 @@ def _fingerprint(captions: _Captions) -> "DataFingerprint":
     if mark.scaled_down:
         print(f"hf-captioners evaluate: scored on {SCALED_DOWN}", file=sys.stderr)
     return mark
-
-
-def _update_card(
-    args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation", data: "DataFingerprint"
-) -> None:
-    from ..hub.card import add_results
-    from ..hub.facts import CardResults
-
-    source = args.references if args.dataset is None else args.dataset
-    note = f"Scored on {len(captions.image_ids):,} pictures (fingerprint of the data {data})."
-    dataset = Path(source).resolve().stem
-    add_results(
-        args.update_card, CardResults(evaluation.corpus, note, evaluation.signature_text, dataset, captions.split)
-    )
 
 
 def _as_json(evaluation: "Evaluation", data: "DataFingerprint", per_image: bool) -> str:

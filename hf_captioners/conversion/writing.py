@@ -256,7 +256,13 @@ def write_folder(
             part.save_pretrained(folder)
         if source is not None:
             config = parts[0].config.to_dict()
-            facts = CardFacts(Path(out_dir).resolve().name, config, type(parts[0]).__name__, source=Path(source).name)
+            facts = CardFacts(
+                Path(out_dir).resolve().name,
+                config,
+                type(parts[0]).__name__,
+                source=Path(source).name,
+                parameters=parts[0].num_parameters(),
+            )
             write_card(facts, folder, updated_card(out_dir, facts))
     return Path(out_dir)
 

@@ -66,6 +66,7 @@ def make_card(facts: CardFacts) -> ModelCard:
         "repo_id": printable(facts.repo_id or facts.name),
         "ships_code": facts.ships_code,
         "cached": facts.config.get("features_only") and not facts.config.get("detector"),
+        "size": _table(("", ""), _size(facts)),
         "training": _parts(_table(("", ""), facts.training.items()), _figure("curves of the training", facts.curves)),
         "results": _parts(*map(_results, facts.results)),
         "has_signature": any(result.signature for result in facts.results),
@@ -94,6 +95,7 @@ def card_data(facts: CardFacts) -> ModelCardData:
         "base_model": list(facts.base_models),
         "datasets": [name for name in facts.datasets if _HUB_NAME.fullmatch(name)],
         "metrics": sorted(name for name in scores if printed(name)),
+        "co2_eq_emissions": dict(facts.emissions),
         "eval_results": [one for result in facts.results for one in _eval_results(result)],
     }
     return ModelCardData(
@@ -152,12 +154,13 @@ def updated_card(folder: str | Path, facts: CardFacts) -> str:
     return f"---\n{front}\n---\n{''.join(sections.values())}"
 
 
-def add_results(folder: str | Path, results: CardResults) -> Path:
+def add_results(folder: str | Path, results: CardResults, **facts: Any) -> Path:
     """Add the scores of an evaluation to the card of a captioner's folder, in the place of those of the same one.
 
     Args:
         folder (`str` or `Path`): the folder.
         results ([`CardResults`]): the scores. Two evaluations are the same if data and split are.
+        facts: further fields of [`CardFacts`] that were found out, such as `speed`.
 
     Returns:
         `Path`: the card.
@@ -168,8 +171,8 @@ def add_results(folder: str | Path, results: CardResults) -> Path:
     """
     old = known_facts(folder)
     others = [one for one in old.results if (one.dataset, one.split) != (results.dataset, results.split)]
-    facts = replace(old, results=[*others, results])
-    return write_card(facts, folder, updated_card(folder, facts))
+    new = replace(old, results=[*others, results], **facts)
+    return write_card(new, folder, updated_card(folder, new))
 
 
 def _sections(text: str) -> dict[str, str]:
@@ -218,6 +221,11 @@ def _results(result: CardResults) -> str:
     data = " ".join(filter(None, (result.dataset and printable(result.dataset), result.split)))
     signature = f"Signature: `{printable(result.signature)}`." if result.signature else ""
     return _parts(f"{_cell(data)}:" if data else "", result.note, _table(("metric", "score"), rows), signature)
+
+
+def _size(facts: CardFacts) -> list[tuple[str, str]]:
+    number = None if facts.parameters is None else f"{facts.parameters:,}"
+    return [(label, text) for label, text in (("parameters", number), ("time", facts.speed)) if text]
 
 
 def _samples(facts: CardFacts) -> str:

@@ -64,7 +64,11 @@ class CardFacts:
         datasets (`Sequence[str]`): Hub names of the data that it learned from.
         adapters (`bool`, defaults to `False`): the folder has LoRA adapters.
         ships_code (`bool`, defaults to `False`): the folder has the code that runs it.
+        parameters (`int`, *optional*): their number.
+        speed (`str`, *optional*): time of a caption, and of a reference in the same run.
         training (`Mapping[str, str]`): facts of its training by their labels.
+        emissions (`Mapping[str, Any]`): CO2-equivalents of its training as the Hub has them: `emissions` in grams,
+            `source`, `training_type`, `hardware_used`.
         results (`Sequence[CardResults]`): evaluations, in the order of the card.
         samples (`Sequence[CardSample]`): captions of evaluation pictures.
         curves, contact_sheet (`str`, *optional*): files beside the card, with the curves of its training and with
@@ -82,7 +86,10 @@ class CardFacts:
     datasets: Sequence[str] = ()
     adapters: bool = False
     ships_code: bool = False
+    parameters: int | None = None
+    speed: str | None = None
     training: Mapping[str, str] = field(default_factory=dict)
+    emissions: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[CardResults] = ()
     samples: Sequence[CardSample] = ()
     curves: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from ..data.rows import FeatureDataset, training_captions
 from ..families import without_adapters
 from ..hub.facts import CardFacts, CardResults
 
+logger = logging.getLogger(__name__)
+
+_EMISSIONS = "emissions.csv"
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -37,16 +42,47 @@ def card_facts(trainer: Any, **known: Any) -> CardFacts:
         "model_class": type(model).__name__,
         "repo_id": trainer.args.hub_model_id,
         "adapters": model is not trainer.accelerator.unwrap_model(trainer.model),
+        "parameters": sum(one.numel() for one in model.parameters()),
         "training": _training(trainer),
+        "emissions": read_emissions(Path(trainer.args.output_dir)),
         "results": [CardResults(scores, note, trainer.signature, **data)] if scores else [],
     }
     return CardFacts(**{**facts, **known})
+
+
+def read_emissions(folder: Path) -> dict[str, Any]:
+    """CO2-equivalents that CodeCarbon has measured of the trainings into a folder, as the Hub has them.
+
+    Args:
+        folder (`Path`): with CodeCarbon's `emissions.csv`, which `report_to="codecarbon"` writes.
+
+    Returns:
+        `dict[str, Any]`: `emissions` in grams, `source` and `hardware_used`; empty without such a file, or with one
+        that has no numbers.
+    """
+    path = folder / _EMISSIONS
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        grams = 1000 * sum(float(row["emissions"]) for row in rows)  # the file has kilograms
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        logger.warning("%s is not on the card: no emissions as CodeCarbon writes them: %r", path, error)
+        return {}
+    hardware = {row.get("gpu_model") or row.get("cpu_model") for row in rows} - {None, ""}
+    return {
+        "emissions": round(grams, 3),
+        "source": "CodeCarbon",
+        "hardware_used": ", ".join(sorted(map(str, hardware))),
+    }
 
 
 def _training(trainer: Any) -> dict[str, str]:
     """The training by labels, as a table of the card has them."""
     args, state = trainer.args, trainer.state
     images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    carbon = read_emissions(Path(args.output_dir))
     learned = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     total = sum(one.numel() for one in trainer.model.parameters())
     schedule = args.lr_scheduler_type
@@ -60,6 +96,7 @@ def _training(trainer: Any) -> dict[str, str]:
         "parameters": f"{total:,}, of which {learned:,} learned; backbone: {args.train_backbone}",
         "seed": str(args.seed),
         "time": _time(trainer),
+        "carbon": f"{carbon['emissions']:g} g of CO2-equivalents, measured by CodeCarbon" if carbon else "",
         "software": f"hf_captioners {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
     }
     return {label: text for label, text in facts.items() if text}

@@ -52,8 +52,12 @@ def test_what_is_known():
         curves="training.png",
         licence="cc-by-4.0",
         languages=["en"],
+        parameters=1234567,
+        speed="17 ms a caption",
+        emissions={"emissions": 12.5, "source": "CodeCarbon"},
     )
     card = make_card(facts)
+    assert card.data.co2_eq_emissions == {"emissions": 12.5, "source": "CodeCarbon"}
     assert card.data.base_model == ["org/swin"] and card.data.metrics == ["bleu_4", "cider_d"]
     assert card.data.datasets == ["org/pictures"]  # a folder is no data set of the Hub
     assert (card.data.license, card.data.language) == ("cc-by-4.0", ["en"])
@@ -63,6 +67,7 @@ def test_what_is_known():
     assert (found.metric_value, found.metric_name, found.dataset_name) == (0.123457, "CIDEr-D", "my_images")
     assert (found.dataset_split, found.metric_args) == ("validation", {"signature": "metrics:cider_d"})
     lines = [
+        *("| parameters | 1,234,567 |", "| time | 17 ms a caption |"),
         *("# mine", "After step 12.", "| steps | 12 |", "| CIDEr-D x 100 | 12.35 |", "| loss | 3.2500 |"),
         *('pipeline(model="me/mine")', "(here K = 4)", "(training.png)"),
         r"| a\|b.png | &lt;b>two&lt;/b> dogs\_ | \[two\](dogs) |",

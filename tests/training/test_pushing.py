@@ -25,11 +25,16 @@ def trainer(request, tmp_path):
 
 
 def test_one_folder_with_the_filled_card(trainer, tmp_path):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    measured = "run_id,emissions,gpu_model,cpu_model\n1,0.001,,a CPU\n2,0.002,,a CPU\n"  # kilograms of two runs
+    (tmp_path / "run" / "emissions.csv").write_text(measured)
     pushed = trainer.push_to_hub(dry_run=tmp_path / "staged", license="mit", language="en", ship_code=True)
     assert {"model.safetensors", "processor_config.json", "README.md", "modeling_satic.py"} <= pushed.files.keys()
     assert not {"training_args.bin", "training_args.json", "trainer_state.json"} & pushed.files.keys()
     card = ModelCard.load(tmp_path / "staged" / "README.md")
     assert (card.data.license, card.data.language, card.data.pipeline_tag) == ("mit", ["en"], "image-to-text")
+    assert card.data.co2_eq_emissions == {"emissions": 3.0, "source": "CodeCarbon", "hardware_used": "a CPU"}
+    assert "| carbon | 3 g of CO2-equivalents, measured by CodeCarbon |" in card.text and "| parameters | " in card.text
     assert f"| trainer | {type(trainer).__name__} |" in card.text and "| seed | 3 |" in card.text
     assert 'model="me/mine", trust_remote_code=True' in card.text
     states = [trainer.model.state_dict(), AutoModelForImageTextToText.from_pretrained(tmp_path / "staged").state_dict()]

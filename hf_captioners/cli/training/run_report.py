@@ -20,7 +20,7 @@ from .captioner_arguments import CaptionerArguments
 logger = logging.getLogger(__name__)
 
 SHEET, CURVES = "contact_sheet.png", "training.png"
-ON_THE_SHEET, ON_THE_CARD = 24, 8  # pictures
+ON_THE_SHEET, ON_THE_CARD = 24, 20  # pictures
 
 
 @dataclass
