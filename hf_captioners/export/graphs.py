@@ -25,7 +25,7 @@ from ..modeling.modeling_satic import SaticForImageCaptioning
 
 Tensors = dict[str, Tensor]
 
-IMAGES, BEAMS, TOKENS, PAST = 2, 3, 5, 4  # sizes of the examples that graphs are traced with
+IMAGES, BEAMS, TOKENS, PAST, WORDS = 2, 3, 5, 4, 7  # sizes of the examples that graphs are traced with
 START = "start_"  # in front of the name of a state that pictures begin with
 
 

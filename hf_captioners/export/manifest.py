@@ -18,7 +18,7 @@ class Manifest:
         image_input (`str`): `"pixels"` or `"features"`.
         step (`int`): words that the decoder reads at a time.
         state (`dict[str, list[int]]`): by name, the shape of what each caption has before its first word; -1 for the
-            number of captions.
+            number of captions. Empty of SCD-Net, which does not write word by word.
         starts_with_image (`bool`): whether the graph of the pictures gives the state that captions start from, and the
             scores of their first words.
     """

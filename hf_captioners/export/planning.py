@@ -12,8 +12,10 @@ from torch import nn
 
 from ..modeling.captioner_autoregressive import DecodeOptions
 from ..modeling.captioner_outputs import CaptionerEncoderOutput
-from .graphs import BEAMS, CUTS, IMAGES, PAST, START, TOKENS, Cut, DecoderGraph, EncoderGraph, Tensors
+from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
+from .graphs import BEAMS, CUTS, IMAGES, PAST, START, TOKENS, WORDS, Cut, DecoderGraph, EncoderGraph, Tensors
 from .manifest import Manifest
+from .scdnet_graphs import ScdnetEncoderGraph, ScdnetStepGraph, read_by_stage
 
 
 @dataclass
@@ -59,7 +61,7 @@ def plan_export(model: Any, processor: Any, image_input: str) -> ExportPlan:
     """Cut a captioner into graphs and make examples of their inputs.
 
     Args:
-        model (`PreTrainedModel`): in float32; one of [`~hf_captioners.export.graphs.CUTS`].
+        model (`PreTrainedModel`): in float32; SCD-Net or one of [`~hf_captioners.export.graphs.CUTS`].
         processor (`ProcessorMixin`): its processor, which says how large pictures are.
         image_input (`str`): `"pixels"` or `"features"`.
 
@@ -67,6 +69,8 @@ def plan_export(model: Any, processor: Any, image_input: str) -> ExportPlan:
         [`ExportPlan`]
     """
     model = model.eval()
+    if isinstance(model, ScdnetForImageCaptioning):
+        return _plan_diffusion(model, processor, image_input)
     cut: Cut = next(cut for kind, cut in CUTS.items() if isinstance(model, kind))(model)
     encoder = EncoderGraph(cut, masked=image_input == "features").eval()
     first, second = (
@@ -90,6 +94,35 @@ def plan_export(model: Any, processor: Any, image_input: str) -> ExportPlan:
             "decoder": _other_sizes(first.words, second.words),
         },
     )
+
+
+def _plan_diffusion(model: ScdnetForImageCaptioning, processor: Any, image_input: str) -> ExportPlan:
+    """Plan of SCD-Net: pictures and sentences, and a step of each stage."""
+    steps: dict[str, Any] = {"decoder": model}
+    if model.first_stage is not None:
+        steps["first_decoder"] = model.first_stage
+    encoder = ScdnetEncoderGraph(model).eval()
+    graphs: dict[str, nn.Module] = {"encoder": encoder}
+    graphs |= {name: ScdnetStepGraph(network).eval() for name, network in steps.items()}
+    both: list[dict[str, Tensors]] = []
+    for more in (0, 1):
+        images = _images(model, processor, image_input, more)
+        count, words = IMAGES + more, WORDS + more
+        ids = torch.arange(count * words).view(count, words) % model.config.vocab_size
+        inputs = {"encoder": {**images, "retrieved_ids": ids}}
+        memory = {**encoder(**inputs["encoder"]), "retrieved_mask": torch.ones_like(ids)}
+        memory |= {name: mask for name, mask in images.items() if name == "image_attention_mask"}
+        shape = (count, BEAMS + more, *model.codec.noise.shape)
+        for name, network in steps.items():
+            known = read_by_stage(memory, first=name != "decoder")
+            known.pop("last_hidden_state")
+            bits = ("state", "known_bits", *["previous"] * network.config.sees_previous)
+            noise = {part: model.codec.noise.expand(shape).clone() for part in bits}
+            inputs[name] = {**noise, "log_ratios": torch.zeros(shape[:2]), **known}
+        both.append(inputs)
+    shapes = {name: _other_sizes(inputs, both[1][name]) for name, inputs in both[0].items()}
+    manifest = Manifest(image_input=image_input, step=model.config.caption_length, state={}, starts_with_image=False)
+    return ExportPlan(model, processor, manifest, graphs, both[0], shapes)
 
 
 @dataclass

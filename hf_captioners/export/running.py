@@ -49,6 +49,9 @@ class ExportedBase:
 
     # -- graphs --------------------------------------------------------------------------------------------------------
 
+    def attach(self: Any) -> None:
+        """Add what the captioner needs besides its graphs; nothing here."""
+
     def graph_inputs(
         self: Any,
         pixel_values: Tensor | None,

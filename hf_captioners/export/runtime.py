@@ -15,9 +15,13 @@ from transformers.utils import cached_file
 from ..captioner_table import CAPTIONERS, captioner_classes
 from ..extras import require
 from ..modeling.modeling_satic import SaticForImageCaptioning
+from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
 from .manifest import FILE, Manifest, export_format
 from .running import stand_in
+from .scdnet_runtime import ExportedScdnet
 from .words_runtime import ExportedGroups, ExportedWords
+
+_MIXINS: dict[type, type] = {SaticForImageCaptioning: ExportedGroups, ScdnetForImageCaptioning: ExportedScdnet}
 
 
 class ExportedCaptioner:
@@ -64,7 +68,9 @@ class ExportedCaptioner:
         manifest = Manifest.read(found)
         if export_format(found) == "openvino":
             require("openvino")
-            options["config"] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), **options.get("config", {})}
+            # what the graphs say about their precision is not heeded by every version
+            exact = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+            options["config"] = {**exact, **options.get("config", {})}
             graphs = ExportedModel.from_pretrained(source, device=device or "cpu", **options)
         else:
             require("onnx", "onnxscript", "onnxruntime")
@@ -147,9 +153,10 @@ def assemble(graphs: Any, manifest: Manifest, name: str) -> Any:
     if graphs.config is None or graphs.config.model_type not in CAPTIONERS:
         raise ValueError(f"{name}: the configuration in it is of no captioner.")
     own = captioner_classes(graphs.config.model_type)[1]
-    mixin = ExportedGroups if issubclass(own, SaticForImageCaptioning) else ExportedWords
+    mixin = next((mixin for kind, mixin in _MIXINS.items() if issubclass(own, kind)), ExportedWords)
     model = stand_in(type(f"Exported{own.__name__}", (ExportedCaptioner, mixin, own), {}), graphs.config)
     model.graphs, model.manifest, model.name_or_path = graphs, manifest, name
     if graphs.generation_config is not None:
         model.generation_config = graphs.generation_config
+    model.attach()
     return model

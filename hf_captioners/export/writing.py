@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.files import check_can_be_made, replace_folder, working_folder
+from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
 from .graphs import CUTS
 from .onnx_graph import quantized, to_onnx
 from .openvino_graph import compressed, to_openvino
@@ -56,7 +57,7 @@ def export_captioner(
     that the processor makes, features any number of tokens.
 
     Args:
-        model (`PreTrainedModel`): in float32; one of [`~hf_captioners.export.graphs.CUTS`].
+        model (`PreTrainedModel`): in float32; SCD-Net or one of [`~hf_captioners.export.graphs.CUTS`].
         processor (`ProcessorMixin`): its processor.
         out_dir (`str` or `Path`): a new or empty folder.
         export_format (`str`, defaults to `"onnx"`): or `"openvino"`.
@@ -126,7 +127,7 @@ def write_export(
 
 
 def _check(model: Any, target: Path, export_format: str, image_input: str) -> None:
-    kinds: Any = tuple(CUTS)
+    kinds: Any = (*CUTS, ScdnetForImageCaptioning)
     if export_format not in FORMATS:
         raise ExportError(f"export_format must be one of {', '.join(FORMATS)}, not {export_format!r}")
     if not isinstance(model, kinds):

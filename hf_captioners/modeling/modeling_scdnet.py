@@ -461,19 +461,35 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         if mask is not None:
             shown = mask.new_ones(len(mask), self.config.caption_length)
             mask = _spread("retrieved_ids", torch.cat((shown, mask), dim=1), captions)
-        previous = encoded.previous_ids if previous_ids is None else previous_ids
-        if self.config.sees_previous:
-            if previous is None:
-                previous = self._first_words(encoded)
-            previous = self.codec.encode(_spread("previous_ids", previous, captions))
         return Known(
             memory=[layer.x_att.self.keys_and_values(encoded.last_hidden_state) for layer in self.decoder.g_layers],
             memory_mask=_visible(encoded.image_attention_mask),
             retrieved=cast(Heads, tuple(_spread("retrieved_ids", part, captions) for part in heads)),
             retrieved_states=_spread("retrieved_ids", encoded.retrieved, captions),
             semantic_mask=_visible(mask),
-            previous=previous,
+            previous=self.previous_bits(encoded, captions, previous_ids),
         )
+
+    def previous_bits(
+        self, encoded: ScdnetEncoderOutput, captions: int, previous_ids: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Bits of the sentences of the first stage, which a second stage sees.
+
+        Args:
+            encoded ([`ScdnetEncoderOutput`]): of the pictures.
+            captions (`int`): their number N.
+            previous_ids (`torch.LongTensor` of shape `(R, L)`, *optional*): the sentences; by default those of
+                `encoded`, or what the first stage of a cascade writes.
+
+        Returns:
+            `torch.Tensor` of shape `(N, L, n)`; of a first stage `None`
+        """
+        if not self.config.sees_previous:
+            return None
+        previous = encoded.previous_ids if previous_ids is None else previous_ids
+        if previous is None:
+            previous = self._first_words(encoded)
+        return self.codec.encode(_spread("previous_ids", previous, captions))
 
     @torch.no_grad()
     def _first_words(self, encoded: ScdnetEncoderOutput) -> torch.Tensor:
@@ -753,8 +769,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         ids = self._cut(ids, config)
         if not config.return_dict_in_generate:
             return ids
-        layers = len(self.decoder.g_layers)
-        steps = None if weights is None else tuple(zip(*[iter(weights)] * layers, strict=True))
+        layers = [iter(weights or [])] * self.config.decoder_layers
+        steps = None if weights is None else tuple(zip(*layers, strict=True))
         return ScdnetGenerateOutput(ids, scores, stages, steps)
 
     def check_options(self, options: Mapping[str, Any]) -> None:

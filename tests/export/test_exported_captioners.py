@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import tiny_clip_gpt2
-from contracts.exported import ExportedCaptionerContract, ExportedWordsContract, FixedSize, needs_onnx
+from contracts.exported import ExportedCaptionerContract, ExportedWordsContract, FixedSize, needs_onnx, region_features
 from contracts.tiny_scdnet import small_model
 
 from hf_captioners import (
@@ -17,6 +17,7 @@ from hf_captioners import (
     ExpansionNetV2ForImageCaptioning,
     SaticConfig,
     SaticForImageCaptioning,
+    ScdnetForImageCaptioning,
 )
 from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
 
@@ -67,6 +68,54 @@ class TestDico(ExportedWordsContract):
         return model
 
 
+class TestScdnetCascade(ExportedCaptionerContract):
+    rules = [
+        {},
+        {"num_return_sequences": 3},
+        {"decoding": "fast", "word_choice": "likeliest"},
+        {"cascade": "offline", "sampler": "ddim"},
+        {"do_sample": True, "num_return_sequences": 2},
+    ]
+
+    def captioner(self) -> Any:
+        first = small_model(seed=1)
+        return ScdnetForImageCaptioning.from_stages(first, small_model(seed=2, sees_previous=True))
+
+    def inputs(self, model: Any, images: int, tokens: int) -> dict[str, torch.Tensor]:
+        sentences = torch.randint(4, 20, (images, 5), generator=torch.Generator().manual_seed(images))
+        mask = torch.ones_like(sentences)
+        mask[-1, 3:] = 0
+        retrieved = {"retrieved_ids": sentences, "retrieved_mask": mask}
+        return {**region_features(model, images, tokens), **retrieved}
+
+    def test_second_stage_alone(self, pair):
+        inputs = self.inputs(pair[0], 3, 4)
+        inputs["previous_ids"] = inputs["retrieved_ids"].flip(0)
+        captions = [model.generate(**inputs) for model in pair]
+        assert torch.equal(*captions)
+        log_probs = [model.sequence_log_probs(captions[0], self_conditioning=True, **inputs) for model in pair]
+        torch.testing.assert_close(*log_probs, atol=2e-5, rtol=1e-4)
+
+    def test_sentences_are_one_for_each_picture(self, pair):
+        inputs = self.inputs(pair[0], 2, 4)
+        inputs["retrieved_ids"] = inputs["retrieved_ids"].repeat(2, 1)
+        del inputs["retrieved_mask"]
+        with pytest.raises(ValueError, match="4 retrieved_ids: an exported captioner takes one for each of 2 pictures"):
+            pair[1].generate(**inputs)
+
+    def test_no_attentions(self, pair):
+        with pytest.raises(ValueError, match="output_attentions: an exported captioner has none"):
+            pair[1].generate(**self.inputs(pair[0], 1, 3), output_attentions=True, return_dict_in_generate=True)
+
+
+class TestScdnetOnOpenVino(TestScdnetCascade):
+    options = {"export_format": "openvino"}
+
+    def captioner(self) -> Any:
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+        return super().captioner()
+
+
 class TestOpenVino(ExportedCaptionerContract):
     options = {"export_format": "openvino"}
 
@@ -81,7 +130,7 @@ class TestOpenVino(ExportedCaptionerContract):
 
 def test_refusals(tmp_path):
     for model, options, message in (
-        (small_model(retrieval="none"), {}, "a ScdnetForImageCaptioning cannot be exported; these captioners can: Exp"),
+        (torch.nn.Linear(1, 1), {"image_input": "features"}, "a Linear cannot be exported; these captioners can: Exp"),
         (new_satic(), {"export_format": "coreml"}, "export_format must be one of onnx, openvino, not 'coreml'"),
         (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
         (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
