@@ -5,7 +5,7 @@ OUT ?= quickstart
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint types stub clean
+.PHONY: quickstart test lint types stub docs clean
 
 # Train a small captioner on drawn pictures and caption unseen ones: no download, about 4 minutes of processor time.
 # Threads that wait must not spin, on cores that others use too; benchmarks/bench_threads.py measures what that costs.
@@ -22,6 +22,14 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# The documentation as a site, in build/site; a warning or a dead link is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m zensical build --strict --clean
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
 # The public names for editors, after a new captioner or another public name.
 stub: $(READY)
 	$(BIN)/python tests/test_architecture.py
@@ -34,4 +42,4 @@ $(READY): setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info
+	rm -rf $(VENV) $(OUT) .cache build dist *.egg-info
