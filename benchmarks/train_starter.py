@@ -43,8 +43,8 @@ def main() -> None:
     first = train(args, "xe", "1_xe", features, backbone=args.data / "vision_backbone")
     best = train(args, "scst", "2_scst", features, model=first)
     if not args.starter.exists():
-        words = {"dry-run": args.starter, "weights-dtype": "float16", "language": "en"}
-        call(["push", str(best), "starter", *options_of(words)], f"{args.starter} could not be written")
+        how = {"dry-run": args.starter, "weights-dtype": "float16", "language": "en"}
+        call(["push", str(best), "starter", *options_of(how)], f"{args.starter} could not be written")
     data = {"dataset": args.annotations, "image-root": args.image_root, "split": "test"}
     words = ["evaluate", *options_of({"model": args.starter, **data, "update-card": args.starter}), "--speed"]
     call([*words, "--metrics", *METRICS], "the captions could not be scored")

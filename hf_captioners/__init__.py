@@ -54,6 +54,7 @@ _HOME = {
     "load_captions": "data.captions.load",
     "load_karpathy": "data.captions.karpathy",
     "open_image": "modeling.captioner_image_io",
+    "optimize_for_inference": "inference.faster",
     "pipeline": "pipelines",
     "register": "pipelines",
     "special_token_ids": "modeling.tokenization_words",

@@ -22,6 +22,7 @@ from .data.features.regions import RegionFeatures as RegionFeatures
 from .data.features.regions import write_region_features as write_region_features
 from .data.features.store import FeatureStore as FeatureStore
 from .inference.ensemble import CaptionerEnsemble as CaptionerEnsemble
+from .inference.faster import optimize_for_inference as optimize_for_inference
 from .metrics.suite import CaptionMetrics as CaptionMetrics
 from .modeling.captioner_image_io import ImageError as ImageError
 from .modeling.captioner_image_io import open_image as open_image

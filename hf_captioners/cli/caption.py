@@ -21,7 +21,7 @@ from .caption_out import Output, add_merge_option, add_out_options, check_out_op
 from .caption_sidecars import open_sidecars
 from .caption_sources import add_source_options, open_sources
 from .caption_tars import check_tars, open_tars
-from .captioners import add_family_options, load_captioner_of
+from .captioners import add_family_options, add_speed_options, load_captioner_of, make_faster
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
@@ -41,6 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_merge_option(work)
     add_model_options(parser)
     add_family_options(parser)
+    add_speed_options(parser)
     parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="captions per picture, best first")
     parser.add_argument(
         "--generation-kwargs",
@@ -163,6 +164,7 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
     options |= args.generation_kwargs
     opened = open_output if args.write_tar is None else open_tars
     with sidecars or opened(args, model, processor, options) as output:
+        make_faster(args, model)
         rows = output.rows(read)
         records = caption_rows(model, processor, rows, args.batch_size, **options)
         _write(args, (cast(Mapping[str, Any], record) for record in records), count, output, results)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _OTHER_FILES = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".gz")
 
+_HOW = ("retrieval", "sentences", "fast", "backbone_dtype")
 _OF_STREAM = ("dataset", "dataset_config", "split", "image_column", "id_column")  # by which its names differ
 _DATASETS = ("dataset", "annotations", "data_dir")
 
@@ -273,7 +274,7 @@ def open_run(args: argparse.Namespace, model: Any, processor: Any, options: Mapp
         "image_processor_sha256": settings_sha256(processor.image_processor),
         "dtype": str(model.dtype),
         **{name: value for name, value in {"prompt": asked, **options}.items() if value is not None},
-        **{name: value for name in ("retrieval", "sentences", *streamed) if (value := vars(args)[name])},
+        **{name: value for name in (*_HOW, *streamed) if (value := vars(args)[name])},
         **({} if args.write_tar is None else {"write_tar": True}),
     }
     with mistakes(RunError, OSError):

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from .common import UsageError, mistakes
+from .common import DTYPES, UsageError, mistakes
 
 PROMPT_HELP = "what a model with a prompt is asked, or how its captions begin; see docs/any_captioner.md"
 QUANTIZED_HELP = "load the linear layers in {} bits, through bitsandbytes"
@@ -16,6 +16,31 @@ def add_family_options(parser: argparse._ActionsContainer) -> None:
     for bits in ("4", "8"):
         option = f"--load_in_{bits}bit"
         parser.add_argument(option, option.replace("_", "-"), action="store_true", help=QUANTIZED_HELP.format(bits))
+
+
+def add_speed_options(parser: argparse._ActionsContainer) -> None:
+    """`--fast` and `--backbone-dtype`: how a captioner is made faster."""
+    parser.add_argument("--fast", nargs="?", choices=("exact", "int8"), const="exact", help="faster linear layers, "
+                        "in float32 on a CPU: with the same captions (exact, default) or 8-bit weights")  # fmt: skip
+    parser.add_argument("--backbone-dtype", choices=DTYPES[1:], help="precision of the vision tower alone")
+
+
+def make_faster(args: argparse.Namespace, model: Any) -> None:
+    """Do what the options of `add_speed_options` ask for, with a captioner or the members of an ensemble.
+
+    Raises:
+        UsageError: see [`optimize_for_inference`].
+    """
+    if args.fast is None and args.backbone_dtype is None:
+        return
+    import torch
+
+    from ..inference.faster import optimize_for_inference
+
+    dtype = args.backbone_dtype and getattr(torch, args.backbone_dtype)
+    with mistakes(ValueError):
+        for member in getattr(model, "models", [model]):
+            optimize_for_inference(member, args.fast, dtype)
 
 
 def load_captioner_of(args: argparse.Namespace) -> tuple[Any, Any]:

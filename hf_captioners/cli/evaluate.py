@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .captioners import add_family_options, load_captioner_of
+from .captioners import add_family_options, add_speed_options, load_captioner_of, make_faster
 from .card_results import check_card, update_card
 from .common import MODEL_HELP, UsageError, add_model_options, check_file, mistakes, refuse_unread
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
@@ -49,6 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     running = parser.add_argument_group("how --model runs")
     add_model_options(running)
     add_family_options(running)
+    add_speed_options(running)
     add_detector_option(running)
     add_retrieval_options(running)
     parser.set_defaults(run=run)
@@ -203,7 +204,7 @@ def _refuse_unread(args: argparse.Namespace) -> None:
     if args.model is not None:
         refuse_unread("all images of --dataset are captioned", subset=args.subset)
         return
-    names = ("features", "save_predictions", "num_beams", "max_new_tokens", "detector")
+    names = ("features", "save_predictions", "num_beams", "max_new_tokens", "detector", "fast", "backbone_dtype")
     given = {name: getattr(args, name) is not None for name in names}
     refuse_unread("the captions are those of --predictions", **given, dtype=args.dtype != "auto", speed=args.speed)
 
@@ -243,6 +244,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
     model, processor = load_captioner_of(args)
     use_detector(model, processor, args.detector, args.trust_remote_code)
     use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
+    make_faster(args, model)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     records = caption_rows(model, processor, itertools.chain(timed, rows), args.batch_size, **options)
     captions: dict[Any, str] = {}

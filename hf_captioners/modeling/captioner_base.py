@@ -157,6 +157,12 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.set_submodule(self.output_embeddings, new_embeddings)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of all but the backbone, which may have one of its own."""
+        own = (one.dtype for name, one in self.named_parameters() if not name.startswith("backbone."))
+        return next(filter(lambda dtype: dtype.is_floating_point, own), super().dtype)
+
     # -- the backbone ------------------------------------------------------------------------------------------------
 
     def extract_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

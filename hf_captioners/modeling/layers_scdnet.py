@@ -254,7 +254,7 @@ class BitEmbedding(nn.Module):
 
     def forward(self, bits: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """(N, L, inputs), (N or 1, d) -> (N, L, d)"""
-        hidden = self.embeddings(bits.to(self.embeddings.weight.dtype))
+        hidden = self.embeddings(bits.to(self.embeddings_norm.weight.dtype))
         hidden = hidden + self.embeddings_pos(bits.shape[1]) + time.to(hidden.dtype)[:, None]
         return self.dropout(self.embeddings_norm(hidden + self.embeddings_token_type.weight[0]))
 

@@ -206,7 +206,7 @@ class ExpansionNetV2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin)
     def encode(self, features: torch.Tensor, mask: torch.Tensor | None, **inputs: Any) -> CaptionerEncoderOutput:
         """Static expansions over the tokens, and the fusion of their layers."""
         mask = padding_mask(mask)
-        hidden = self.enc_input_dropout(self.input_linear(features.to(self.input_linear.weight.dtype)))  # (B, L, d)
+        hidden = self.enc_input_dropout(self.input_linear(features.to(self.dtype)))  # (B, L, d)
         states = [hidden]
         for layer in self.encoders:
             states.append(layer(states[-1], mask))

@@ -1,0 +1,141 @@
+"""Faster captions of a loaded captioner: linear layers for the CPU, and a precision of its own for the vision tower.
+
+On a CPU most of a caption's time is linear layers: of the vision tower, where arithmetic counts, and of the decoder,
+which reads all its weights again for every word, so that their bytes count. `"exact"` lays the weights out for oneDNN
+once; captions stay as they are. `"int8"` makes 8-bit integers of them, and of what goes into each layer when it runs: a
+quarter of the bytes, and other captions now and then. `benchmarks/bench_fast.py` has the times, and what a trained
+captioner loses.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.mkldnn import MkldnnLinear
+from transformers.pytorch_utils import Conv1D
+
+from ..families import family_of
+from ..families.model_parts import without_adapters
+
+_FEWEST = 2**18  # weights of a layer that is worth the way into oneDNN's layout and back
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with weights in oneDNN's layout.
+
+    Args:
+        linear (`nn.Linear`): the layer, in float32 on the CPU.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = MkldnnLinear(linear, torch.float32)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, in_features) -> (…, out_features)"""
+        return cast(torch.Tensor, self.packed(hidden))
+
+
+def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype: torch.dtype | None = None) -> Any:
+    """Make a captioner caption faster; it can no longer learn or be saved, where its linear layers are others.
+
+    Args:
+        model (`PreTrainedModel`): a captioner of any family, in evaluation mode; it is changed.
+        linear (`str`, *optional*): on a CPU, in float32: `"exact"`, layers with weights in oneDNN's layout and the same
+            captions (log-probabilities differ by rounding), or `"int8"`, layers with 8-bit weights and inputs.
+        backbone_dtype (`torch.dtype`, *optional*): precision of the vision tower alone, such as `torch.bfloat16`, of
+            the captioners of this package; its layers keep it whatever `linear` is.
+
+    Returns:
+        `PreTrainedModel`: the captioner.
+
+    Raises:
+        ValueError: an unknown way; layers that are not in float32 on a CPU; adapters, which must be merged before; a
+            captioner without a vision tower, or of transformers, whose towers have the precision of the rest.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners import optimize_for_inference
+    >>> from transformers import AutoModelForImageTextToText
+    >>> model = AutoModelForImageTextToText.from_pretrained("runs/mine")  # doctest: +SKIP
+    >>> optimize_for_inference(model, "int8")  # doctest: +SKIP
+
+    ```
+    """
+    if linear is not None:
+        _check(model, linear)
+    if backbone_dtype is not None:
+        _set_backbone(model, backbone_dtype)
+    if linear is not None:
+        for module, name, layer in _linears(model):
+            if layer.weight.dtype == torch.float32:
+                setattr(module, name, _MADE[linear](_as_linear(layer)))
+        model.save_pretrained = _refuse_to_save
+    return model
+
+
+def _check(model: Any, linear: str) -> None:
+    if linear not in _MADE:
+        raise ValueError(f"linear must be one of {', '.join(_MADE)}, not {linear!r}.")
+    if without_adapters(model) is not model or "peft_config" in vars(model):
+        raise ValueError(
+            "faster linear layers are for a captioner without adapters; merge them first (merge_and_unload)."
+        )
+    weights = [layer.weight for _, _, layer in _linears(model)]
+    strange = next((one for one in weights if one.device.type != "cpu" or one.dtype != torch.float32), None)
+    if not weights or strange is not None:
+        found = "the captioner has none" if strange is None else f"these are {strange.dtype} on {strange.device}"
+        raise ValueError(f"faster linear layers are for layers in float32 on a CPU, and {found}.")
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Every linear layer, with what it is in and its name there; layers of classes of their own are left alone."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) in (nn.Linear, Conv1D):
+                yield module, name, child
+
+
+def _as_linear(layer: Any) -> nn.Linear:
+    """A linear layer of GPT-2's `Conv1D`, which is one with the weights the other way round."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    linear = nn.Linear(*layer.weight.shape, device="meta")
+    linear.weight, linear.bias = nn.Parameter(layer.weight.detach().T.contiguous()), layer.bias
+    return linear.train(layer.training)
+
+
+def _packed(layer: nn.Linear) -> nn.Module:
+    return layer if layer.weight.numel() < _FEWEST else PackedLinear(layer)
+
+
+def _quantized(layer: nn.Linear) -> nn.Module:
+    with warnings.catch_warnings():  # torch 2.13, which is pinned, has it and says that a later one will not
+        warnings.simplefilter("ignore")
+        layer.qconfig = torch.ao.quantization.default_dynamic_qconfig  # type: ignore[assignment]
+        return cast(nn.Module, torch.ao.nn.quantized.dynamic.Linear.from_float(layer))
+
+
+_MADE: dict[str, Callable[[nn.Linear], nn.Module]] = {"exact": _packed, "int8": _quantized}
+
+
+def _set_backbone(model: Any, dtype: torch.dtype) -> None:
+    family = family_of(model)
+    backbone: Any = family.backbone(model)
+    if backbone is None:
+        raise ValueError(
+            "the captioner reads cached features or regions and has no vision tower; leave its precision out."
+        )
+    if not hasattr(model, "extract_image_features"):
+        raise ValueError(f"a precision of the vision tower alone is not for {family.title}; give one for all (dtype).")
+    backbone.to(dtype)
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    raise ValueError("a captioner with faster linear layers is for captioning only; save the one it was made of.")
