@@ -64,6 +64,9 @@ class TestContractOfACascade(TestContract):
     test_half_precision_is_the_same_in_the_verbs = None
     test_can_be_exported_with_a_mask = None
 
+    def written_before(self, model, pixels):
+        return {"previous_ids": model.encode_images(pixel_values=pixels).previous_ids}
+
     def test_every_parameter_learns(self, model, pixels, labels):
         model.train()
         model(pixel_values=pixels, labels=labels).loss.backward()
