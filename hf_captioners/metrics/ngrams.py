@@ -143,6 +143,44 @@ def _sorted(key: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return pack(parent_and_word >> bits[1], parent_and_word & ((1 << bits[1]) - 1)), packed & ((1 << bits[2]) - 1)
 
 
+def build_tree(ngrams: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The tree over n-grams and their beginnings, under the one root 0, whose key is -1.
+
+    Args:
+        ngrams (`Sequence[np.ndarray]`): int64 of shape (n-grams, length), numbers of words, for the lengths 1, 2, …
+
+    Returns:
+        `tuple[np.ndarray, list[np.ndarray]]`: keys, int64 of shape (nodes,), shorter n-grams first, and the nodes of
+        the n-grams of each length, int64 of shape (n-grams,).
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_captioners.metrics.ngrams import build_tree, unpack
+    >>> keys, nodes = build_tree([np.array([[3]]), np.array([[5, 3], [5, 4]])])
+    >>> unpack(keys[1:])  # the parents and last words of: 3; 5; 5 3; 5 4
+    (array([0, 0, 2, 2]), array([3, 5, 3, 4]))
+    >>> nodes
+    [array([1]), array([3, 4])]
+
+    ```
+    """
+    keys = [np.array([-1])]
+    nodes = [np.zeros(len(of_length), np.int64) for of_length in ngrams]
+    below = 1
+    for order in range(len(ngrams)):
+        lengths = range(order, len(ngrams))  # n-grams that are at least this long
+        key = [pack(nodes[length], ngrams[length][:, order]) for length in lengths]
+        keys_of_order, number = np.unique(np.concatenate(key), return_inverse=True)
+        ends = np.cumsum([len(part) for part in key])
+        for length, numbers in zip(lengths, np.split(number + below, ends[:-1]), strict=True):
+            nodes[length] = numbers
+        below += len(keys_of_order)
+        keys.append(keys_of_order)
+    return np.concatenate(keys), nodes
+
+
 def find(keys: np.ndarray, parent: np.ndarray, word: np.ndarray) -> np.ndarray:
     """Look up nodes by parent and word.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ngrams import WORD_BITS, pack, unpack
+from ..ngrams import WORD_BITS, build_tree, unpack
 
 MAX_N = 100  # words of an n-gram; what a file declares is bounded before it is counted up to
 
@@ -18,22 +18,11 @@ class DocumentFrequencyError(ValueError):
 
 def prefix_tree(words: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The tree over n-grams, from numbers of words (n-grams, length) and counts (n-grams,) per length."""
-    keys, tree_counts = [np.array([-1])], [np.array([0])]
-    node = [np.zeros(len(of_length), np.int64) for of_length in words]
-    below = 1
-    for order in range(len(words)):
-        lengths = range(order, len(words))  # n-grams that are at least this long
-        key = [pack(node[length], words[length][:, order]) for length in lengths]
-        keys_of_order, number = np.unique(np.concatenate(key), return_inverse=True)
-        ends = np.cumsum([len(part) for part in key])
-        for length, nodes in zip(lengths, np.split(number + below, ends[:-1]), strict=True):
-            node[length] = nodes
-        count = np.zeros(len(keys_of_order), np.int64)
-        count[node[order] - below] = counts[order]
-        below += len(keys_of_order)
-        keys.append(keys_of_order)
-        tree_counts.append(count)
-    return np.concatenate(keys), np.concatenate(tree_counts)
+    keys, nodes = build_tree(words)
+    tree_counts = np.zeros(len(keys), np.int64)
+    for node, count in zip(nodes, counts, strict=True):
+        tree_counts[node] = count
+    return keys, tree_counts
 
 
 def check_n(n: int) -> None:

@@ -19,14 +19,9 @@ import numpy as np
 
 from ..scores import Scores
 from ..tokens import Tokenizer, prepare_pairs, tokenizer_setting
-from .aligner import Match, MeteorAligner, Sentence
 from .data import MeteorData
-
-ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of matches by form, stem, synonym and paraphrase
-
-NUM_STATISTICS = 23  # of a segment; meteor_statistics says which
-_CHUNKS = 20  # the place of the chunks; the matched words of both sides follow
+from .matches import Sentences
+from .segments import CHUNKS, best_statistics, chunks_that_count, meteor_scores
 
 
 def meteor(
@@ -71,9 +66,9 @@ def meteor(
     statistics = meteor_statistics(
         predictions, references, tokenized=tokenized, tokenizer=tokenizer, image_ids=image_ids, data=data
     )
-    per_image = np.array([meteor_score(row) for row in statistics.tolist()])
+    per_image = meteor_scores(statistics)
     totals = statistics.sum(axis=0)
-    totals[_CHUNKS] = sum(_chunks_that_count(row) for row in statistics.tolist())
+    totals[CHUNKS] = chunks_that_count(statistics).sum()
     corpus = {"meteor": meteor_score(totals.tolist())}
     return Scores(
         corpus, {"meteor": per_image}, settings={"tables": data.digest, **tokenizer_setting(tokenizer, tokenized)}
@@ -106,15 +101,14 @@ def meteor_statistics(
     hypotheses = [_clean(text) for text in hypotheses]
     lists = [[_clean(text) for text in image_references] for image_references in lists]
     data = MeteorData.load() if data is None else data
-    aligner = MeteorAligner(data, {*hypotheses, *(text for image_references in lists for text in image_references)})
-    rows = np.empty((len(hypotheses), NUM_STATISTICS))
-    for row, hypothesis, image_references in zip(rows, hypotheses, lists, strict=True):
-        sentence = aligner.sentence(hypothesis)
-        candidates = [
-            _count(aligner, data.function_words, sentence, aligner.sentence(text)) for text in image_references
-        ]
-        row[:] = max(candidates, key=meteor_score)
-    return rows
+    texts = [text for image_references in lists for text in image_references]
+    sentences = Sentences(data, [*hypotheses, *texts])
+    return best_statistics(
+        sentences,
+        np.array([sentences.number[text] for text in hypotheses], np.int64),
+        np.array([sentences.number[text] for text in texts], np.int64),
+        np.array([len(image_references) for image_references in lists], np.int64),
+    )
 
 
 def meteor_score(statistics: Sequence[float]) -> float:
@@ -136,61 +130,9 @@ def meteor_score(statistics: Sequence[float]) -> float:
 
     ```
     """
-    words, reference_words, function, reference_function = statistics[:4]
-    matched = reference_matched = 0.0
-    for kind, weight in enumerate(WEIGHTS):
-        content, reference_content, functional, reference_functional = statistics[4 + 4 * kind : 8 + 4 * kind]
-        matched += weight * _weigh(content, functional)
-        reference_matched += weight * _weigh(reference_content, reference_functional)
-    if matched == 0 or reference_matched == 0:
-        return 0.0
-    precision = matched / _weigh(words - function, function)
-    recall = reference_matched / _weigh(reference_words - reference_function, reference_function)
-    mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
-    fragmentation = _chunks_that_count(statistics) / ((statistics[_CHUNKS + 1] + statistics[_CHUNKS + 2]) / 2)
-    return mean * (1 - GAMMA * fragmentation**BETA)
-
-
-def _weigh(content: float, function: float) -> float:
-    return DELTA * content + (1 - DELTA) * function
-
-
-def _chunks_that_count(statistics: Sequence[float]) -> float:
-    """The number of chunks; 0 where every word of both is matched in one chunk, which is no fragmentation."""
-    chunks, matched, reference_matched = statistics[_CHUNKS:]
-    whole = chunks == 1 and matched == statistics[0] and reference_matched == statistics[1]
-    return 0.0 if whole else chunks
+    return float(meteor_scores(np.array([statistics], np.float64))[0])
 
 
 def _clean(text: str) -> str:
     """Drop the separator of the Java program, as the COCO evaluation does."""
     return text.replace("|||", "")
-
-
-def _count(
-    aligner: MeteorAligner, function_words: frozenset[str], hypothesis: Sentence, reference: Sentence
-) -> list[float]:
-    """The statistics of a caption and one reference."""
-    hypothesis_words, reference_words = hypothesis.words, reference.words
-    matches = aligner.align(hypothesis, reference)
-    counts = [0.0] * NUM_STATISTICS
-    counts[:2] = len(hypothesis_words), len(reference_words)
-    counts[2:4] = (sum(word in function_words for word in words) for words in (hypothesis_words, reference_words))
-    for start, length, hypothesis_start, hypothesis_length, kind in matches:
-        sides = ((hypothesis_words, hypothesis_start, hypothesis_length), (reference_words, start, length))
-        for side, (words, first, size) in enumerate(sides):
-            functional = sum(word in function_words for word in words[first : first + size])
-            counts[4 + 4 * kind + side] += size - functional
-            counts[6 + 4 * kind + side] += functional
-            counts[_CHUNKS + 1 + side] += size
-    counts[_CHUNKS] = _count_chunks(matches)
-    return counts
-
-
-def _count_chunks(matches: list[Match]) -> int:
-    """Runs of matches that are neighbours in both sentences."""
-    chunks, end, hypothesis_end = 0, -1, -1
-    for start, length, hypothesis_start, hypothesis_length, _ in matches:
-        chunks += (start, hypothesis_start) != (end, hypothesis_end)
-        end, hypothesis_end = start + length, hypothesis_start + hypothesis_length
-    return chunks

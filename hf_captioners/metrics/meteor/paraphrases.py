@@ -1,12 +1,13 @@
 """METEOR's paraphrase table, 5 million pairs of English phrases, as arrays that load in a moment.
 
 The table comes as a compressed text of three lines per entry: a probability (not used by the alignment), a phrase and
-its paraphrase. Reading it takes many seconds, so the first reading leaves the entries in a cache file. Scoring needs
-only those whose phrases can occur in the captions at hand, a hundredth of all ([`ParaphraseTable.among`]).
+its paraphrase. Reading it takes many seconds, so the first reading leaves the entries in a cache file, as a tree of
+phrases. Scoring looks only at those that begin with words of the captions at hand ([`ParaphraseTable.among`]).
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub import constants
@@ -24,10 +26,11 @@ from safetensors.numpy import save_file
 
 from ...data.files import regular_file, write_whole
 from ...data.progress import progress
+from ..ngrams import build_tree, find, spans
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2  # of the cache file; part of its name
+_FORMAT = 3  # of the cache file; part of its name
 
 
 class MeteorDataError(RuntimeError):
@@ -40,16 +43,17 @@ class ParaphraseTable:
 
     Attributes:
         words (`list[str]`): all words, each once.
-        phrase_words (`np.ndarray`): the words of all phrases, one phrase after the other, as positions in `words`.
-        phrase_lengths (`np.ndarray`): number of words of each phrase.
-        sources, targets (`np.ndarray`): the two phrases of each entry, in the order of the file.
+        keys (`np.ndarray`): int64 of shape (nodes,), the tree of the phrases and their beginnings (see `ngrams`) under
+            the one root 0; a phrase is named by its node.
+        first_entry (`np.ndarray`): int32 of shape (nodes + 1,). The entries of a node are the paraphrases of a phrase.
+        paraphrases (`np.ndarray`): int32 of shape (entries,), the other phrase of each entry; those of one phrase stand
+            in the order of the file.
     """
 
     words: list[str]
-    phrase_words: np.ndarray
-    phrase_lengths: np.ndarray
-    sources: np.ndarray
-    targets: np.ndarray
+    keys: np.ndarray
+    first_entry: np.ndarray
+    paraphrases: np.ndarray
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> ParaphraseTable:
@@ -72,83 +76,129 @@ class ParaphraseTable:
             parts = phrase.split(" ")
             lengths.append(len(parts))
             phrase_words.extend([words.setdefault(word, len(words)) for word in parts])
-        small = np.uint16 if len(words) <= 2**16 else np.int32
-        return cls(
-            list(words),
-            np.asarray(phrase_words, np.int32).astype(small),
-            np.asarray(lengths, np.int32),
-            np.asarray(sources, np.int32),
-            np.asarray(targets, np.int32),
-        )
+        keys, node = _tree(np.asarray(phrase_words, np.int64), np.asarray(lengths, np.int64))
+        nodes, other_nodes = node[np.asarray(sources, np.int32)], node[np.asarray(targets, np.int32)]
+        by_node = np.argsort(nodes, kind="stable")
+        first_entry = np.searchsorted(nodes[by_node], np.arange(len(keys) + 1))
+        return cls(list(words), keys, first_entry.astype(np.int32), other_nodes[by_node].astype(np.int32))
 
-    def among(self, sentences: Iterable[Sequence[str]]) -> dict[str, dict[str, int]]:
-        """The entries that can match in the sentences, and few more.
+    @functools.cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the table, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self.arrays().items()):
+            digest.update(f"{name} {content.dtype.str} {content.shape}\n".encode())
+            digest.update(np.ascontiguousarray(content).data)
+        return digest.hexdigest()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The content of the cache file, by name."""
+        return {
+            "words": np.frombuffer("\n".join(self.words).encode("utf-8", "surrogatepass"), np.uint8),
+            "keys": self.keys,
+            "first_entry": self.first_entry,
+            "paraphrases": self.paraphrases,
+        }
+
+    def among(self, words: Sequence[str], word: np.ndarray, length: np.ndarray) -> Phrases:
+        """The phrases of sentences that are paraphrases of phrases of sentences.
 
         Args:
-            sentences (`Iterable[Sequence[str]]`): their words.
+            words (`Sequence[str]`): the words of the sentences, each once.
+            word (`np.ndarray`): int64, the words of all sentences, one after another, as positions in `words`.
+            length (`np.ndarray`): int64 of shape (sentences,), the number of words of each.
 
         Returns:
-            `dict[str, dict[str, int]]`: phrase -> paraphrase -> its place in the table. An entry is here if all words
-            of both its phrases, and all their pairs of neighbouring words, occur in the sentences.
+            [`Phrases`]
 
         Example:
 
         ```python
+        >>> import numpy as np
         >>> from hf_captioners.metrics.meteor.paraphrases import ParaphraseTable
         >>> table = ParaphraseTable.from_pairs([("a lot of", "many"), ("a lot of", "much"), ("much", "a lot of")])
-        >>> table.among([["a", "lot", "of", "people"], ["many", "people"]])
-        {'a lot of': {'many': 0}}
+        >>> phrases = table.among(["a", "lot", "of", "many"], np.array([0, 1, 2, 3, 3]), np.array([3, 2]))
+        >>> phrases.position, phrases.length, phrases.phrase
+        (array([0, 3, 4]), array([3, 1, 1]), array([1, 0, 0]))
+        >>> phrases.source, phrases.target  # a lot of -> many
+        (array([1]), array([0]))
 
         ```
         """
-        if not len(self.sources):
-            return {}
-        occurs, neighbours = self._occurring(sentences)
-        keep = self._possible_phrases(occurs, neighbours)
-        entries = np.flatnonzero(keep[self.sources] & keep[self.targets])
-        phrases = np.unique(np.concatenate([self.sources[entries], self.targets[entries]]))
-        texts = dict(zip(phrases.tolist(), self._texts(phrases), strict=True))
-        paraphrases: dict[str, dict[str, int]] = {}
-        columns = (column.tolist() for column in (self.sources[entries], self.targets[entries], entries))
-        for source, target, entry in zip(*columns, strict=True):
-            paraphrases.setdefault(texts[source], {}).setdefault(texts[target], entry)
-        return paraphrases
+        position, phrase_length, node = self._occurrences(words, word, length)
+        occurs = np.zeros(len(self.keys), bool)
+        occurs[node] = True
+        source = np.flatnonzero(occurs)
+        number = self.first_entry[source + 1] - self.first_entry[source]
+        target = self.paraphrases[spans(self.first_entry[source], number)]
+        possible = np.flatnonzero(occurs[target])
+        source, target = np.repeat(source, number)[possible], target[possible]
+        nodes, phrases = np.unique(np.concatenate([source, target]), return_inverse=True)
+        occurs[:] = False
+        occurs[nodes] = True
+        used = np.flatnonzero(occurs[node])
+        used = used[np.argsort(position[used], kind="stable")]
+        return Phrases(
+            position[used],
+            phrase_length[used],
+            np.searchsorted(nodes, node[used]),
+            phrases[: len(source)],
+            phrases[len(source) :],
+        )
 
-    def _occurring(self, sentences: Iterable[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """The words that occur, bool of shape (words,), and the pairs of neighbours as sorted keys."""
-        numbers = {word: number for number, word in enumerate(self.words)}
-        occurs = np.zeros(len(self.words), bool)
-        neighbours: set[tuple[int, int]] = set()
-        for sentence in sentences:
-            line = [numbers.get(word, -1) for word in sentence]
-            occurs[[number for number in line if number >= 0]] = True
-            neighbours.update(itertools.pairwise(line))
-        keys = [left * len(self.words) + right for left, right in neighbours if left >= 0 and right >= 0]
-        return occurs, np.array(sorted(keys), np.int64)
-
-    def _possible_phrases(self, occurs: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-        """The phrases whose words and pairs of neighbours all occur, bool of shape (phrases,)."""
-        ends = np.cumsum(self.phrase_lengths, dtype=np.int64)
-        keep = np.logical_and.reduceat(occurs[self.phrase_words], ends - self.phrase_lengths)
-        inside = np.repeat(keep, self.phrase_lengths)  # positions of words that have a neighbour in such a phrase
-        inside[ends - 1] = False
-        left = np.flatnonzero(inside)
-        keys = self.phrase_words[left].astype(np.int64) * len(self.words) + self.phrase_words[left + 1]
-        missing = left[~_is_in(keys, neighbours)]
-        keep[np.searchsorted(ends, missing, side="right")] = False
-        return keep
-
-    def _texts(self, phrases: np.ndarray) -> Iterator[str]:
-        ends = np.cumsum(self.phrase_lengths, dtype=np.int64)[phrases].tolist()
-        for end, length in zip(ends, self.phrase_lengths[phrases].tolist(), strict=True):
-            yield " ".join(self.words[number] for number in self.phrase_words[end - length : end].tolist())
+    def _occurrences(
+        self, words: Sequence[str], word: np.ndarray, length: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The phrases of the tree in sentences: first word of all words, number of words, node."""
+        numbers = {text: number for number, text in enumerate(self.words)}
+        word = np.array([numbers.get(text, -1) for text in words], np.int64)[word]
+        end = np.repeat(np.cumsum(length), length)  # (words,): of the sentence
+        position = np.arange(len(word))
+        node = np.zeros(len(word), np.int64)
+        found = [(position[:0], position[:0], position[:0])]
+        for order in itertools.count():
+            longer = np.flatnonzero(position + order < end[position])
+            longer = longer[word[position[longer] + order] >= 0]
+            node = find(self.keys, node[longer], word[position[longer] + order])
+            position = position[longer[node >= 0]]
+            node = node[node >= 0]
+            if not len(node):
+                break
+            found.append((position, np.full(len(node), order + 1), node))
+        positions, lengths, nodes = zip(*found, strict=True)
+        return np.concatenate(positions), np.concatenate(lengths), np.concatenate(nodes)
 
 
-def _is_in(keys: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    if not len(ordered):
-        return np.zeros(len(keys), bool)
-    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return ordered[place] == keys
+class Phrases(NamedTuple):
+    """Phrases in sentences, and which of them are paraphrases.
+
+    Attributes:
+        position (`np.ndarray`): int64 of shape (occurrences,), ascending, the first word among the words of all
+            sentences.
+        length (`np.ndarray`): int64 of shape (occurrences,), number of words.
+        phrase (`np.ndarray`): int64 of shape (occurrences,), the number of the phrase.
+        source, target (`np.ndarray`): int64 of shape (entries,), a phrase and its paraphrase; the entries of a phrase
+            stand in the order of the table.
+    """
+
+    position: np.ndarray
+    length: np.ndarray
+    phrase: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+
+
+def _tree(words: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tree over phrases and the node of each, of their words, one phrase after another, and their lengths."""
+    start = np.cumsum(length) - length
+    by_length = [np.flatnonzero(length == size) for size in range(1, length.max(initial=0) + 1)]
+    keys, nodes = build_tree(
+        [words[start[rows][:, None] + np.arange(size)] for size, rows in enumerate(by_length, start=1)]
+    )
+    node = np.empty(len(length), np.int64)
+    for rows, nodes_of_length in zip(by_length, nodes, strict=True):
+        node[rows] = nodes_of_length
+    return keys, node
 
 
 def load_paraphrases(source: Path, cache_dir: Path | None = None) -> ParaphraseTable:
@@ -206,28 +256,14 @@ def _read_cache(path: Path) -> ParaphraseTable:
     with safe_open(regular_file(path, "cache of METEOR"), "np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         checksum = (file.metadata() or {}).get("sha256")
-    if checksum != _checksum(arrays):
+    words = arrays.pop("words").tobytes().decode("utf-8", "surrogatepass").split("\n")
+    table = ParaphraseTable(words, *(arrays[name] for name in ("keys", "first_entry", "paraphrases")))
+    if checksum != table.checksum:
         raise ValueError("its content is not what was written (SHA-256)")
-    words = arrays.pop("words").tobytes().decode("utf-8").split("\n")
-    return ParaphraseTable(words, *(arrays[name] for name in ("phrase_words", "phrase_lengths", "sources", "targets")))
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    return table
 
 
 def _keep(table: ParaphraseTable, path: Path) -> None:
     """Write the cache file, with a checksum of its content; other processes may do the same."""
-    arrays = {
-        "words": np.frombuffer("\n".join(table.words).encode("utf-8"), np.uint8),
-        "phrase_words": table.phrase_words,
-        "phrase_lengths": table.phrase_lengths,
-        "sources": table.sources,
-        "targets": table.targets,
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: save_file(arrays, temporary, {"sha256": _checksum(arrays)}))
+    write_whole(path, lambda temporary: save_file(table.arrays(), temporary, {"sha256": table.checksum}))

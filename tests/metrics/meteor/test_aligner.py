@@ -2,9 +2,10 @@
 
 import pytest
 
-from hf_captioners.metrics.meteor.aligner import BEAM_SIZE, MeteorAligner
+from hf_captioners.metrics.meteor.aligner import MeteorAligner
 from hf_captioners.metrics.meteor.data import MeteorData, SynonymSets
 from hf_captioners.metrics.meteor.normalizer import MeteorNormalizer
+from hf_captioners.metrics.meteor.pair_search import BEAM_SIZE
 from hf_captioners.metrics.meteor.paraphrases import ParaphraseTable
 
 PARAPHRASES = [
@@ -31,8 +32,11 @@ def data():
 
 
 def align(data, hypothesis, reference):
-    aligner = MeteorAligner(data, [hypothesis, reference])
-    return aligner.align(aligner.sentence(hypothesis), aligner.sentence(reference))
+    return [row[1:] for row in rows(MeteorAligner(data, [hypothesis, reference]).align([hypothesis], [reference]))]
+
+
+def rows(matches):
+    return list(zip(*(column.tolist() for column in matches), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -103,9 +107,12 @@ def test_does_not_depend_on_the_other_captions(data):
         ("both", "each of a kind"),
     ]
     together = MeteorAligner(data, [text for pair in pairs for text in pair])
-    for hypothesis, reference in pairs:
-        ours, theirs = together.sentence(hypothesis), together.sentence(reference)
-        assert together.align(ours, theirs) == align(data, hypothesis, reference)
+    alone = [(number, *match) for number, pair in enumerate(pairs) for match in align(data, *pair)]
+    assert rows(together.align(*zip(*pairs, strict=True))) == alone
+
+
+def test_no_pairs(data):
+    assert rows(MeteorAligner(data, []).align([], [])) == []
 
 
 def test_matches_never_overlap_where_the_beam_is_full(data):

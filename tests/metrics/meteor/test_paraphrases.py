@@ -1,6 +1,7 @@
 """The paraphrase table and its cache file."""
 
 import gzip
+import itertools
 import logging
 import multiprocessing
 import random
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from hf_captioners.metrics.meteor.paraphrases import MeteorDataError, ParaphraseTable, load_paraphrases
+from hf_captioners.metrics.ngrams import WORD_BITS, WORD_MASK
 
 PAIRS = [("a lot of", "many"), ("a lot of", "much"), ("many", "a lot of"), ("café", "bar"), ("dog", "canine friend")]
 
@@ -21,14 +23,40 @@ def write(path, pairs):
     return path
 
 
-def pairs_of(table):
-    phrases = np.split(table.phrase_words, np.cumsum(table.phrase_lengths)[:-1])
-    texts = [" ".join(table.words[number] for number in phrase) for phrase in phrases]
-    return [(texts[source], texts[target]) for source, target in zip(table.sources, table.targets, strict=True)]
+def paraphrases_of(table):
+    """Phrase -> its paraphrases, in their order."""
+    texts = [""]
+    for key in table.keys[1:].tolist():
+        texts.append(f"{texts[key >> WORD_BITS]} {table.words[key & WORD_MASK]}".strip())
+    others = [texts[node] for node in table.paraphrases.tolist()]
+    return {
+        text: others[start:end]
+        for text, (start, end) in zip(texts, itertools.pairwise(table.first_entry.tolist()), strict=True)
+        if end > start
+    }
 
 
-def test_keeps_the_entries_in_their_order():
-    assert pairs_of(ParaphraseTable.from_pairs(iter(PAIRS))) == PAIRS
+def grouped(pairs):
+    return {source: [target for other, target in pairs if other == source] for source, _ in pairs}
+
+
+def among(table, lines):
+    """Positions of phrases and their texts, and the paraphrases of each."""
+    words = list(dict.fromkeys(word for line in lines for word in line))
+    flat = [word for line in lines for word in line]
+    word = np.array([words.index(word) for word in flat], np.int64)
+    phrases = table.among(words, word, np.array([len(line) for line in lines], np.int64))
+    occurrences = [
+        (position, " ".join(flat[position : position + length]))
+        for position, length in zip(phrases.position.tolist(), phrases.length.tolist(), strict=True)
+    ]
+    texts = {number: text for number, (_, text) in zip(phrases.phrase.tolist(), occurrences, strict=True)}
+    pairs = zip(phrases.source.tolist(), phrases.target.tolist(), strict=True)
+    return occurrences, grouped([(texts[source], texts[target]) for source, target in pairs])
+
+
+def test_keeps_the_entries_of_a_phrase_in_their_order():
+    assert paraphrases_of(ParaphraseTable.from_pairs(iter(PAIRS))) == grouped(PAIRS)
 
 
 def test_among_gives_every_entry_whose_phrases_occur():
@@ -41,27 +69,24 @@ def test_among_gives_every_entry_whose_phrases_occur():
     pairs = list({(phrase(3), phrase(3)): None for _ in range(300)})
     table = ParaphraseTable.from_pairs(pairs)
     for _ in range(50):
-        sentences = [phrase(5) for _ in range(rng.randint(1, 3))]
-        found = {
-            (s, t): place
-            for s, several in table.among(map(str.split, sentences)).items()
-            for t, place in several.items()
-        }
-        for place, (source, target) in enumerate(pairs):
-            occur = all(any(f" {text} " in f" {line} " for line in sentences) for text in (source, target))
-            known = {pair for line in sentences for pair in zip(line.split(), line.split()[1:], strict=False)}
-            used = {word for line in sentences for word in line.split()}
-            possible = all(
-                set(text.split()) <= used and set(zip(text.split(), text.split()[1:], strict=False)) <= known
-                for text in (source, target)
-            )
-            assert (not occur or possible) and ((source, target) in found) == possible
-            assert found.get((source, target), place) == place
+        lines = [phrase(5).split() for _ in range(rng.randint(1, 3))]
+        parts = [  # of all lines, by their positions
+            (sum(map(len, lines[:number])) + start, " ".join(line[start:end]))
+            for number, line in enumerate(lines)
+            for start in range(len(line))
+            for end in range(start + 1, len(line) + 1)
+        ]
+        texts = {text for _, text in parts}
+        entries = [pair for pair in pairs if texts.issuperset(pair)]
+        occurrences, paraphrases = among(table, lines)
+        assert paraphrases == grouped(entries)
+        assert sorted(occurrences) == sorted(part for part in parts if part[1] in {t for pair in entries for t in pair})
 
 
 def test_nothing_matters_for_no_words():
-    assert ParaphraseTable.from_pairs(PAIRS).among([[], ["unknown"]]) == {}
-    assert ParaphraseTable.from_pairs([]).among([["many"]]) == {}
+    assert among(ParaphraseTable.from_pairs(PAIRS), [[], ["unknown"]]) == ([], {})
+    assert among(ParaphraseTable.from_pairs([]), [["many"]]) == ([], {})
+    assert among(ParaphraseTable.from_pairs(PAIRS), []) == ([], {})
 
 
 def test_second_load_reads_the_cache(tmp_path, monkeypatch):
@@ -70,7 +95,7 @@ def test_second_load_reads_the_cache(tmp_path, monkeypatch):
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
     monkeypatch.setattr(gzip, "open", None)
     second = load_paraphrases(source, cache)
-    assert pairs_of(first) == pairs_of(second) == PAIRS
+    assert paraphrases_of(first) == paraphrases_of(second) == grouped(PAIRS)
     assert second.words == first.words
 
 
@@ -78,7 +103,7 @@ def test_another_table_is_not_taken_from_the_cache(tmp_path):
     source = write(tmp_path / "p.gz", PAIRS)
     load_paraphrases(source, tmp_path / "cache")
     write(source, PAIRS[1:])
-    assert pairs_of(load_paraphrases(source, tmp_path / "cache")) == PAIRS[1:]
+    assert paraphrases_of(load_paraphrases(source, tmp_path / "cache")) == grouped(PAIRS[1:])
 
 
 def test_broken_cache_is_replaced(tmp_path, caplog):
@@ -88,7 +113,7 @@ def test_broken_cache_is_replaced(tmp_path, caplog):
     content = cached.read_bytes()
     cached.write_bytes(content[:100])
     with caplog.at_level(logging.WARNING):
-        assert pairs_of(load_paraphrases(source, tmp_path)) == PAIRS
+        assert paraphrases_of(load_paraphrases(source, tmp_path)) == grouped(PAIRS)
     assert cached.name in caplog.text
     assert cached.read_bytes() == content
 
@@ -100,7 +125,7 @@ def test_a_flipped_bit_in_the_cache(tmp_path, caplog):
     content = cached.read_bytes()
     cached.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with caplog.at_level(logging.WARNING):
-        assert pairs_of(load_paraphrases(source, tmp_path)) == PAIRS
+        assert paraphrases_of(load_paraphrases(source, tmp_path)) == grouped(PAIRS)
     assert "its content is not what was written" in caplog.text
     assert cached.read_bytes() == content
 
@@ -115,7 +140,7 @@ def test_works_where_nothing_can_be_kept(tmp_path, caplog):
     (tmp_path / "cache").write_text("a file, no folder")
     with caplog.at_level(logging.WARNING):
         table = load_paraphrases(write(tmp_path / "p.gz", PAIRS), tmp_path / "cache")
-    assert pairs_of(table) == PAIRS
+    assert paraphrases_of(table) == grouped(PAIRS)
     assert "cannot be written" in caplog.text
 
 
@@ -148,5 +173,5 @@ def test_processes_that_start_together_share_one_cache(tmp_path):
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
         tables = list(pool.map(load_paraphrases, [source] * 6, [tmp_path / "cache"] * 6))
     line = ["word", "7", "here", "there", "7"]
-    assert all(table.among([line]) == {"word 7 here": {"there 7": 7}} for table in tables)
+    assert all(among(table, [line])[1] == {"word 7 here": ["there 7"]} for table in tables)
     assert len(list((tmp_path / "cache").iterdir())) == 1

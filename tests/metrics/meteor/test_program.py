@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from contracts.hanging import HANGING_S
 
@@ -95,9 +96,11 @@ def test_alignments_are_those_of_the_program(jar, data, tmp_path, seed, longest)
 
     pairs = [(caption("x"), caption("y")) for _ in range(300 if longest < 20 else 60)]
     aligner = MeteorAligner(ours, [text for pair in pairs for text in pair])
+    aligned = aligner.align(*zip(*pairs, strict=True))
     program = run_program(jar, tmp_path, pairs, "-a", "p.gz", "-d", str(tmp_path))
-    for pair, (_, matches, _) in zip(pairs, program, strict=True):
-        assert aligner.align(*map(aligner.sentence, pair)) == matches, pair
+    for number, (pair, (_, matches, _)) in enumerate(zip(pairs, program, strict=True)):
+        some, _ = aligned.of_pairs(np.array([number]))
+        assert list(zip(*(column.tolist() for column in some[1:]), strict=True)) == matches, pair
 
 
 @pytest.mark.parametrize(
