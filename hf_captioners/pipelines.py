@@ -21,7 +21,7 @@ from transformers import pipelines as transformers_pipelines
 from transformers.utils import CONFIG_NAME
 
 from .captioner_table import CAPTIONERS, captioner_classes
-from .export.manifest import is_exported
+from .export.manifest import is_exported, split_name
 from .families import CaptionerFamily, ForeignCodeFamily, family_class
 from .families.loading import check_can_caption, load_captioner_model, load_processor, model_type_of
 from .families.pipeline import FamilyPipeline
@@ -139,7 +139,7 @@ def pipeline(
         from .export.runtime import ExportedCaptioner
 
         exported = ExportedCaptioner.from_pretrained(model)
-        kwargs.setdefault("processor", load_processor(exported, model, trust_remote_code))
+        kwargs.setdefault("processor", load_processor(exported, split_name(model)[0], trust_remote_code))
         model = exported
     # transformers finds the captioner of adapters from the working directory alone
     elif base_of(model) is not None or model_type_of(model) not in (None, *CAPTIONERS):

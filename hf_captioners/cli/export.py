@@ -13,13 +13,15 @@ from pathlib import Path
 from .common import add_trust_option, mistakes
 from .export_quality import add_quality_options, quality_check, rows_to_compare
 
-FORMATS = ("onnx", "openvino")  # both as in export.writing, which is too much for `--help`
+FORMATS = ("onnx", "openvino")  # these three as in export.writing, which is too much for `--help`
 INPUTS = ("pixels", "features")
+FORMS = ("loop", "unrolled")
 
 _EPILOG = """\
 examples:
   hf-captioners export onnx runs/mine --out runs/mine/onnx
   hf-captioners export onnx runs/mine --out small --int8 --annotations dataset_karpathy.json --image-root images
+  hf-captioners export onnx runs/mine --out whole --greedy-graph
   hf-captioners export openvino runs/mine --out runs/mine/openvino
   hf-captioners caption photos/ --model runs/mine/onnx"""
 
@@ -43,6 +45,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--input", choices=INPUTS, help="what the graphs take: pictures, or cached features (what the captioner sees)"
     )
+    parser.add_argument(
+        "--greedy-graph",
+        nargs="?",
+        const="loop",
+        choices=FORMS,
+        help="also write greedy.onnx, one graph from pictures to words; unrolled: without an ONNX Loop",
+    )
     add_quality_options(parser)
     add_trust_option(parser)
     parser.set_defaults(run=run)
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         rows = rows_to_compare(args)
         model, processor = load_captioners([args.model], "cpu", "float32", args.trust_remote_code)
         report = export_captioner(
-            model, processor, args.out, args.format, image_input=args.input, int8=args.int8,
+            model, processor, args.out, args.format, image_input=args.input, int8=args.int8, greedy=args.greedy_graph,
             accept=quality_check(rows, model, processor, args.int8 and not args.force),
         )  # fmt: skip
     sizes = {f"{name}_bytes": count for name, count in report.num_bytes.items()}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 FILE = "export.json"
+FOLDERS = ("onnx", "openvino")  # of a captioner's exports, in its repository on the Hub
 _KEY = "captioner"
+_IN_REPOSITORY = re.compile(rf"(\w[\w.-]*/\w[\w.-]*)/({'|'.join(FOLDERS)})")
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,41 @@ def export_format(path: Path) -> str:
     return str(json.loads(path.read_text("utf-8"))["export_format"])
 
 
-def is_exported(folder: object) -> bool:
-    """Tell whether a folder holds an exported captioner.
+def split_name(name: str | Path) -> tuple[str | Path, str | None]:
+    """Split the name of an export in a captioner's repository on the Hub.
 
     Args:
-        folder: name of a folder, or anything else, which holds none.
+        name (`str` or `Path`): such a name, or any other, or a folder.
+
+    Returns:
+        `tuple[str | Path, str | None]`: the repository and the folder in it; `name` and `None` of what is no such name.
+
+    Example:
+
+    ```python
+    >>> from hf_captioners.export.manifest import split_name
+    >>> split_name("me/mine/onnx"), split_name("me/mine")
+    (('me/mine', 'onnx'), ('me/mine', None))
+
+    ```
+    """
+    found = None if Path(name).exists() else _IN_REPOSITORY.fullmatch(str(name))
+    return (name, None) if found is None else (found[1], found[2])
+
+
+def is_exported(name: object) -> bool:
+    """Tell whether a name is of an exported captioner.
+
+    Args:
+        name: a folder, a name on the Hub, of which those with the folder of an export are meant, or anything else.
 
     Example:
 
     ```python
     >>> from hf_captioners.export.manifest import is_exported
-    >>> is_exported("nowhere"), is_exported(None)
-    (False, False)
+    >>> is_exported("nowhere"), is_exported(None), is_exported("me/mine/onnx")
+    (False, False, True)
 
     ```
     """
-    return isinstance(folder, (str, Path)) and (Path(folder) / FILE).is_file()
+    return isinstance(name, (str, Path)) and ((Path(name) / FILE).is_file() or split_name(name)[1] is not None)

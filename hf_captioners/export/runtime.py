@@ -16,7 +16,7 @@ from ..captioner_table import CAPTIONERS, captioner_classes
 from ..extras import require
 from ..modeling.modeling_satic import SaticForImageCaptioning
 from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
-from .manifest import FILE, Manifest, export_format
+from .manifest import FILE, FOLDERS, Manifest, export_format, split_name
 from .running import stand_in
 from .scdnet_runtime import ExportedScdnet
 from .words_runtime import ExportedGroups, ExportedWords
@@ -47,7 +47,7 @@ class ExportedCaptioner:
 
         Args:
             source (`str` or `Path`): folder, or name on the Hub; the export of a captioner there may be in its
-                `onnx/` or `openvino/`, which are looked for in this order.
+                `onnx/` or `openvino/`, which are looked for in this order, or named, as `"me/mine/openvino"`.
             device (`str` or `torch.device`, *optional*): by default a GPU if ONNX Runtime can use one; of OpenVINO the
                 CPU.
             options: of `transformers.exporters.ExportedModel.from_pretrained`, as `revision`, `subfolder`, `providers`
@@ -64,6 +64,9 @@ class ExportedCaptioner:
         """
         from transformers.exporters.base import ExportedModel
 
+        source, folder = split_name(source)
+        if folder is not None:
+            options.setdefault("subfolder", folder)
         found, options["subfolder"] = _find(source, options)
         manifest = Manifest.read(found)
         if export_format(found) == "openvino":
@@ -118,7 +121,7 @@ def _find(source: str | Path, options: dict[str, Any]) -> tuple[Path, str]:
     """Find the file that describes an export, and the sub-folder that it is in."""
     where = {name: options[name] for name in ("revision", "token", "cache_dir") if name in options}
     first: OSError | None = None
-    for folder in [options["subfolder"]] if "subfolder" in options else ["", "onnx", "openvino"]:
+    for folder in [options["subfolder"]] if "subfolder" in options else ["", *FOLDERS]:
         try:
             found: Any = cached_file(source, FILE, subfolder=folder, **where)
             return Path(found), folder

@@ -13,6 +13,7 @@ import torch
 from ..data.files import check_can_be_made, replace_folder, working_folder
 from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
 from .graphs import CUTS
+from .greedy_graph import FORMS, GreedyRule, greedy_graph, save_greedy_graph
 from .onnx_graph import quantized, to_onnx
 from .openvino_graph import compressed, to_openvino
 from .planning import ExportPlan, plan_export
@@ -49,6 +50,7 @@ def export_captioner(
     *,
     image_input: str | None = None,
     int8: bool = False,
+    greedy: str | None = None,
     accept: Callable[[Path], None] | None = None,
 ) -> ExportReport:
     """Export a captioner to ONNX or OpenVINO, as a folder for [`ExportedCaptioner`].
@@ -65,6 +67,8 @@ def export_captioner(
             itself.
         int8 (`bool`, defaults to `False`): 8-bit integers for the weights of linear layers, and with ONNX for their
             inputs when they run: a quarter of the size, and other in the last digits, which can change a caption.
+        greedy (`str`, *optional*): also write `greedy.onnx`, one graph from pictures to words: `"loop"`, or
+            `"unrolled"` without a `Loop`; see [`~hf_captioners.export.greedy_graph`].
         accept (`Callable[[Path], None]`, *optional*): gets the finished folder before it is put in its place; an error
             of it leaves nothing behind.
 
@@ -86,8 +90,8 @@ def export_captioner(
     """
     target = Path(out_dir).resolve()
     image_input = image_input or ("features" if model.config.features_only else "pixels")
-    _check(model, target, export_format, image_input)
-    return write_export(plan_export(model, processor, image_input), target, export_format, int8, accept)
+    _check(model, target, export_format, image_input, greedy)
+    return write_export(plan_export(model, processor, image_input), target, export_format, int8, greedy, accept)
 
 
 def write_export(
@@ -95,6 +99,7 @@ def write_export(
     target: Path,
     export_format: str = "onnx",
     int8: bool = False,
+    greedy: str | None = None,
     accept: Callable[[Path], None] | None = None,
 ) -> ExportReport:
     """Write the graphs of a plan as a folder for [`ExportedCaptioner`].
@@ -102,7 +107,7 @@ def write_export(
     Args:
         plan ([`ExportPlan`]): of the captioner.
         target (`Path`): an absolute path, new or an empty folder.
-        export_format, int8, accept: see [`export_captioner`].
+        export_format, int8, greedy, accept: see [`export_captioner`].
 
     Returns:
         [`ExportReport`]
@@ -110,6 +115,7 @@ def write_export(
     from transformers.exporters.base import ExportedModel
 
     trace, in_bits = FORMATS[export_format]
+    rule = None if greedy is None else GreedyRule.of(plan.model, plan.inputs["encoder"])
     components = dict(plan.traced(trace))
     if int8:
         components = {name: in_bits(component, plan.inputs[name]) for name, component in components.items()}
@@ -119,14 +125,17 @@ def write_export(
         ExportedModel(components, export_format, config, plan.model.generation_config).save_pretrained(folder)
         plan.processor.save_pretrained(folder)
         plan.manifest.write(folder)
-        sizes = {name: _bytes_of(folder, name) for name in components}
+        if rule is not None and greedy is not None:
+            save_greedy_graph(greedy_graph(components, plan.manifest, rule, greedy), folder)
+        names = [*components, *["greedy"] * (greedy is not None)]
+        sizes = {name: _bytes_of(folder, name) for name in names}
         if accept is not None:
             accept(folder)
         replace_folder(folder, target)
     return ExportReport(target, {name: _count(component) for name, component in components.items()}, sizes)
 
 
-def _check(model: Any, target: Path, export_format: str, image_input: str) -> None:
+def _check(model: Any, target: Path, export_format: str, image_input: str, greedy: str | None) -> None:
     kinds: Any = (*CUTS, ScdnetForImageCaptioning)
     if export_format not in FORMATS:
         raise ExportError(f"export_format must be one of {', '.join(FORMATS)}, not {export_format!r}")
@@ -143,9 +152,20 @@ def _check(model: Any, target: Path, export_format: str, image_input: str) -> No
         raise ExportError("a captioner with a tag predictor cannot be exported: its anchors are no part of the graphs")
     if model.dtype != torch.float32:
         raise ExportError(f"the captioner is in {model.dtype}; load it with dtype=torch.float32")
+    if greedy is not None:
+        _check_greedy(model, export_format, greedy)
     check_can_be_made(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target}: must be a new or an empty folder")
+
+
+def _check_greedy(model: Any, export_format: str, greedy: str) -> None:
+    if greedy not in FORMS:
+        raise ExportError(f"greedy must be one of {', '.join(FORMS)}, not {greedy!r}")
+    if export_format != "onnx":
+        raise ExportError("a greedy graph is an ONNX graph: give export_format='onnx'")
+    if isinstance(model, ScdnetForImageCaptioning):
+        raise ExportError("a diffusion captioner writes all words at once and has no greedy graph")
 
 
 def _bytes_of(folder: Path, name: str) -> int:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from ..export.manifest import is_exported
+from ..export.manifest import is_exported, split_name
 from ..families import NoCaptionerError
 from ..families.folder_parts import missing_part
 from ..families.loading import WeightSizeError, check_can_caption, load_captioner_model, load_processor, quantized
@@ -39,7 +39,8 @@ def load_captioners(
     """Load a captioner, or several of one kind as an ensemble, and the processor.
 
     Args:
-        names (`Sequence[str]`): folders or Hub names, or the folder of an exported captioner.
+        names (`Sequence[str]`): folders or Hub names, or that of an exported captioner, such as
+            `"runs/mine/onnx"` or `"me/mine/onnx"`.
         device (`str`, defaults to `"auto"`): see [`choose_device`].
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is that of the weights.
         trust_remote_code (`bool`, defaults to `False`): whether code that comes with them may run.
@@ -98,10 +99,10 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
     """A captioner, ready to caption, and its processor; see [`load_captioners`]."""
     logging.disable_progress_bar()
     target = choose_device(device)
-    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
-        raise CaptionerLoadError(f"{name}: no such folder")
     if is_exported(name):
         return _load_exported(name, target, dtype, trust_remote_code, bool(options))
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        raise CaptionerLoadError(f"{name}: no such folder")
     try:
         placed = {**options, "device_map": {"": target}} if options else {}  # what is quantised cannot be moved
         model = load_captioner_model(name, trust_remote_code, dtype=dtype, **placed)
@@ -129,6 +130,6 @@ def _load_exported(
         if in_bits:
             raise ValueError("its precision is that of the export (`hf-captioners export --int8`)")
         model = ExportedCaptioner.from_pretrained(name, device="cpu" if device.type == "cpu" else None)
-        return model, load_processor(model, name, trust_remote_code)
+        return model, load_processor(model, split_name(name)[0], trust_remote_code)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise CaptionerLoadError(f"{name} cannot be loaded: {error}") from error

@@ -110,9 +110,35 @@ class ExportedCaptionerContract:
 
 
 class ExportedWordsContract(ExportedCaptionerContract):
-    """What those that write word by word have not: attentions."""
+    """What those that write word by word do besides: one graph from pictures to the ids of `generate(num_beams=1)`."""
 
     def test_no_attentions(self, pair):
         inputs = self.inputs(pair[1], 1, 3)
         with pytest.raises(ValueError, match="output_attentions: an exported captioner has none"):
             pair[1](**inputs, decoder_input_ids=torch.tensor([[1]]), output_attentions=True)
+
+    @pytest.mark.parametrize("form", ["loop", "unrolled"])
+    @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+    def test_greedy_graph(self, plan, form, int8, tmp_path, monkeypatch):
+        import onnx_ir
+        import onnxruntime
+
+        model, folder = plan.model, tmp_path / "out"
+        config = model.generation_config
+        early = model.generate(**self.inputs(model, 3, 4), num_beams=1)[0, 3]  # one caption ends at its third word
+        monkeypatch.setattr(config, "eos_token_id", [config.eos_token_id, int(early)])
+        write_export(plan, folder, int8=int8, greedy=form)
+        graph = onnx_ir.load(folder / "greedy.onnx")
+        kinds = {node.op_type for node in graph.graph.all_nodes()}
+        assert ("Loop" in kinds) == (form == "loop") and "If" not in kinds and graph.opset_imports == {"": 20}
+        reference = ExportedCaptioner.from_pretrained(folder) if int8 else model
+        session = onnxruntime.InferenceSession(folder / "greedy.onnx", providers=["CPUExecutionProvider"])
+        for images, tokens in ((1, 6), (3, 4), (2, 1)):
+            inputs = self.inputs(model, images, tokens)
+            expected = reference.generate(**inputs, num_beams=1)
+            found = torch.from_numpy(session.run(["sequences"], {name: x.numpy() for name, x in inputs.items()})[0])
+            if form == "unrolled":  # always as long as the longest caption may be
+                assert found.shape[1] >= expected.shape[1]
+                assert (found[:, expected.shape[1] :] == model.config.pad_token_id).all()
+                found = found[:, : expected.shape[1]]
+            assert torch.equal(found, expected)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from contracts.exported import needs_onnx
+from contracts.loopback_hub import LoopbackHub
 from PIL import Image
 
 from hf_captioners import pipeline
@@ -18,7 +22,20 @@ from hf_captioners.cli.main import main
 from hf_captioners.data.captions.load import load_captions
 from hf_captioners.export import ExportedCaptioner
 from hf_captioners.export.planning import plan_export
+from hf_captioners.export.writing import write_export
 from hf_captioners.inference.loading import load_captioners
+
+ROOT = Path(__file__).resolve().parents[2]
+BY_NAME = """
+import json, sys
+from hf_captioners import pipeline
+from hf_captioners.cli.main import main
+from hf_captioners.export import ExportedCaptioner
+exported = ExportedCaptioner.from_pretrained("me/mine")
+captions = pipeline(model="me/mine/onnx")(sys.argv[1:])
+print(json.dumps([isinstance(exported, ExportedCaptioner), captions]))
+main(["caption", *sys.argv[1:], "--model", "me/mine/onnx"])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +61,8 @@ class TestVerbs:
         out = tmp_path_factory.mktemp("verbs") / "onnx"
         with pytest.MonkeyPatch.context() as patch:  # traced once for both
             patch.setattr("hf_captioners.export.writing.plan_export", lambda *_: tiny_plan)
-            words = ["export", "onnx", str(tiny_captioner_dir), "--out", str(out), *["--int8"] * request.param]
+            words = ["export", "onnx", str(tiny_captioner_dir), "--out", str(out), "--greedy-graph"]
+            words += ["--int8"] * request.param
             assert main(words) == 0
         return out, request.param
 
@@ -67,12 +85,23 @@ class TestVerbs:
         assert main(["evaluate", "--model", str(out), *map(str, words)]) == 0
         assert [row["caption"] for row in json.loads(results.read_text())] == found
 
+    def test_greedy_graph(self, folder, tiny_captioner_dir, pictures):
+        import onnxruntime
+
+        out, int8 = folder
+        model, processor = load_captioners([str(tiny_captioner_dir)], "cpu", "float32")
+        model = ExportedCaptioner.from_pretrained(out) if int8 else model
+        inputs = processor.prepare_rows(list(pictures))
+        session = onnxruntime.InferenceSession(out / "greedy.onnx", providers=["CPUExecutionProvider"])
+        found = session.run(["sequences"], {"pixel_values": inputs["pixel_values"].numpy()})[0]
+        assert found.tolist() == model.generate(**inputs, num_beams=1).tolist()
+
     def test_weights_are_integers(self, folder):
         import onnx_ir
 
         out, int8 = folder
-        for name in ("encoder", "decoder"):
-            kinds = {node.op_type for node in onnx_ir.load(out / f"{name}.onnx").graph}
+        for name in ("encoder", "decoder", "greedy"):
+            kinds = {node.op_type for node in onnx_ir.load(out / f"{name}.onnx").graph.all_nodes()}
             assert ("MatMulInteger" in kinds) == int8
 
     def test_provider(self, folder):
@@ -98,6 +127,28 @@ class TestVerbs:
         ):
             assert main([*map(str, words)]) == 2
             assert message in capfd.readouterr().err
+
+
+def test_over_the_hub(tiny_plan, tiny_captioner_dir, pictures, tmp_path):
+    run = Path(shutil.copytree(tiny_captioner_dir, tmp_path / "run"))
+    write_export(tiny_plan, run / "onnx")
+    names = [str(tmp_path / f"{number}.png") for number in range(3)]
+    with LoopbackHub() as hub:
+
+        def say(home: str, *words: str) -> str:
+            env = {**hub.environment(tmp_path / home), "PYTHONPATH": str(ROOT)}
+            done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout
+
+        say("home", "-m", "hf_captioners", "push", str(run), "me/mine", "--private")
+        sent = hub.repositories["me/mine"].files()
+        first, *records = map(json.loads, say("other_home", "-c", BY_NAME, *names).splitlines())
+    assert {path.name for path in (run / "onnx").iterdir()} == {Path(name).name for name in sent if "onnx/" in name}
+    assert sent["onnx/decoder.onnx"] == (run / "onnx" / "decoder.onnx").read_bytes()
+    expected = pipeline(model=tiny_captioner_dir)(names)
+    assert first == [True, expected]
+    assert [record["caption"] for record in records] == [caption[0]["generated_text"] for caption in expected]
 
 
 def test_a_loss_is_refused(tiny_captioner_dir, pictures, monkeypatch, tmp_path, capfd):

@@ -20,6 +20,7 @@ from hf_captioners import (
     ScdnetForImageCaptioning,
 )
 from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
+from hf_captioners.export.greedy_graph import GreedyRule
 
 WORDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
 SMALL = {"vocab_size": 30, "d_model": 16, "features_only": True, "feature_size": 12, "max_position_embeddings": 20}
@@ -131,6 +132,9 @@ class TestOpenVino(ExportedCaptionerContract):
 def test_refusals(tmp_path):
     for model, options, message in (
         (torch.nn.Linear(1, 1), {"image_input": "features"}, "a Linear cannot be exported; these captioners can: Exp"),
+        (small_model(retrieval="none"), {"greedy": "loop"}, "writes all words at once and has no greedy graph"),
+        (new_satic(), {"greedy": "tree"}, "greedy must be one of loop, unrolled, not 'tree'"),
+        (new_satic(), {"greedy": "loop", "export_format": "openvino"}, "a greedy graph is an ONNX graph"),
         (new_satic(), {"export_format": "coreml"}, "export_format must be one of onnx, openvino, not 'coreml'"),
         (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
         (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
@@ -142,3 +146,18 @@ def test_refusals(tmp_path):
     needs_onnx()
     with pytest.raises(ValueError, match="describes no captioner exported"):
         ExportedCaptioner.from_pretrained(tmp_path)
+
+
+def test_greedy_rule():
+    model = new_satic()
+    inputs = region_features(model, 2, 4)
+    rule = GreedyRule.of(model, inputs)
+    assert (rule.start, rule.pad, rule.ends, rule.max_length) == (1, 0, (2,), 20)
+    for option, value, message in (
+        ("repetition_penalty", 1.5, "RepetitionPenaltyLogitsProcessor of the generation config is no part of a graph"),
+        ("min_new_tokens", 3, "MinNewTokens"),
+        ("max_time", 9.0, "MaxTimeCriteria"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
+            patch.setattr(model.generation_config, option, value)
+            GreedyRule.of(model, inputs)
