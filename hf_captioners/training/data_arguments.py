@@ -222,9 +222,9 @@ def load_rows(arguments: DataArguments) -> tuple[Any, Any]:
     readers = {"annotations": _load_files, "data_dir": _load_folder, "dataset_name": _load_named}
     train, evaluation = readers[sources[0]](arguments, bad_rows)
     if arguments.distilled is not None:
-        train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled)  # type: ignore[arg-type]
+        train = distill_captions(train, arguments.distilled, missing=arguments.missing_distilled, bad_rows=bad_rows)  # type: ignore[arg-type]
         train = check_captions(train, arguments.distilled, bad_rows)
-    train, evaluation = _attach_sentences(sentences, train, evaluation)
+    train, evaluation = _attach_sentences(sentences, train, evaluation, bad_rows)
     train, evaluation = _check_rows(arguments, train, evaluation, bad_rows)
     if arguments.features is not None:
         store = open_features(arguments.features)
@@ -247,12 +247,12 @@ def _tell_fingerprints(train: Any, evaluation: Any) -> None:
                 logger.warning("%s on %s", name, SCALED_DOWN)
 
 
-def _attach_sentences(sentences: dict[str, str], train: Any, evaluation: Any) -> tuple[Any, Any]:
+def _attach_sentences(sentences: dict[str, str], train: Any, evaluation: Any, bad_rows: BadRows) -> tuple[Any, Any]:
     """Rows with columns of sentences; evaluation rows without those that none of their pictures has, as guides."""
     for column, path in sentences.items():
-        train = attach_sentences(train, path, column)
-        if evaluation is not None and has_sentences(evaluation, path):
-            evaluation = attach_sentences(evaluation, path, column)
+        train = attach_sentences(train, path, column, bad_rows=bad_rows)
+        if evaluation is not None and has_sentences(evaluation, path, bad_rows):
+            evaluation = attach_sentences(evaluation, path, column, bad_rows=bad_rows)
     return train, evaluation
 
 

@@ -7,9 +7,10 @@ write, a record with `image_id` and `captions` or `caption` per line, or a JSON 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
 from ..files import regular_file
 from .distill import read_captions_by_image
 from .records import CaptionFileError, ImageId, id_of
@@ -53,7 +54,9 @@ def parse_sentences(options: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], column: str) -> datasets.Dataset:
+def attach_sentences(
+    dataset: datasets.Dataset, path: str | os.PathLike[str], column: str, *, bad_rows: BadRows | None = None
+) -> datasets.Dataset:
     """Give rows the sentences of their pictures.
 
     Args:
@@ -61,6 +64,8 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
         path (`str` or `os.PathLike`): the sentences, best first; see the top of this module. Empty ones stay: a first
             stage may have nothing to say.
         column (`str`): its name, as the captioner's processor knows it.
+        bad_rows ([`BadRows`], *optional*): gets records that cannot be used, and rows whose picture has no sentence; by
+            default they are errors.
 
     Returns:
         `datasets.Dataset`: the same rows with a list of sentences each.
@@ -88,7 +93,36 @@ def attach_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], co
     if column in dataset.column_names:
         raise CaptionFileError(f"{path}: the rows have a column {column!r} already.")
     feature = datasets.List(datasets.Value("string"))
-    return dataset.add_column(column, sentences_of(dataset["image_id"][:], path), feature=feature)
+    bad_rows = bad_rows or BadRows()
+    ids, sentences = _by_image(dataset["image_id"][:], path, bad_rows)
+    if bad_rows.skips and any(image_id in sentences for image_id in ids):
+        for image_id in ids:
+            if image_id not in sentences:
+                bad_rows.add(CaptionFileError(f"{path}: image {image_id!r}: no sentence"))
+        dataset = dataset.select([index for index, image_id in enumerate(ids) if image_id in sentences])
+        ids = [image_id for image_id in ids if image_id in sentences]
+    return dataset.add_column(column, _complete(ids, sentences, path), feature=feature)
+
+
+def _by_image(
+    image_ids: Iterable[ImageId], path: str | os.PathLike[str], bad_rows: BadRows | None = None
+) -> tuple[list[ImageId], dict[ImageId, list[str]]]:
+    """Ids of images, and the sentences of those that have some."""
+    read = read_captions_by_image(path, bad_rows)
+    sentences = {image_id: texts for image_id, texts in read.items() if texts}
+    return [id_of(image_id, "image_id") for image_id in image_ids], sentences
+
+
+def _complete(
+    ids: Sequence[ImageId], sentences: Mapping[ImageId, list[str]], path: str | os.PathLike[str]
+) -> list[list[str]]:
+    absent = [image_id for image_id in ids if image_id not in sentences]
+    if absent:
+        raise CaptionFileError(
+            f"{path}: no sentence for {len(absent)} of {len(ids)} images: {', '.join(map(repr, absent[:_SHOWN]))}; "
+            "look up those of all splits that are read."
+        )
+    return [sentences[image_id] for image_id in ids]
 
 
 def sentences_of(image_ids: Iterable[ImageId], path: str | os.PathLike[str]) -> list[list[str]]:
@@ -104,18 +138,10 @@ def sentences_of(image_ids: Iterable[ImageId], path: str | os.PathLike[str]) -> 
     Raises:
         FileNotFoundError, CaptionFileError: see [`attach_sentences`].
     """
-    ids = [id_of(image_id, "image_id") for image_id in image_ids]
-    sentences = read_captions_by_image(path)
-    absent = [image_id for image_id in ids if not sentences.get(image_id)]
-    if absent:
-        raise CaptionFileError(
-            f"{path}: no sentence for {len(absent)} of {len(ids)} images: {', '.join(map(repr, absent[:_SHOWN]))}; "
-            "look up those of all splits that are read."
-        )
-    return [sentences[image_id] for image_id in ids]
+    return _complete(*_by_image(image_ids, path), path)
 
 
-def has_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str]) -> bool:
+def has_sentences(dataset: datasets.Dataset, path: str | os.PathLike[str], bad_rows: BadRows | None = None) -> bool:
     """Tell whether a file has a sentence for any picture of rows: guides are of training pictures alone."""
-    sentences = read_captions_by_image(path)
-    return any(sentences.get(id_of(image_id, "image_id")) for image_id in dataset["image_id"][:])
+    ids, sentences = _by_image(dataset["image_id"][:], path, bad_rows)
+    return any(image_id in sentences for image_id in ids)

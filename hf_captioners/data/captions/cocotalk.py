@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
 from ..hdf5 import names_in, open_hdf5, read_array
 from .karpathy_file import SPLITS, EmptySplitError
 from .records import caption_of, id_of, read_content
@@ -60,6 +61,7 @@ def load_cocotalk(
     split: str = "train",
     *,
     train_only: bool = False,
+    bad_rows: BadRows | None = None,
 ) -> datasets.Dataset:
     """Load the captions of images from `cocotalk.json` and a label file.
 
@@ -68,6 +70,8 @@ def load_cocotalk(
         labels (`str` or `os.PathLike`): `cocotalk_label.h5`, or one with distilled captions.
         split (`str`, defaults to `"train"`): names of `train`, `restval`, `val`, `test` joined by `+`, or `"all"`.
         train_only (`bool`, defaults to `False`): whether `train` leaves `restval` out.
+        bad_rows ([`BadRows`], *optional*): gets images and captions that cannot be used, of any split; by default they
+            are errors.
 
     Returns:
         `datasets.Dataset`: rows in the order of the file, with `image_id` (`int`), `file_name` (`str`, `None` where the
@@ -99,21 +103,28 @@ def load_cocotalk(
 
     ```
     """
-    wanted = _parse_split(split, train_only)
+    wanted, bad_rows = _parse_split(split, train_only), bad_rows or BadRows()
     content = _read(cocotalk)
     words = _words(cocotalk, content)
-    images = _images(cocotalk, content)
+    images = _images(cocotalk, content, bad_rows)
     arrays = _read_labels(labels)
-    _check_labels(labels, arrays, len(words))
-    _check_pointers(labels, arrays, cocotalk, len(images))
-    chosen = [index for index, image in enumerate(images) if image["split"] in wanted]
+    bad_captions = _bad_captions(labels, arrays, len(words), bad_rows)
+    for index in _bad_pointers(labels, arrays, cocotalk, len(images), bad_rows):
+        images[index] = None
+    usable = {index: image for index, image in enumerate(images) if image is not None}
+    wanted_images = [index for index, image in usable.items() if image["split"] in wanted]
+    captions = _decode(arrays, words, wanted_images, bad_captions)
+    chosen = [index for index in wanted_images if captions[index]]
+    for index in sorted(set(wanted_images) - set(chosen)):
+        error = f"{labels}: image {usable[index]['image_id']}: none of its captions can be used"
+        bad_rows.add(CocotalkError(error))
     if not chosen:
-        occurring = ", ".join(name for name in SPLITS if any(image["split"] == name for image in images))
+        occurring = ", ".join(name for name in SPLITS if any(image["split"] == name for image in usable.values()))
         raise _EmptySplitError(
             f"{cocotalk}: no image of split {'+'.join(wanted)}; its splits are: {occurring or 'none'}"
         )
-    rows = {name: [images[index][name] for index in chosen] for name in ("image_id", "file_name", "split")}
-    rows["captions"] = _decode(arrays, words, chosen)
+    rows = {name: [usable[index][name] for index in chosen] for name in ("image_id", "file_name", "split")}
+    rows["captions"] = [captions[index] for index in chosen]
     return datasets.Dataset.from_dict(rows, features=_FEATURES)
 
 
@@ -179,21 +190,22 @@ def _is_word(word: str) -> bool:
     return word.split() == [word] and not any("\ud800" <= character <= "\udfff" for character in word)
 
 
-def _images(path: _Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _images(path: _Path, content: Mapping[str, Any], bad_rows: BadRows) -> list[dict[str, Any] | None]:
+    """The entries of `images`; `None` of those that cannot be used."""
     entries = content.get("images")
     if not isinstance(entries, list):
         raise CocotalkError(f"{path}: field 'images' is {reprlib.repr(entries)}, expected a list of images")
-    images: list[dict[str, Any]] = []
+    images: list[dict[str, Any] | None] = []
     first: dict[int, int] = {}
     for index, entry in enumerate(entries):
+        image: dict[str, Any] | None = None
         try:
             image = _image(entry)
+            if (other := first.setdefault(image["image_id"], index)) != index:
+                image_id, image = image["image_id"], None
+                raise ValueError(f"id {image_id} is already that of images[{other}]")
         except ValueError as error:
-            raise CocotalkError(f"{path}: images[{index}]: {error}") from error
-        if first.setdefault(image["image_id"], index) != index:
-            raise CocotalkError(
-                f"{path}: images[{index}]: id {image['image_id']} is already that of images[{first[image['image_id']]}]"
-            )
+            bad_rows.add(CocotalkError(f"{path}: images[{index}]: {error}"))
         images.append(image)
     return images
 
@@ -238,29 +250,29 @@ def _read_labels(path: _Path) -> dict[str, np.ndarray]:
     return {name: array if name == "labels" else array.astype(np.int64) for name, array in arrays.items()}
 
 
-def _check_labels(path: _Path, arrays: Mapping[str, np.ndarray], num_words: int) -> None:
-    """Every row has `label_length` word ids, at least one, and then zeros."""
+def _bad_captions(path: _Path, arrays: Mapping[str, np.ndarray], num_words: int, bad_rows: BadRows) -> frozenset[int]:
+    """Numbers of the rows that have not `label_length` word ids, at least one, and then zeros."""
     labels, lengths = arrays["labels"], arrays["label_length"]
     if len(labels) != len(lengths):
         raise CocotalkError(f"{path}: labels has {len(labels)} captions, but label_length {len(lengths)}")
-    unknown = np.argwhere((labels < 0) | (labels > num_words))
-    if len(unknown):
-        row, column = unknown[0]
-        raise CocotalkError(
-            f"{path}: labels[{row}, {column}] is {labels[row, column]}, expected a word id from 1 to {num_words}, or 0"
-        )
+    unknown = (labels < 0) | (labels > num_words)
+    has_unknown = unknown.any(axis=1)
+    for row in has_unknown.nonzero()[0].tolist():
+        column = int(unknown[row].argmax())
+        expected = f"expected a word id from 1 to {num_words}, or 0"
+        bad_rows.add(CocotalkError(f"{path}: labels[{row}, {column}] is {labels[row, column]}, {expected}"))
     inside = np.arange(labels.shape[1]) < lengths[:, None]
     wrong = (lengths < 1) | (lengths > labels.shape[1]) | ((labels != 0) != inside).any(axis=1)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise CocotalkError(
-            f"{path}: label_length[{row}] is {lengths[row]}, but labels[{row}] is {labels[row].tolist()}; expected so "
-            "many word ids, at least one, and then zeros"
-        )
+    for row in (wrong & ~has_unknown).nonzero()[0].tolist():
+        found = f"label_length[{row}] is {lengths[row]}, but labels[{row}] is {labels[row].tolist()}"
+        bad_rows.add(CocotalkError(f"{path}: {found}; expected so many word ids, at least one, and then zeros"))
+    return frozenset((wrong | has_unknown).nonzero()[0].tolist())
 
 
-def _check_pointers(path: _Path, arrays: Mapping[str, np.ndarray], cocotalk: _Path, num_images: int) -> None:
-    """Every image has rows of its own, at least one."""
+def _bad_pointers(
+    path: _Path, arrays: Mapping[str, np.ndarray], cocotalk: _Path, num_images: int, bad_rows: BadRows
+) -> list[int]:
+    """Places of the images that have no rows of their own."""
     start, end, num_rows = arrays["label_start_ix"], arrays["label_end_ix"], len(arrays["labels"])
     for name in ("label_start_ix", "label_end_ix"):
         if len(arrays[name]) != num_images:
@@ -269,23 +281,28 @@ def _check_pointers(path: _Path, arrays: Mapping[str, np.ndarray], cocotalk: _Pa
                 "files of the same data set"
             )
     wrong = (start < 1) | (end < start) | (end > num_rows)
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise CocotalkError(
-            f"{path}: label_start_ix[{index}] is {start[index]} and label_end_ix[{index}] is {end[index]}; expected "
-            f"the first and the last caption of the image, counted from 1 to {num_rows}"
-        )
-    order = np.argsort(start, kind="stable")
-    shared = start[order[1:]] <= end[order[:-1]]
-    if shared.any():
-        first, second = order[int(shared.argmax()) :][:2].tolist()
-        raise CocotalkError(
-            f"{path}: label_start_ix[{second}] is {start[second]}, but label_end_ix[{first}] is {end[first]}; expected "
-            "every caption to belong to one image"
-        )
+    bad: list[int] = wrong.nonzero()[0].tolist()
+    for index in bad:
+        found = f"label_start_ix[{index}] is {start[index]} and label_end_ix[{index}] is {end[index]}"
+        expected = f"expected the first and the last caption of the image, counted from 1 to {num_rows}"
+        bad_rows.add(CocotalkError(f"{path}: {found}; {expected}"))
+    last: int | None = None
+    for index in np.argsort(start, kind="stable").tolist():
+        if wrong[index]:
+            continue
+        if last is not None and start[index] <= end[last]:
+            found = f"label_start_ix[{index}] is {start[index]}, but label_end_ix[{last}] is {end[last]}"
+            bad_rows.add(CocotalkError(f"{path}: {found}; expected every caption to belong to one image"))
+            bad.append(index)
+        else:
+            last = index
+    return bad
 
 
-def _decode(arrays: Mapping[str, np.ndarray], words: list[str], chosen: list[int]) -> list[list[str]]:
+def _decode(
+    arrays: Mapping[str, np.ndarray], words: list[str], chosen: Iterable[int], bad_captions: Container[int]
+) -> dict[int, list[str]]:
+    """The captions of images by their places, without those that cannot be used."""
     labels, lengths = arrays["labels"], arrays["label_length"].tolist()
     starts, ends = arrays["label_start_ix"].tolist(), arrays["label_end_ix"].tolist()
     text = ["", *words]
@@ -293,4 +310,7 @@ def _decode(arrays: Mapping[str, np.ndarray], words: list[str], chosen: list[int
     def caption(row: int) -> str:
         return " ".join([text[word] for word in labels[row, : lengths[row]].tolist()])
 
-    return [[caption(row) for row in range(starts[image] - 1, ends[image])] for image in chosen]
+    return {
+        image: [caption(row) for row in range(starts[image] - 1, ends[image]) if row not in bad_captions]
+        for image in chosen
+    }

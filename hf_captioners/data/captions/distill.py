@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from ...extras import of_extra
+from ..bad_rows import BadRows
 from . import records
 from .records import CaptionFileError, ImageId
 
@@ -40,7 +41,11 @@ _EXPECTED = "expected an object with 'image_id' and 'captions', as `hf-captioner
 
 
 def distill_captions(
-    dataset: datasets.Dataset, path: _Path, *, missing: Literal["error", "keep"] = "error"
+    dataset: datasets.Dataset,
+    path: _Path,
+    *,
+    missing: Literal["error", "keep"] = "error",
+    bad_rows: BadRows | None = None,
 ) -> datasets.Dataset:
     """Put a teacher's captions in the place of a data set's.
 
@@ -49,6 +54,8 @@ def distill_captions(
         path (`str` or `os.PathLike`): the teacher's captions, plain or gzipped. See the top of this module.
         missing (`str`, defaults to `"error"`): `"keep"` leaves their own captions to rows whose image the teacher has
             not captioned, with a warning, where `"error"` raises.
+        bad_rows ([`BadRows`], *optional*): gets records that cannot be used, and, unless they are kept, rows whose
+            image the teacher has not captioned; by default they are errors.
 
     Returns:
         `datasets.Dataset`: the same rows with other `captions`, without `sentence_ids`, which count the references.
@@ -85,19 +92,27 @@ def distill_captions(
     absent = [name for name in ("image_id", "captions") if name not in dataset.column_names]
     if absent:
         raise ValueError(f"the data set has no column {absent[0]!r} among {', '.join(dataset.column_names)}")
-    taught = read_teacher_captions(path)
+    bad_rows = bad_rows or BadRows()
+    taught = read_teacher_captions(path, bad_rows)
     ids = [records.id_of(image_id, "image_id") for image_id in dataset["image_id"][:]]
-    _check_missing(path, [image_id for image_id in ids if image_id not in taught], len(ids), missing)
+    absent = [image_id for image_id in ids if image_id not in taught]
+    if absent and missing == "error" and bad_rows.skips and len(absent) < len(ids):
+        for image_id in absent:
+            bad_rows.add(CaptionFileError(f"{path}: image {image_id!r}: no captions of the teacher"))
+        dataset = dataset.select([index for index, image_id in enumerate(ids) if image_id in taught])
+        ids, absent = [image_id for image_id in ids if image_id in taught], []
+    _check_missing(path, absent, len(ids), missing)
     own = dataset["captions"][:]  # read at once: row by row takes ten times as long
     captions = [taught.get(image_id, own[index]) for index, image_id in enumerate(ids)]
     return _with_captions(dataset, captions)
 
 
-def read_teacher_captions(path: _Path) -> dict[ImageId, list[str]]:
+def read_teacher_captions(path: _Path, bad_rows: BadRows | None = None) -> dict[ImageId, list[str]]:
     """Read the captions of a teacher.
 
     Args:
         path (`str` or `os.PathLike`): see the top of this module.
+        bad_rows ([`BadRows`], *optional*): see [`read_captions_by_image`].
 
     Returns:
         `dict[int | str, list[str]]`: image id -> captions that are not empty, at least one, best first. Images without
@@ -107,7 +122,7 @@ def read_teacher_captions(path: _Path) -> dict[ImageId, list[str]]:
         FileNotFoundError: there is no such file.
         CaptionFileError: the file is not in one of the layouts, or has an image twice.
     """
-    read = read_captions_by_image(path)
+    read = read_captions_by_image(path, bad_rows)
     taught = {image_id: [caption for caption in captions if caption.strip()] for image_id, captions in read.items()}
     empty = sum(map(len, read.values())) - sum(map(len, taught.values()))
     if empty:
@@ -116,11 +131,13 @@ def read_teacher_captions(path: _Path) -> dict[ImageId, list[str]]:
     return {image_id: captions for image_id, captions in taught.items() if captions}
 
 
-def read_captions_by_image(path: _Path) -> dict[ImageId, list[str]]:
+def read_captions_by_image(path: _Path, bad_rows: BadRows | None = None) -> dict[ImageId, list[str]]:
     """Read captions in any of the layouts, empty ones included.
 
     Args:
         path (`str` or `os.PathLike`): see the top of this module.
+        bad_rows ([`BadRows`], *optional*): gets records that cannot be used, and images that are there twice; by
+            default they are errors.
 
     Returns:
         `dict[int | str, list[str]]`: image id -> captions in their order; none of an image with an `error`.
@@ -128,12 +145,12 @@ def read_captions_by_image(path: _Path) -> dict[ImageId, list[str]]:
     Raises:
         FileNotFoundError, CaptionFileError: see [`read_teacher_captions`].
     """
-    name, content = os.fspath(path), records.read_content(path)
+    name, content = os.fspath(path), records.read_content(path, bad_rows)
     if isinstance(content, dict):
         places = [(f"key {key!r}", (key, value)) for key, value in content.items()]
-        entries = records.parse_records(name, places, records.keyed_reference)
+        entries = records.parse_records(name, places, records.keyed_reference, bad_rows)
     else:
-        entries = records.parse_records(name, content, _teacher_record)
+        entries = records.parse_records(name, content, _teacher_record, bad_rows)
     return {image_id: captions for image_id, _, captions in entries}
 
 

@@ -70,10 +70,10 @@ def layout_of(path: _Path) -> str:
 
     ```
     """
-    return _recognised(path)[0]
+    return _recognised(path, BadRows("skip", log=False))[0]  # who reads the rows hears of those that cannot be used
 
 
-def _recognised(path: _Path) -> tuple[str, Any]:
+def _recognised(path: _Path, bad_rows: BadRows) -> tuple[str, Any]:
     """The layout of a file, and its text, or what is in its JSON as far as that was parsed."""
     if not Path(path).is_dir():  # `read_text` says it better
         with regular_file(os.fspath(path), "file of captions").open("rb") as file:
@@ -94,7 +94,7 @@ def _recognised(path: _Path) -> tuple[str, Any]:
         raise CaptionFileError(
             f"{path}: begins with {line[:60]!r}, which is no layout of captions; expected {EXPECTED}"
         )
-    return _recognised_json(path, text)
+    return _recognised_json(path, text, bad_rows)
 
 
 def _is_csv_header(line: str) -> bool:
@@ -102,10 +102,10 @@ def _is_csv_header(line: str) -> bool:
     return all(names & wanted for wanted in _CSV_NAMES)
 
 
-def _recognised_json(path: _Path, text: str) -> tuple[str, Any]:
+def _recognised_json(path: _Path, text: str, bad_rows: BadRows) -> tuple[str, Any]:
     if _begins_like_karpathy(text):
         return KARPATHY, None  # 150 MB, which its reader parses
-    content = records.parse_content(path, text)
+    content = records.parse_content(path, text, bad_rows)
     if isinstance(content, list):
         return RECORDS, content
     if isinstance(content.get("ix_to_word"), dict) and isinstance(content.get("images"), list):
@@ -165,13 +165,13 @@ def read_annotations(path: _Path, split: str | None = None, bad_rows: BadRows | 
         CaptionFileError: it is in none of the layouts, a caption or an id cannot be used, an image is there twice, or
             there is no such split; the message names file, place and value.
     """
-    name = os.fspath(path)
-    layout, content = _recognised(path)
+    name, bad_rows = os.fspath(path), bad_rows or BadRows()
+    layout, content = _recognised(path, bad_rows)
     if layout == KARPATHY:
         return _karpathy(name, split, bad_rows)
     if layout == COCOTALK:
         raise CaptionFileError(f"{name}: is a cocotalk.json, whose captions are in a label file (labels)")
-    return _in_split(name, _rows(name, layout, content, bad_rows or BadRows()), split)
+    return _in_split(name, _rows(name, layout, content, bad_rows), split)
 
 
 def _rows(name: str, layout: str, content: Any, bad_rows: BadRows) -> list[Row]:

@@ -89,7 +89,7 @@ def load_captions(
             f"{source}: a cocotalk.json and a label file (labels) belong together; give both, or neither of them"
         )
     if labels is not None:
-        return load_cocotalk(source, labels, (split or "train").replace("train+restval", "train"))
+        return load_cocotalk(source, labels, (split or "train").replace("train+restval", "train"), bad_rows=bad_rows)
     if layout == KARPATHY:
         return load_karpathy(source, image_root, split or "train+restval", bad_rows=bad_rows)
     if layout == PARQUET and _has_image_column(source):

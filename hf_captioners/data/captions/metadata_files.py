@@ -62,8 +62,8 @@ def read_metadata(path: Path, shown: _Path | None = None, bad_rows: BadRows | No
     Args:
         path (`Path`): JSONL, JSON, CSV or Parquet, by its suffix.
         shown (`str` or `os.PathLike`, *optional*): name of the file in messages.
-        bad_rows ([`BadRows`], *optional*): gets lines of a table with too few or too many fields; by default the first
-            is an error.
+        bad_rows ([`BadRows`], *optional*): gets lines of a table with too few or too many fields, and broken lines of
+            JSONL; by default the first is an error.
 
     Returns:
         [`Records`]
@@ -77,7 +77,7 @@ def read_metadata(path: Path, shown: _Path | None = None, bad_rows: BadRows | No
         return Records(source, list(csv_records(source, read_text(path), bad_rows)), are_text=True)
     if path.suffix == ".parquet":
         return Records(source, parquet_records(path), unit="rows")
-    content = read_content(path)
+    content = read_content(path, bad_rows)
     return Records(source, content if isinstance(content, list) else [("line 1", content)])
 
 

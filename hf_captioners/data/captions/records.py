@@ -9,7 +9,7 @@ import os
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,11 +34,13 @@ class CaptionFileError(ValueError):
     """A file of captions that cannot be used, or two that do not fit. The message names file, place and value."""
 
 
-def read_content(path: str | os.PathLike[str]) -> dict[str, Any] | list[Located]:
+def read_content(path: str | os.PathLike[str], bad_rows: BadRows | None = None) -> dict[str, Any] | list[Located]:
     """The object of a JSON file, or the records of a JSON list or of JSONL, each with its place.
 
     Args:
         path (`str` or `os.PathLike`): UTF-8, with or without a BOM, plain or gzipped (told by its first bytes).
+        bad_rows ([`BadRows`], *optional*): gets lines of JSONL that are cut off or broken; by default the first is an
+            error.
 
     Returns:
         `dict[str, Any]` or `list[tuple[str, Any]]`: one object that is a record itself is a list of one.
@@ -47,17 +49,19 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any] | list[Located]
         FileNotFoundError: there is no such file.
         CaptionFileError: it is empty, cut off, not UTF-8, not JSON, or an object in it has a key twice.
     """
-    return parse_content(path, read_text(path))
+    return parse_content(path, read_text(path), bad_rows)
 
 
-def parse_content(path: str | os.PathLike[str], text: str) -> dict[str, Any] | list[Located]:
+def parse_content(
+    path: str | os.PathLike[str], text: str, bad_rows: BadRows | None = None
+) -> dict[str, Any] | list[Located]:
     """Parse the text of a file as [`read_content`] does."""
     # U+2028 and its kin may stand in a JSON string, so splitlines() would be wrong
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise CaptionFileError(f"{path}: is empty, expected JSON or JSONL")
-    if len(lines) > 1 and _is_object(lines[0][1]):
-        return [(f"line {number}", _loads(line, f"{path}: line {number}")) for number, line in lines]
+    if len(lines) > 1 and lines[0][1].lstrip().startswith("{") and any(_is_object(line) for _, line in lines[:2]):
+        return list(_records_of_lines(path, lines, bad_rows or BadRows()))
     content = _loads(text, f"{path}")
     if isinstance(content, list):
         return [(f"[{index}]", record) for index, record in enumerate(content)]
@@ -65,6 +69,18 @@ def parse_content(path: str | os.PathLike[str], text: str) -> dict[str, Any] | l
         raise CaptionFileError(f"{path}: holds {reprlib.repr(content)}, expected a JSON object, a list or JSONL")
     is_record = {"image_id", "image", "file_name"} & set(content) and {"caption", "captions", "error"} & set(content)
     return [(f"line {lines[0][0]}", content)] if is_record else content
+
+
+def _records_of_lines(
+    path: str | os.PathLike[str], lines: list[tuple[int, str]], bad_rows: BadRows
+) -> Iterator[Located]:
+    for number, line in lines:
+        try:
+            record = _loads(line, f"{path}: line {number}")
+        except CaptionFileError as error:
+            bad_rows.add(error)
+            continue
+        yield f"line {number}", record
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -2,9 +2,12 @@
 
 import json
 
+import datasets
 import pytest
 
 from hf_captioners.data.bad_rows import BadRows
+from hf_captioners.data.captions.attached import attach_sentences
+from hf_captioners.data.captions.distill import distill_captions
 from hf_captioners.data.captions.folder import load_folder
 from hf_captioners.data.captions.load import load_captions
 
@@ -34,6 +37,12 @@ CASES = {  # name and content of a file with one good picture; what is said of e
         '{"file_name": "a.jpg", "captions": ["a dog"]}\n{"file_name": "b.jpg", "captions": [null]}\n'
         '{"captions": ["x"]}\n{"file_name": "a.jpg", "captions": ["again"]}\n',
         ["line 2: field 'captions'[0] is None", "line 3: no id of an image", "line 4: image 'a.jpg' is already at"],
+    ),
+    "cut lines": (
+        "cut.jsonl",
+        '{"file_name": "b.jpg", "captions\n{"file_name": "a.jpg", "captions": ["a dog"]}\n'
+        '{"file_name": "c.jpg", "file_name": "d.jpg"}\n{"file_name": "e.jpg", "cap',
+        ["line 1: not JSON: Unterminated string", "line 3: the key 'file_name' occurs twice", "line 4: not JSON"],
     ),
     "coco": (
         "captions_val2017.json",
@@ -91,3 +100,68 @@ def test_of_a_table_in_a_folder(tmp_path):
         load_folder(tmp_path)
     bad_rows = BadRows("skip")
     assert load_folder(tmp_path, bad_rows)["train"]["image_id"][:] == ["train/a.png"] and bad_rows.count == 1
+
+
+def test_of_a_cut_off_file_in_a_folder(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in "ab":
+        (tmp_path / "train" / f"{name}.png").touch()
+    lines = ['{"file_name": "a.png", "captions": ["a dog"]}', '{"file_name": "b.png", "captions": ["a c']
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"train.metadata\.jsonl: line 2: not JSON"):
+        load_folder(tmp_path)
+    bad_rows = BadRows("skip")
+    assert load_folder(tmp_path, bad_rows)["train"]["image_id"][:] == ["train/a.png"] and bad_rows.count == 1
+
+
+class TestOfSentences:
+    """Teachers' captions and retrieved sentences: of lines that cannot be used, pictures are left out."""
+
+    LINES = (
+        '{"image_id": 1, "captions": ["a dog"]}\n{"image_id": 2, "captions": [7]}\n'
+        '{"image_id": 1, "captions": ["another"]}\n{"image_id": 3, "captions": ["a c'
+    )
+    SAID = ("line 2: field 'captions'[0] is 7", "line 3: image 1 is already at line 1", "line 4: not JSON")
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "sentences.jsonl"
+        path.write_text(self.LINES)
+        return path
+
+    @pytest.fixture
+    def rows(self):
+        return datasets.Dataset.from_dict({"image_id": [1, 2, 3], "captions": [["one"], ["two"], ["three"]]})
+
+    def check(self, bad_rows, ids):
+        assert ids == [1] and bad_rows.count == 5
+        for said in (*self.SAID, "image 2: no", "image 3: no"):
+            assert sum(said in message for message in bad_rows.messages) == 1
+
+    def test_taught(self, path, rows):
+        with pytest.raises(ValueError, match=r"sentences\.jsonl: line 4: not JSON"):
+            distill_captions(rows, path)
+        bad_rows = BadRows("skip")
+        taught = distill_captions(rows, path, bad_rows=bad_rows)
+        assert taught["captions"][:] == [["a dog"]]
+        self.check(bad_rows, taught["image_id"][:])
+
+    def test_taught_or_their_own(self, path, rows):
+        bad_rows = BadRows("skip")
+        taught = distill_captions(rows, path, missing="keep", bad_rows=bad_rows)
+        assert taught["captions"][:] == [["a dog"], ["two"], ["three"]] and bad_rows.count == 3
+
+    def test_attached(self, path, rows):
+        with pytest.raises(ValueError, match=r"sentences\.jsonl: line 4: not JSON"):
+            attach_sentences(rows, path, "retrieved")
+        bad_rows = BadRows("skip")
+        attached = attach_sentences(rows, path, "retrieved", bad_rows=bad_rows)
+        assert attached["retrieved"][:] == [["a dog"]]
+        self.check(bad_rows, attached["image_id"][:])
+
+    def test_of_other_pictures(self, path, rows):
+        other = rows.remove_columns("image_id").add_column("image_id", [7, 8, 9])
+        with pytest.raises(ValueError, match="no captions of the teacher for 3 of 3 images"):
+            distill_captions(other, path, bad_rows=BadRows("skip"))
+        with pytest.raises(ValueError, match="no sentence for 3 of 3 images"):
+            attach_sentences(other, path, "retrieved", bad_rows=BadRows("skip"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hf_captioners.conversion.satic_infos import build_tokenizer
+from hf_captioners.data.bad_rows import BadRows
 from hf_captioners.data.captions.cocotalk import load_cocotalk, read_cocotalk_vocabulary
 from hf_captioners.data.captions.karpathy import load_karpathy
 
@@ -241,6 +242,30 @@ class TestRefused:
         paths = write(content(images=only_train), arrays(captions=[IMAGES[30][2]]))
         with pytest.raises(ValueError, match=r"cocotalk\.json: no image of split val; its splits are: train$"):
             load_cocotalk(*paths, "val")
+
+    def test_left_out(self, write):
+        """An entry without an id, a caption with a word that there is not, one without end, and pointers to nowhere."""
+        described, datasets = content(), arrays()
+        described["images"][1]["id"] = None
+        datasets["labels"][1, 0] = 99  # the second caption of image 30
+        datasets["label_length"][2 + 1] = 9  # of 20
+        datasets["label_end_ix"][3] = 77  # of 40
+        paths, bad_rows = write(described, datasets), BadRows("skip")
+        rows = load_cocotalk(*paths, "all", bad_rows=bad_rows)
+        assert rows["image_id"][:] == [30, 20]
+        assert rows["captions"][:] == [["a dog runs"], ["a a a a", "dog dog"]]
+        said = ["images[1]: field 'id'", "labels[1, 0] is 99", "label_length[3] is 9", "label_start_ix[3] is 7 and"]
+        assert [any(text in message for message in bad_rows.messages) for text in said] == [True] * 4
+        assert bad_rows.count == 4
+
+    def test_left_out_with_their_captions(self, write):
+        datasets = arrays()
+        datasets["label_length"][2] = 0  # the caption of image 10
+        datasets["label_start_ix"][3] = 6  # of 40, a caption of 20
+        paths, bad_rows = write(None, datasets), BadRows("skip")
+        assert load_cocotalk(*paths, "all", bad_rows=bad_rows)["image_id"][:] == [30, 20]
+        assert "image 10: none of its captions can be used" in bad_rows.messages[-1]
+        assert any("label_start_ix[3] is 6, but label_end_ix[2] is 6" in message for message in bad_rows.messages)
 
     def test_files(self, write, tmp_path):
         described, labels = write()
