@@ -1,7 +1,8 @@
 """Captions for images of any number: one loop for files, rows of data sets and cached features.
 
-Images are opened in a few threads ahead of the model, in chunks of one batch; at no time are more than two batches of
-decoded images held. An image that cannot be captioned gets a record with the reason, and the others are not affected.
+Images are opened and prepared in a few threads ahead of the model, in chunks of one batch; at no time are more than
+two batches of decoded images held. An image that cannot be captioned gets a record with the reason, and the others are
+not affected.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
 
 from ..families import CaptionFamily, family_of
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_image_source import describe_source
-from ..modeling.processing_captioner import open_row
+from ..modeling.processing_captioner import move_images, open_row, prepare_images
 
 _Row: TypeAlias = Mapping[str, Any]
 
@@ -118,6 +119,7 @@ class Captioner:
         Raises:
             ImageError: the processor refuses an image.
         """
+        move_images(rows, self.model.device)
         try:
             inputs = self.family.prepare_rows(self.processor, rows)
         except ValueError as error:
@@ -134,16 +136,23 @@ class Captioner:
         return [captions[start : start + per_image] for start in range(0, len(captions), per_image)]
 
 
+class _Slice(NamedTuple):
+    """A part of a batch that a thread opens: names of its rows, and the rows to be, or why they cannot be opened."""
+
+    names: list[CaptionRecord]
+    rows: Future[list[_Row | ImageError]]
+
+
 def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int) -> Iterator[CaptionRecord]:
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="open_image")
+    plural = "num_return_sequences" in captioner.options
     try:
-        for chunk in _open_ahead(pool, captioner.processor, rows, batch_size):
-            names = [name for name, _ in chunk]
-            outcomes = _caption_chunk(captioner, chunk)
+        for slices in _open_ahead(pool, captioner, rows, batch_size, num_workers):
+            names = [name for part in slices for name in part.names]
+            outcomes = _caption_slices(captioner, slices)
             if captioner.fault is not None and not captioner.has_worked:
                 raise captioner.fault
             captioner.fault = None
-            plural = "num_return_sequences" in captioner.options
             yield from (_record(name, outcome, plural) for name, outcome in zip(names, outcomes, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -169,38 +178,43 @@ def _record(name: CaptionRecord, outcome: list[str] | ImageError, plural: bool) 
     return {**name, "error": message if message.startswith(f"{shown}: ") else f"{shown}: {message}"}
 
 
-def _opened(row: _Row, processor: Any) -> _Row:
-    """A row with its image open, at the processor's size if it is large."""
-    if isinstance(row.get("image"), Mapping) and row["image"].get("error"):
-        raise ImageError(row["image"]["error"])
-    return open_row(processor, row)
+def _opened(captioner: Captioner, rows: Sequence[_Row]) -> list[_Row | ImageError]:
+    """Rows with their images open and prepared, or why they are not."""
+    opened: list[_Row | ImageError] = []
+    for row in rows:
+        try:
+            if isinstance(row.get("image"), Mapping) and row["image"].get("error"):
+                raise ImageError(row["image"]["error"])
+            opened.append(open_row(captioner.processor, row))
+        except ImageError as error:
+            opened.append(_without_traceback(error))
+    images = [row for row in opened if not isinstance(row, ImageError)]
+    prepare_images(captioner.processor, images, captioner.model.device)
+    return opened
 
 
 def _open_ahead(
-    pool: ThreadPoolExecutor, processor: Any, rows: Iterable[_Row], batch_size: int
-) -> Iterator[list[tuple[CaptionRecord, Future[_Row]]]]:
-    """Chunks of names and open rows, while those of the next chunk are being opened."""
-    remaining = iter(rows)
-    ahead: list[tuple[CaptionRecord, Future[_Row]]] = []
-    while chunk := list(itertools.islice(remaining, batch_size)):
-        current, ahead = ahead, [(name_of(row), pool.submit(_opened, row, processor)) for row in chunk]
+    pool: ThreadPoolExecutor, captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int
+) -> Iterator[list[_Slice]]:
+    """Batches, in a slice for each thread, while those of the next batch are being opened."""
+    remaining, size = iter(rows), -(-batch_size // num_workers)
+    ahead: list[_Slice] = []
+    while batch := list(itertools.islice(remaining, batch_size)):
+        slices = [batch[start : start + size] for start in range(0, len(batch), size)]
+        current, ahead = (
+            ahead,
+            [_Slice([*map(name_of, part)], pool.submit(_opened, captioner, part)) for part in slices],
+        )
         if current:
             yield current
     if ahead:
         yield ahead
 
 
-def _caption_chunk(
-    captioner: Captioner, chunk: list[tuple[CaptionRecord, Future[_Row]]]
-) -> list[list[str] | ImageError]:
-    """The captions of each row of a chunk, or why it has none. Empties the chunk, to free the images."""
-    opened: list[_Row | ImageError] = []
-    for _, future in chunk:
-        try:
-            opened.append(future.result())
-        except ImageError as error:
-            opened.append(_without_traceback(error))
-    chunk.clear()
+def _caption_slices(captioner: Captioner, slices: list[_Slice]) -> list[list[str] | ImageError]:
+    """The captions of each row of a batch, or why it has none. Empties the batch, to free the images."""
+    opened = [row for part in slices for row in part.rows.result()]
+    slices.clear()
     captions = iter(_caption_opened(captioner, [row for row in opened if not isinstance(row, ImageError)]))
     return [row if isinstance(row, ImageError) else next(captions) for row in opened]
 

@@ -141,7 +141,7 @@ def _parse(data: bytes, kind: str | None) -> ImageFile.ImageFile:
         raise ImageError(f"not a readable picture in one of the accepted formats ({formats})") from None
 
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.S)
+_MARKER = re.compile(rb"\xff([^\x00\xff])", re.S)  # may stand behind more 0xff; `\xff+` is searched 12 times slower
 _SOS, _EOI = 0xDA, 0xD9
 
 

@@ -184,7 +184,6 @@ def open_image(
 
     ```
     """
-    name = describe_source(source)
     max_bytes = limit_of("bytes", MAX_BYTES) if max_bytes is None else max_bytes
     max_pixels = limit_of("pixels", MAX_PIXELS) if max_pixels is None else max_pixels
     try:
@@ -194,7 +193,7 @@ def open_image(
         with _header(data, max_pixels) as image:
             return _decode(image, max_pixels, rgb)
     except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
+        raise ImageError(f"{describe_source(source)}: {error}") from error
 
 
 def _header(data: bytes, max_pixels: int) -> Image.Image:

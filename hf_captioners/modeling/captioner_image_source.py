@@ -125,11 +125,12 @@ def _decode_base64(payload: str) -> bytes:
 
 def _read_path(path: Path, max_bytes: int) -> bytes:
     try:
-        _check_regular(path.stat(), max_bytes)
+        _checked_size(path.stat(), max_bytes)
         # Not blocking, and looked at once more: what was a file may have become a FIFO.
         with open(path, "rb", opener=_open_without_blocking) as file:
-            _check_regular(os.fstat(file.fileno()), max_bytes)
-            return file.read(max_bytes + 1)
+            size = _checked_size(os.fstat(file.fileno()), max_bytes)
+            data = file.read(size + 1)  # for more, that much memory would be taken first
+            return data if len(data) <= size else data + file.read(max_bytes - size)  # it has grown
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except OSError as error:
@@ -146,13 +147,14 @@ def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK if os.name == "posix" else flags)
 
 
-def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+def _checked_size(status: os.stat_result, max_bytes: int) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise ImageError("is a folder, not a picture")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("is not a regular file")
     if status.st_size > max_bytes:
         raise too_many(status.st_size, max_bytes, "bytes")
+    return status.st_size
 
 
 def _read_file_object(file: BinaryIO, max_bytes: int) -> bytes:

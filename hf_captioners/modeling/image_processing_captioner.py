@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_transforms import get_resize_output_image_size, normalize, rescale
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -24,6 +26,7 @@ from .captioner_image_source import ImageSource, describe_source
 
 _SMALL = 2**20
 """Pixels up to which a picture is not resized before its batch is."""
+_CHANNELS_FIRST: Any = dict.fromkeys(("data_format", "input_data_format"), ChannelDimension.FIRST)
 
 
 def open_for_processor(source: ImageSource, image_processor: Any, **limits: Any) -> Image.Image:
@@ -104,7 +107,7 @@ def _resizes_first(image_processor: Any) -> bool:
         if issubclass(cls, backend) and image_processor.do_resize:
             size = {name for name, pixels in dict(image_processor.size).items() if pixels}
             usual = cls.resize in (backend.resize, CaptionerImageProcessor.resize)
-            usual = usual and cls._preprocess is backend._preprocess
+            usual = usual and cls._preprocess in (backend._preprocess, CaptionerImageProcessor._preprocess)
             return usual and size in ({"height", "width"}, {"shortest_edge"})
     return False
 
@@ -173,6 +176,7 @@ class CaptionerImageProcessor(PilBackend):
         if do_convert_rgb and isinstance(image, Image.Image):
             black = black_non_rgb and image.mode != "RGB"
             image = Image.new("RGB", image.size) if black else to_rgb(image)
+            return np.asarray(image).transpose(2, 0, 1)  # (3, height, width), not to be written to
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
@@ -182,18 +186,41 @@ class CaptionerImageProcessor(PilBackend):
             return image
         return super().resize(image, size, *args, **kwargs)
 
-    def rescale(self, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
-        """As in transformers; of 8-bit pictures by a table of the 256 results, without copies in float64."""
-        if image.dtype != np.uint8:
-            return super().rescale(image, scale, **kwargs)
-        table = super().rescale(np.arange(256, dtype=np.uint8).reshape(1, 1, 256), scale, **kwargs).reshape(256)
-        return table[image]
+    def _preprocess(self, images: list[np.ndarray], *args: Any, **kwargs: Any) -> BatchFeature:
+        """As in transformers; 8-bit pictures are scaled and normalised by a table of the 256 results, in one pass."""
+        steps = {name: kwargs[name] for name in ("do_rescale", "do_normalize")}
+        if kwargs["do_pad"] or not any(steps.values()) or any(image.dtype != np.uint8 for image in images):
+            return super()._preprocess(images, *args, **kwargs)
+        unscaled = {**kwargs, **dict.fromkeys(steps, False), "return_tensors": None}
+        sized: list[np.ndarray] = super()._preprocess(images, *args, **unscaled)["pixel_values"]
+        scale = kwargs["rescale_factor"] if kwargs["do_rescale"] else None
+        moments = (kwargs["image_mean"], kwargs["image_std"]) if kwargs["do_normalize"] else None
+        return BatchFeature({"pixel_values": _by_table(sized, scale, moments)}, tensor_type=kwargs["return_tensors"])
 
-    def normalize(self, image: np.ndarray, mean: Any, std: Any, **kwargs: Any) -> np.ndarray:
-        """As in transformers, with one copy of a picture in float32 fewer."""
-        means, deviations = (np.array(value, dtype=np.float32).reshape(-1, 1, 1) for value in (mean, std))
-        if image.dtype != np.float32 or {len(means), len(deviations)} - {1, len(image)}:
-            return super().normalize(image, mean, std, **kwargs)
-        image = image - means
-        image /= deviations
-        return image
+
+def _by_table(
+    images: list[np.ndarray], scale: float | None, moments: tuple[Any, Any] | None
+) -> np.ndarray | list[np.ndarray]:
+    """8-bit pictures (channels, height, width), scaled and normalised: in one array if they are of one shape."""
+    shapes = {image.shape for image in images}
+    first = _table(len(images[0]), scale, moments)
+    scaled: Any = (
+        np.empty((len(images), *images[0].shape), first.dtype)
+        if len(shapes) == 1
+        else [np.empty(image.shape, first.dtype) for image in images]
+    )
+    for image, values in zip(images, scaled, strict=True):
+        for channel, results in enumerate(_table(len(image), scale, moments)):
+            np.take(results, image[channel], out=values[channel], mode="wrap")  # the mode that is fastest
+    return scaled
+
+
+@functools.lru_cache(maxsize=16)
+def _table(channels: int, scale: float | None, moments: tuple[Any, Any] | None) -> np.ndarray:
+    """Results of transformers for each value of 8 bits, in each channel: (channels, 256)."""
+    values = np.tile(np.arange(256, dtype=np.uint8), (channels, 1, 1))  # a picture of 256 x 1 pixels
+    if scale is not None:
+        values = rescale(values, scale, **_CHANNELS_FIRST)
+    if moments is not None:
+        values = normalize(values, *moments, **_CHANNELS_FIRST)
+    return values.reshape(channels, 256)

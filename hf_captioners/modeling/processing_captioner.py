@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeGuard
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -118,6 +119,8 @@ class CaptionerProcessor(ProcessorMixin):
         if images is not None and self.detector is not None:
             images = images if isinstance(images, (list, tuple)) else [images]
             image_features = [self.open_row({"image": image})["image_features"] for image in images]
+        elif isinstance(images, _Prepared):
+            batch["pixel_values"] = torch.stack(images)
         elif images is not None:
             batch["pixel_values"] = self.image_processor(images, return_tensors="pt", **kwargs)["pixel_values"]
         if image_features is not None:
@@ -164,6 +167,9 @@ class CaptionerProcessor(ProcessorMixin):
         rows = [self.open_row(row) for row in rows]
         columns = self._image_columns_of(rows)
         arguments: dict[str, Any] = {self.image_columns[name]: [row[name] for row in rows] for name in columns}
+        prepared = [row.pixel_values for row in rows if isinstance(row, _OpenedRow) and row.pixel_values is not None]
+        if "image" in columns and len(prepared) == len(rows):
+            arguments["images"] = _Prepared(prepared)
         return self(return_tensors="pt", **{**kwargs, **arguments})
 
     def _image_columns_of(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -365,25 +371,60 @@ def open_row(processor: Any, row: Mapping[str, Any], **limits: Any) -> dict[str,
 
 
 class _OpenedRow(dict[str, Any]):
-    """A row whose image was opened for an image processor, and need not be looked at once more for it."""
+    """A row whose image was opened for an image processor, and need not be looked at once more for it.
+
+    With `pixel_values` `(3, height, width)` it is prepared, too.
+    """
 
     def __init__(self, row: Mapping[str, Any], image: Any, image_processor: Any) -> None:
         super().__init__({**row, "image": image})
         self.image, self.image_processor = image, image_processor
+        self.pixel_values: torch.Tensor | None = None
+
+
+class _Prepared(list[torch.Tensor]):
+    """Images that an image processor has prepared already, `(3, height, width)` each."""
+
+
+def prepare_images(processor: Any, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Prepare the images of open rows where they are opened, in a thread ahead of the model.
+
+    Nothing is done, and `prepare_rows` does everything, for a processor that is not a captioner's, for one whose images
+    are prepared in torch (with all threads, and best where nothing else runs), for images beside features, and for
+    those that the image processor refuses.
+
+    Args:
+        processor (`ProcessorMixin`): the captioner's.
+        rows (`Sequence[Mapping]`): of `open_row`; they get the images.
+        device (`torch.device`): where the model is. For a CUDA device the images are in pinned memory, from which
+            `move_images` copies them without waiting.
+    """
+    if not is_captioner_processor(processor) or not isinstance(processor.image_processor, PilBackend):
+        return
+    opened = [row for row in rows if isinstance(row, _OpenedRow) and row.image_processor is processor.image_processor]
+    if not opened:
+        return
+    try:
+        batch = processor.image_processor([row.image for row in opened], return_tensors="pt")["pixel_values"]
+    except ValueError:
+        return
+    for row, pixel_values in zip(opened, batch.pin_memory() if device.type == "cuda" else batch, strict=True):
+        row.pixel_values = pixel_values
+
+
+def move_images(rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Move the prepared images of rows to a device; they arrive before what is asked of it next."""
+    for row in rows:
+        if isinstance(row, _OpenedRow) and row.pixel_values is not None:
+            row.pixel_values = row.pixel_values.to(device, non_blocking=True)
 
 
 def _opened(row: Mapping[str, Any], image_processor: Any, **limits: Any) -> dict[str, Any]:
     if "image_features" in row or "image" not in row:
         return dict(row)
-    return _OpenedRow(row, _image_of(row, image_processor, **limits), image_processor)
-
-
-def _image_of(row: Mapping[str, Any], image_processor: Any, **limits: Any) -> Any:
-    """The image of a row, opened unless it is."""
-    image = row["image"]
-    if isinstance(row, _OpenedRow) and row.image is image and row.image_processor is image_processor:
-        return image
-    return open_resized(image, image_processor, **limits)
+    if isinstance(row, _OpenedRow) and row.image is row["image"] and row.image_processor is image_processor:
+        return row
+    return _OpenedRow(row, open_resized(row["image"], image_processor, **limits), image_processor)
 
 
 def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:
@@ -403,7 +444,7 @@ def prepare_rows(processor: Any, rows: Sequence[Mapping[str, Any]], **kwargs: An
         return processor.prepare_rows(rows, **kwargs)
     if any("image" not in row for row in rows):
         raise ValueError(f"a {type(processor).__name__} looks at the 'image' of a row; one has {sorted(rows[0])}.")
-    images = [_image_of(row, processor.image_processor) for row in rows]
+    images = [_opened(row, processor.image_processor)["image"] for row in rows]
     return processor(images=images, return_tensors="pt", **kwargs)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, ViTImageProcessorPil
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, ViTImageProcessorPil
 
 from hf_captioners import (
     CaptionerImageProcessor,
@@ -14,7 +14,7 @@ from hf_captioners import (
     build_vocabulary,
     build_word_tokenizer,
 )
-from hf_captioners.modeling.processing_captioner import pad_features
+from hf_captioners.modeling.processing_captioner import CaptionerProcessor, move_images, pad_features, prepare_images
 
 CAPTIONS = ["a red wave", "two men ride a big wave"]
 
@@ -168,6 +168,43 @@ class TestInputs:
     def test_errors(self, processor, arguments, message):
         with pytest.raises(ValueError, match=message):
             processor(**arguments)
+
+
+class TestPreparedImages:
+    """Images that were prepared where they were opened: the same pixels, which are not made once more."""
+
+    MODES = ("RGB", "L", "RGBA")
+
+    def rows(self):
+        draws = np.random.default_rng(0)
+        images = [Image.fromarray(draws.integers(0, 256, (9, 40 + n, 3), dtype=np.uint8)) for n in range(6)]
+        return [{"image": image.convert(mode)} for image, mode in zip(images, 2 * self.MODES, strict=True)]
+
+    @pytest.mark.parametrize(
+        "image_processor",
+        [CaptionerImageProcessor(size={"height": 12, "width": 14}), CLIPImageProcessorPil(), ViTImageProcessorPil()],
+        ids=lambda one: type(one).__name__,
+    )
+    @pytest.mark.parametrize("size", [1, 4, 6])
+    def test_equal_those_of_a_call(self, tokenizer, image_processor, size, monkeypatch):
+        processor = CaptionerProcessor(image_processor, tokenizer)
+        expected = processor.prepare_rows(self.rows()).pixel_values
+        opened = [processor.open_row(row) for row in self.rows()]
+        for start in range(0, len(opened), size):
+            prepare_images(processor, opened[start : start + size], torch.device("cpu"))
+        move_images(opened, torch.device("cpu"))
+        monkeypatch.setattr(type(image_processor), "preprocess", None)  # not called any more
+        assert torch.equal(processor.prepare_rows(opened).pixel_values, expected)
+
+    def test_those_that_are_not(self, processor):
+        """Features, images that were opened elsewhere, and a batch of which some are not prepared."""
+        expected = processor.prepare_rows(self.rows()).pixel_values
+        opened = [processor.open_row(row) for row in self.rows()]
+        prepare_images(processor, opened[:2], torch.device("cpu"))
+        assert torch.equal(processor.prepare_rows([*opened[:2], *self.rows()[2:]]).pixel_values, expected)
+        features = [{"image": row["image"], "image_features": torch.ones(2, 3)} for row in opened]
+        prepare_images(processor, features, torch.device("cpu"))
+        assert processor.prepare_rows(features).image_features.shape == (6, 2, 3)
 
 
 class TestText:
