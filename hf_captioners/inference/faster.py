@@ -95,10 +95,13 @@ def _check(model: Any, linear: str) -> None:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Every linear layer, with what it is in and its name there; layers of classes of their own are left alone."""
+    """Every linear layer, with what it is in and its name there.
+
+    Of layers of classes of their own, which may compute something else, those that say `is_plain`.
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) in (nn.Linear, Conv1D):
+            if type(child) in (nn.Linear, Conv1D) or getattr(child, "is_plain", False):
                 yield module, name, child
 
 
@@ -106,20 +109,28 @@ def _as_linear(layer: Any) -> nn.Linear:
     """A linear layer of GPT-2's `Conv1D`, which is one with the weights the other way round."""
     if isinstance(layer, nn.Linear):
         return layer
-    linear = nn.Linear(*layer.weight.shape, device="meta")
-    linear.weight, linear.bias = nn.Parameter(layer.weight.detach().T.contiguous()), layer.bias
-    return linear.train(layer.training)
+    return _linear_of(layer.weight.detach().T.contiguous(), layer.bias)
+
+
+def _linear_of(weight: torch.Tensor, bias: Any) -> nn.Linear:
+    """A linear layer of these weights (out, in)."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight), bias
+    return linear.eval()
 
 
 def _packed(layer: nn.Linear) -> nn.Module:
-    return layer if layer.weight.numel() < _FEWEST else PackedLinear(layer)
+    """A packed layer, where that is worth it; those of classes of their own are fast by themselves."""
+    is_worth_it = type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST
+    return PackedLinear(layer) if is_worth_it else layer
 
 
 def _quantized(layer: nn.Linear) -> nn.Module:
+    plain = _linear_of(layer.weight.detach(), layer.bias)
     with warnings.catch_warnings():  # torch 2.13, which is pinned, has it and says that a later one will not
         warnings.simplefilter("ignore")
-        layer.qconfig = torch.ao.quantization.default_dynamic_qconfig  # type: ignore[assignment]
-        return cast(nn.Module, torch.ao.nn.quantized.dynamic.Linear.from_float(layer))
+        plain.qconfig = torch.ao.quantization.default_dynamic_qconfig  # type: ignore[assignment]
+        return cast(nn.Module, torch.ao.nn.quantized.dynamic.Linear.from_float(plain))
 
 
 _MADE: dict[str, Callable[[nn.Linear], nn.Module]] = {"exact": _packed, "int8": _quantized}

@@ -73,6 +73,8 @@ class GroupLinear(nn.Linear):
     twice as long for two or three rows as for one. As columns on the other side of the matrix they don't.
     """
 
+    is_plain = True  # its weights may be computed with as those of any linear layer
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, in) -> (…, out)"""
         rows = hidden.numel() // self.in_features
@@ -188,6 +190,8 @@ class Stack(nn.Module):
 
 class FeatureLinear(nn.Linear):
     """The projection of the features, which alone keeps torch's initialisation."""
+
+    is_plain = True
 
 
 class FeatureEmbedding(nn.Sequential):

@@ -13,9 +13,14 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 40, "unk_token_id": 39}
 SCDNET = json.dumps(SIZES, separators=(",", ":"))
+SATIC = json.dumps(
+    {"d_model": 16, "ffn_dim": 16, "num_attention_heads": 2, "vocab_size": 40, "unk_token_id": 39},
+    separators=(",", ":"),
+)
 RUNS = {
     "bench_any_captioner": "--width 32 --image-size 32 --images 2 --tokens 2 --candidates 2 --num-beams 2 --repeats 1",
     "bench_caption_files": "speed --pictures 3 --batch-size 2 --num-beams 1 --tokens 2 --repeats 1",
+    "bench_fast": f"speed --systems satic --tokens 2 --repeats 1 --sizes {SATIC}",
     "bench_reward_training": "--only scst --repeats 1 --pictures 2 --samples 2 --words 3 --vocabulary 60 --grid 4",
     "bench_satic": "--batch-sizes 2 --group-sizes 1 2 --regions 3 --tokens 2 --repeats 1",
     "bench_scdnet": f"speed --batch-sizes 1 --steps 2 1 --repeats 1 --sizes {SCDNET}",
