@@ -54,6 +54,8 @@ class Metric:
         summary (`str`): what it measures, for `--help`.
         reads (`tuple[str, ...]`): what the suite gives it by name: `"predictions"`, `"references"`, `"images"`,
             `"document_frequencies"` (only where the user has some). What else the function takes is an option.
+        counts (`bool`, defaults to `False`): it reads n-grams; the suite gives it `counts`, the [`PairCounts`] of all
+            metrics.
         as_written (`bool`, defaults to `False`): it reads captions as they were written, and not their tokens.
         scorer (`str`, *optional*): the class of its option `scorer`, a model, `module:name`.
         needs (`str`, *optional*): what is needed besides this package, for `--help`.
@@ -63,6 +65,7 @@ class Metric:
     function: str
     summary: str
     reads: tuple[str, ...] = ("predictions", "references")
+    counts: bool = False
     as_written: bool = False
     scorer: str | None = None
     needs: str | None = None
@@ -88,7 +91,7 @@ class Metric:
         return {name: value for name, value in parameters.items() if name not in (*self.reads, *_OF_THE_SUITE)}
 
 
-_OF_THE_SUITE = ("predictions", "references", "tokenized", "tokenizer", "image_ids")
+_OF_THE_SUITE = ("predictions", "references", "tokenized", "tokenizer", "image_ids", "counts")
 
 
 def _load(path: str) -> Callable[..., Any]:
@@ -101,7 +104,10 @@ _ON_CORPUS = ("predictions", "references", "document_frequencies")
 
 METRICS: dict[str, Metric] = {
     "bleu": Metric(
-        "bleu:bleu", "n-grams shared with the references", printed={"bleu_{n}": Printed("BLEU-{n}", 100, 2)}
+        "bleu:bleu",
+        "n-grams shared with the references",
+        counts=True,
+        printed={"bleu_{n}": Printed("BLEU-{n}", 100, 2)},
     ),
     "meteor": Metric(
         "meteor.meteor:meteor",
@@ -110,11 +116,18 @@ METRICS: dict[str, Metric] = {
         printed={"meteor": Printed("METEOR", 100, 2)},
     ),
     "rouge_l": Metric("rouge_l:rouge_l", "longest common subsequence", printed={"rouge_l": Printed("ROUGE-L", 100, 2)}),
-    "cider": Metric("cider.cider:cider", "tf-idf of n-grams", _ON_CORPUS, printed={"cider": Printed("CIDEr", 100, 2)}),
+    "cider": Metric(
+        "cider.cider:cider",
+        "tf-idf of n-grams",
+        _ON_CORPUS,
+        counts=True,
+        printed={"cider": Printed("CIDEr", 100, 2)},
+    ),
     "cider_d": Metric(
         "cider.cider:cider_d",
         "the same, clipped and with a length penalty: what papers call CIDEr",
         _ON_CORPUS,
+        counts=True,
         printed={"cider_d": Printed("CIDEr-D", 100, 2)},
     ),
     "spice": Metric(

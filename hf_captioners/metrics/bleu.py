@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .ngrams import Level, changes, count_ngrams, read_words
+from .ngrams import Level, changes, spans
+from .pair_counts import PairCounts
 from .scores import Scores
 from .tokens import Tokenizer, prepare_pairs, tokenizer_setting
 
@@ -56,6 +56,7 @@ def bleu(
     tokenized: bool = False,
     tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
+    counts: PairCounts | None = None,
 ) -> Scores:
     """BLEU-1 to BLEU-`max_n`.
 
@@ -69,6 +70,7 @@ def bleu(
         tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
             for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages.
+        counts ([`PairCounts`], *optional*): of the tokens, where other metrics have had them counted.
 
     Returns:
         [`Scores`]: `bleu_1`, `bleu_2`, … between 0 and 1. The corpus has the BLEU of the summed counts, which isn't the
@@ -89,10 +91,12 @@ def bleu(
     ```
     """
     predictions, references = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
-    counts = count_matches([[prediction] for prediction in predictions], references, max_n, effective_length)
-    summed = BleuCounts(*(values.sum(axis=0, keepdims=True) for values in vars(counts).values()))
+    if counts is None:
+        counts = PairCounts([[prediction] for prediction in predictions], references)
+    matches = count_matches(counts, max_n, effective_length)
+    summed = BleuCounts(*(values.sum(axis=0, keepdims=True) for values in vars(matches).values()))
     names = [f"bleu_{order}" for order in range(1, max_n + 1)]
-    corpus, per_image = bleu_from_counts(summed)[0].tolist(), bleu_from_counts(counts).T.copy()
+    corpus, per_image = bleu_from_counts(summed)[0].tolist(), bleu_from_counts(matches).T.copy()
     return Scores(
         dict(zip(names, corpus, strict=True)),
         dict(zip(names, per_image, strict=True)),
@@ -116,17 +120,11 @@ def bleu_from_counts(counts: BleuCounts) -> np.ndarray:
     return np.cumprod(precisions, axis=1) ** roots * penalty[:, None]
 
 
-def count_matches(
-    predictions: Sequence[Sequence[str]],
-    references: Sequence[Sequence[str]],
-    max_n: int = 4,
-    effective_length: EffectiveLength = "closest",
-) -> BleuCounts:
+def count_matches(counts: PairCounts, max_n: int = 4, effective_length: EffectiveLength = "closest") -> BleuCounts:
     """Count the n-grams that the captions of each image share with its references.
 
     Args:
-        predictions (`Sequence[Sequence[str]]`): tokenised captions of each image.
-        references (`Sequence[Sequence[str]]`): tokenised references of each image, at least one.
+        counts ([`PairCounts`]): of tokenised captions and references, at least one of these for each image.
         max_n (`int`, defaults to 4), effective_length (`str`, defaults to `"closest"`): see [`bleu`].
 
     Returns:
@@ -139,24 +137,12 @@ def count_matches(
         raise ValueError(f"effective_length is {effective_length!r}, expected one of {get_args(EffectiveLength)}")
     if max_n < 1:
         raise ValueError(f"max_n is {max_n}, expected an order of n-grams, at least 1")
-    pairs = list(zip(predictions, references, strict=True))
-    words = read_words([caption for pair in pairs for captions in pair for caption in captions], {})
-    sizes = [len(captions) for pair in pairs for captions in pair]  # predictions, references, predictions, …
-    image = np.repeat(np.arange(len(sizes)) // 2, sizes)  # (captions,)
-    predicted = np.repeat(np.arange(len(sizes)) % 2 == 0, sizes)  # (captions,): True for predictions
-
-    length = words.length[predicted].astype(np.float64)
-    levels = count_ngrams(words, image, len(pairs), max_n)
-    matches = np.stack([_clipped(level, predicted) for level in levels], axis=1)
-    totals = np.maximum(length[:, None] - np.arange(max_n), 0.0)
-    lengths = iter(words.length.tolist())
-    reference_length: list[float] = []
-    for captions, image_references in pairs:
-        predicted_lengths = list(islice(lengths, len(captions)))
-        reference_lengths = list(islice(lengths, len(image_references)))
-        for predicted_length in predicted_lengths:
-            reference_length.append(_effective_length(predicted_length, reference_lengths, effective_length))
-    return BleuCounts(matches, totals, length, np.array(reference_length, dtype=np.float64))
+    predicted = counts.predicted
+    length = counts.words.length[predicted]
+    matches = np.stack([_clipped(level, predicted) for level in counts.levels(max_n)], axis=1)
+    totals = np.maximum(length[:, None].astype(np.float64) - np.arange(max_n), 0.0)
+    reference_length = _effective_length(counts, effective_length)
+    return BleuCounts(matches, totals, length.astype(np.float64), reference_length)
 
 
 def _clipped(level: Level, predicted: np.ndarray) -> np.ndarray:
@@ -169,7 +155,18 @@ def _clipped(level: Level, predicted: np.ndarray) -> np.ndarray:
     return np.bincount(level.caption[of_prediction], weights=clipped, minlength=len(predicted))[predicted]
 
 
-def _effective_length(length: int, references: list[int], effective_length: EffectiveLength) -> float:
-    if effective_length == "closest":
-        return min(references, key=lambda reference: (abs(reference - length), reference))
-    return min(references) if effective_length == "shortest" else sum(references) / len(references)
+def _effective_length(counts: PairCounts, effective_length: EffectiveLength) -> np.ndarray:
+    """The length that each caption should reach, float64 of shape (predictions,)."""
+    length = counts.words.length[~counts.predicted]  # (references,)
+    image = counts.image[counts.predicted]  # (predictions,)
+    number = np.bincount(counts.image[~counts.predicted], minlength=counts.images)  # (images,)
+    first = np.cumsum(number) - number
+    if effective_length == "shortest":
+        return np.minimum.reduceat(length, first)[image].astype(np.float64)
+    if effective_length == "average":
+        return np.add.reduceat(length, first)[image] / number[image]
+    reference = length[spans(first[image], number[image])]  # (pairs,) of a prediction and a reference
+    difference = np.abs(reference - np.repeat(counts.words.length[counts.predicted], number[image]))
+    step = length.max() + 1
+    first_pair = np.cumsum(number[image]) - number[image]
+    return (np.minimum.reduceat(difference * step + reference, first_pair) % step).astype(np.float64)

@@ -49,6 +49,8 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
     names = range(len(predictions)) if image_ids is None else image_ids
     check_image_ids(names, len(predictions))
     for name, prediction, image_references in zip(names, predictions, references, strict=True):
+        if isinstance(prediction, str) and is_list_of_strings(image_references):
+            continue
         if not isinstance(prediction, str):
             raise MetricInputError(f"image {name}: the prediction is {describe(prediction)}, expected a string")
         if isinstance(image_references, (str, bytes)) or not isinstance(image_references, Sequence):
@@ -62,6 +64,18 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], image_ids
                 raise MetricInputError(
                     f"image {name}: reference {position} is {describe(reference)}, expected a string"
                 )
+
+
+def is_list_of_strings(captions: Any) -> bool:
+    """Tell at little cost whether captions are a list of some strings; others may be captions, too.
+
+    Args:
+        captions (`Any`): such as the references of an image.
+
+    Returns:
+        `bool`
+    """
+    return type(captions) is list and set(map(type, captions)) == {str}
 
 
 def check_captions(captions: Sequence[Any]) -> None:

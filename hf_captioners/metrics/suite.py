@@ -11,6 +11,7 @@ from ..metric_table import DEFAULT_METRICS, METRICS, printed
 from .cider.document_frequency import DocumentFrequencies
 from .distributed import gather_rows
 from .inputs import MetricInputError, check_pairs
+from .pair_counts import PairCounts
 from .scores import Scores
 from .signature import hash_captions, signature_text
 from .tokens import Tokenizer, prepare_pairs, tokenizer_name
@@ -166,7 +167,7 @@ class CaptionMetrics:
         words = prepare_pairs(predictions, references, False, names, self.in_sequence, self.tokenizer)
         shared = {"images": images, "document_frequencies": self.document_frequencies}
         texts = {"predictions": predictions, "references": references, **shared}
-        tokens = {"predictions": words[0], "references": words[1], **shared}
+        tokens = {"predictions": words[0], "references": words[1], **shared, **self._counts(*words)}
         scores = {name: self._score(name, texts, tokens, names) for name in self.metrics}
         settings = {name: metric_scores.settings for name, metric_scores in scores.items()}
         return Evaluation(
@@ -177,6 +178,13 @@ class CaptionMetrics:
             settings=settings,
         )
 
+    def _counts(self, predictions: list[str], references: list[list[str]]) -> dict[str, PairCounts]:
+        """The n-grams that several metrics read, where one of the metrics does."""
+        if not any(METRICS[name].counts for name in self.metrics):
+            return {}
+        known = None if self.document_frequencies is None else self.document_frequencies.numbers
+        return {"counts": PairCounts([[prediction] for prediction in predictions], references, known)}
+
     def _score(self, name: str, texts: Mapping[str, Any], tokens: Mapping[str, Any], image_ids: list[Any]) -> Scores:
         metric, options = METRICS[name], self.options.get(name, {})
         if "images" in metric.reads and texts["images"] is None:
@@ -185,6 +193,8 @@ class CaptionMetrics:
             inputs = {key: texts[key] for key in metric.reads}
         else:
             inputs = {key: tokens[key] for key in metric.reads} | {"tokenized": True}
+            if metric.counts:
+                inputs["counts"] = tokens["counts"]
         scores: Scores = metric.load()(**inputs, image_ids=image_ids, **options)
         return scores
 

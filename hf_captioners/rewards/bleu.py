@@ -10,6 +10,7 @@ import numpy as np
 
 from ..metrics.bleu import bleu_from_counts, count_matches
 from ..metrics.inputs import check_pairs
+from ..metrics.pair_counts import PairCounts
 from ..metrics.tokens import Tokenizer, prepare_pairs
 
 
@@ -84,7 +85,7 @@ class BleuReward:
             rows.setdefault(tuple(references), []).append(row)
         tokens, _ = prepare_pairs(completions, [[""]] * len(completions), self.tokenized, tokenizer=self.tokenizer)
         predictions = [[tokens[row] for row in image_rows] for image_rows in rows.values()]
-        counts = count_matches(predictions, self._prepare(list(rows)), self.n)
+        counts = count_matches(PairCounts(predictions, self._prepare(list(rows))), self.n)
         rewards = np.empty(len(completions))
         rewards[np.concatenate(list(rows.values()))] = bleu_from_counts(counts)[:, -1]  # back from image by image
         return rewards.tolist()

@@ -92,7 +92,8 @@ class CiderDReward:
         self.scorer = CiderD(document_frequencies, n=n, sigma=sigma)
         self.cache_images = cache_images
         self.needs_ids = token_ids or (eos is not None and eos_token_id is not None)
-        self._prepared: dict[Hashable, PreparedReferences] = {}  # references of an image -> their vectors
+        # references of an image -> their vectors: the images that were prepared with it, and its position among them
+        self._prepared: dict[Hashable, tuple[PreparedReferences, int]] = {}
 
     def __call__(
         self,
@@ -155,14 +156,27 @@ class CiderDReward:
         if new:
             references = [captions[row] for _, row in new]
             flat = iter(self.words.of_references(references, [row for _, row in new]))
-            parts = self.scorer.prepare(
+            prepared = self.scorer.prepare(
                 [list(islice(flat, len(image_references))) for image_references in references]
-            ).split()
-            self._prepared.update(zip((key for key, _ in new), parts, strict=True))
-        prepared = join_references([self._prepared[key] for key in first_row])
+            )
+            self._prepared.update((key, (prepared, position)) for position, (key, _) in enumerate(new))
+        together = self._together(list(first_row))
         for oldest in list(islice(self._prepared, max(len(self._prepared) - self.cache_images, 0))):
             del self._prepared[oldest]
-        return prepared
+        return together
+
+    def _together(self, keys: Sequence[Hashable]) -> PreparedReferences:
+        """The vectors of images, which are cut out of those that they were prepared with if these are others."""
+        entries = [self._prepared[key] for key in keys]
+        whole = entries[0][0]
+        as_prepared = all(part is whole and place == position for position, (part, place) in enumerate(entries))
+        if as_prepared and len(keys) == len(whole.roots):
+            return whole
+        for key in keys:
+            prepared, position = self._prepared[key]
+            if len(prepared.roots) > 1:
+                self._prepared[key] = prepared.image(position), 0
+        return join_references([self._prepared[key][0] for key in keys])
 
 
 def _text(row: int, completion: Any) -> str:

@@ -9,6 +9,7 @@ from contracts.metric import ReferenceContract
 
 from hf_captioners.metrics.bleu import EffectiveLength, bleu, bleu_from_counts, count_matches
 from hf_captioners.metrics.inputs import MetricInputError
+from hf_captioners.metrics.pair_counts import PairCounts
 
 
 class TestContract(ReferenceContract):
@@ -86,7 +87,7 @@ class TestDefinition:
     @pytest.mark.parametrize(("which", "length"), [("closest", 4), ("shortest", 3), ("average", 13 / 3)])
     def test_effective_length(self, which: EffectiveLength, length: float) -> None:
         references = ["a a a a a a", "a a a a", "b b b"]
-        counts = count_matches([["a a a a"]], [references], effective_length=which)
+        counts = count_matches(PairCounts([["a a a a"]], [references]), effective_length=which)
         assert counts.reference_length.tolist() == [pytest.approx(length)]
 
     def test_a_caption_shorter_than_n_has_a_tiny_precision(self) -> None:
@@ -120,7 +121,7 @@ class TestDefinition:
     def test_several_captions_of_an_image_score_as_one_by_one(self) -> None:
         predictions, references = hostile_captions(8, images=20)
         groups = [predictions[start : start + 4] for start in range(0, 20, 4)]
-        together = bleu_from_counts(count_matches(groups, references[:5]))
+        together = bleu_from_counts(count_matches(PairCounts(groups, references[:5])))
         apart = bleu(predictions, [references[image // 4] for image in range(20)], tokenized=True)
         assert together.T.tolist() == [values.tolist() for values in apart.per_image.values()]
 

@@ -34,6 +34,13 @@ class TestReadWords:
         np.testing.assert_array_equal(pieces.word, whole.word)
         np.testing.assert_array_equal(pieces.length, whole.length)
 
+    def test_a_word_that_stands_for_the_end(self) -> None:
+        end = "\uffff"
+        words = read_words(["a", f"{end} b", f"{end * 2}x", end], {})
+        assert words.word.tolist() == [0, 1, 2, 3, 1]
+        assert words.length.tolist() == [1, 2, 1, 1]
+        assert words.new == {"a": 0, end: 1, "b": 2, f"{end * 2}x": 3}
+
     def test_nothing(self) -> None:
         words = read_words([], {})
         assert words.word.dtype == words.length.dtype == np.int64

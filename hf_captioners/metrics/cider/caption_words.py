@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import MetricInputError, describe
+from ..inputs import MetricInputError, describe, is_list_of_strings
 from ..tokens import Tokenizer, tokenize
 
 
@@ -152,6 +152,8 @@ class CaptionWords:
         Raises:
             MetricInputError: no references, or one with something else than captions.
         """
+        if is_list_of_strings(references) and not self.token_ids:
+            return
         if isinstance(references, (str, bytes)) or not isinstance(references, Collection) or len(references) == 0:
             raise MetricInputError(f"image {name}: the references are {describe(references)}, expected a list of some")
         for reference in references:

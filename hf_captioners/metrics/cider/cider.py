@@ -15,19 +15,52 @@ One difference: a single image without document frequencies is refused, where th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..inputs import MetricInputError
-from ..ngrams import Words, count_ngrams, read_words, spans
+from ..ngrams import Words, count_ngrams, number_keys, pack, read_words, spans
+from ..pair_counts import PairCounts
 from ..scores import Scores
 from ..tokens import Tokenizer, prepare_pairs, tokenizer_setting
-from .document_frequency import DocumentFrequencies
+from .document_frequency import DocumentFrequencies, idf
+from .frequency_tree import check_n
 from .references import PreparedReferences, prepare_references
 
 CAPTIONS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """CIDEr's way to compare a caption with a reference."""
+
+    def products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """The summands of the dot product: one for each n-gram that caption and reference share, from both weights."""
+        return prediction * reference
+
+    def penalty(self, difference: np.ndarray) -> np.ndarray:
+        """The factor for each difference of lengths."""
+        return np.ones(len(difference))
+
+
+@dataclass(frozen=True)
+class _ClippedAgreement(_Agreement):
+    """CIDEr-D's."""
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma is {self.sigma}, expected a positive number of words")
+
+    def products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return np.minimum(prediction, reference) * reference
+
+    def penalty(self, difference: np.ndarray) -> np.ndarray:
+        return np.exp(-(difference**2) / (2 * self.sigma**2))
 
 
 class Cider:
@@ -56,11 +89,9 @@ class Cider:
     """
 
     def __init__(self, document_frequencies: DocumentFrequencies, *, n: int = 4) -> None:
-        if not 1 <= n <= document_frequencies.n:
-            raise ValueError(f"n is {n}, expected 1 to {document_frequencies.n}, the order of the document frequencies")
-        if document_frequencies.number_of_images == 1:
-            raise MetricInputError("the document frequencies are of one image, so all words weigh 0; expected more")
+        _check_frequencies(document_frequencies, n)
         self.document_frequencies = document_frequencies
+        self.agreement = _Agreement()
         self.n = n
         # Words that only references have get the next free numbers in `prepare`. They are few.
         self._numbers = dict(document_frequencies.numbers)
@@ -131,22 +162,14 @@ class Cider:
             weight = level.count * self.document_frequencies.idf(frequency_node)  # (n-grams of captions,)
             norm = np.sqrt(np.bincount(level.group, weight**2, minlength=len(captions)))  # (captions,)
             ngram, entry = references.entries(reference_node)  # (matches,) each
-            product = self._products(weight[ngram], references.weight[entry])  # (matches,)
+            product = self.agreement.products(weight[ngram], references.weight[entry])  # (matches,)
             pair = first_pair[level.group[ngram]] + references.reference[entry]  # (matches,)
             norms = norm[caption_of_pair] * references.norm[reference_of_pair, order]  # (pairs,)
             dot = np.bincount(pair, product, minlength=len(similarity))  # (pairs,)
             similarity += np.divide(dot, norms, out=np.zeros(len(dot)), where=norms > 0)
         bigrams = np.maximum(words.length - 1, 0)
-        similarity *= self._penalty(bigrams[caption_of_pair] - references.bigrams[reference_of_pair])
+        similarity *= self.agreement.penalty(bigrams[caption_of_pair] - references.bigrams[reference_of_pair])
         return 10 * np.bincount(caption_of_pair, similarity, minlength=len(captions)) / (self.n * reference_counts)
-
-    def _products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """The summands of the dot product: one for each n-gram that caption and reference share, from both weights."""
-        return prediction * reference
-
-    def _penalty(self, difference: np.ndarray) -> np.ndarray:
-        """The factor for each difference of lengths."""
-        return np.ones(len(difference))
 
 
 class CiderD(Cider):
@@ -163,15 +186,7 @@ class CiderD(Cider):
 
     def __init__(self, document_frequencies: DocumentFrequencies, *, n: int = 4, sigma: float = 6.0) -> None:
         super().__init__(document_frequencies, n=n)
-        if not sigma > 0:
-            raise ValueError(f"sigma is {sigma}, expected a positive number of words")
-        self.sigma = sigma
-
-    def _products(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        return np.minimum(prediction, reference) * reference
-
-    def _penalty(self, difference: np.ndarray) -> np.ndarray:
-        return np.exp(-(difference**2) / (2 * self.sigma**2))
+        self.agreement = _ClippedAgreement(sigma)
 
 
 def cider(
@@ -183,6 +198,7 @@ def cider(
     tokenized: bool = False,
     tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
+    counts: PairCounts | None = None,
 ) -> Scores:
     """Plain CIDEr, without clipping and length penalty.
 
@@ -195,6 +211,8 @@ def cider(
         tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
             for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
+        counts ([`PairCounts`], *optional*): of the tokens, with the words of the document frequencies, where other
+            metrics have had them counted.
 
     Returns:
         [`Scores`]: `cider`, 0 to 10; papers print 100 times that. The corpus score is the mean over the images.
@@ -206,9 +224,8 @@ def cider(
     """
     _check_tokenizer(document_frequencies, tokenizer, tokenized)
     tokens = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
-    frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
     settings = {"n": n, **_source(document_frequencies), **tokenizer_setting(tokenizer, tokenized)}
-    return _scores("cider", Cider(frequencies, n=n), *tokens, settings)
+    return _scores("cider", _Agreement(), tokens, document_frequencies, settings, image_ids, counts)
 
 
 def cider_d(
@@ -221,6 +238,7 @@ def cider_d(
     tokenized: bool = False,
     tokenizer: Tokenizer = "ptb",
     image_ids: Sequence[Any] | None = None,
+    counts: PairCounts | None = None,
 ) -> Scores:
     """CIDEr-D, which papers and the COCO server call CIDEr.
 
@@ -234,6 +252,8 @@ def cider_d(
         tokenizer (`str` or `Callable`, defaults to `"ptb"`): what cuts them into words, see [`tokenize`]; `"unicode"`
             for other languages than English.
         image_ids (`Sequence`, *optional*): names of the images for messages; by default positions.
+        counts ([`PairCounts`], *optional*): of the tokens, with the words of the document frequencies, where other
+            metrics have had them counted.
 
     Returns:
         [`Scores`]: `cider_d`, 0 to 10; papers print 100 times that. The corpus score is the mean over the images.
@@ -254,36 +274,25 @@ def cider_d(
     """
     _check_tokenizer(document_frequencies, tokenizer, tokenized)
     tokens = prepare_pairs(predictions, references, tokenized, image_ids, tokenizer=tokenizer)
-    frequencies = _frequencies(tokens[1], document_frequencies, n, image_ids)
     settings = {
         "n": n,
         "sigma": float(sigma),
         **_source(document_frequencies),
         **tokenizer_setting(tokenizer, tokenized),
     }
-    return _scores("cider_d", CiderD(frequencies, n=n, sigma=sigma), *tokens, settings)
-
-
-def _frequencies(
-    references: list[list[str]],
-    document_frequencies: DocumentFrequencies | None,
-    n: int,
-    image_ids: Sequence[Any] | None,
-) -> DocumentFrequencies:
-    if document_frequencies is not None:
-        return document_frequencies
-    if len(references) == 1:
-        name = 0 if image_ids is None else image_ids[0]
-        raise MetricInputError(
-            f"image {name}: a single image says nothing about how rare words are, so its score would be 0; give "
-            "document_frequencies=DocumentFrequencies.from_references(…) of a corpus, such as the training split"
-        )
-    return DocumentFrequencies.from_references(references, tokenized=True, n=n)
+    return _scores("cider_d", _ClippedAgreement(sigma), tokens, document_frequencies, settings, image_ids, counts)
 
 
 def _check_tokenizer(document_frequencies: DocumentFrequencies | None, tokenizer: Tokenizer, tokenized: bool) -> None:
     if document_frequencies is not None and not tokenized:
         document_frequencies.check_tokenizer(tokenizer)
+
+
+def _check_frequencies(document_frequencies: DocumentFrequencies, n: int) -> None:
+    if not 1 <= n <= document_frequencies.n:
+        raise ValueError(f"n is {n}, expected 1 to {document_frequencies.n}, the order of the document frequencies")
+    if document_frequencies.number_of_images == 1:
+        raise MetricInputError("the document frequencies are of one image, so all words weigh 0; expected more")
 
 
 def _source(document_frequencies: DocumentFrequencies | None) -> dict[str, str]:
@@ -294,7 +303,63 @@ def _source(document_frequencies: DocumentFrequencies | None) -> dict[str, str]:
 
 
 def _scores(
-    name: str, scorer: Cider, predictions: list[str], references: list[list[str]], settings: dict[str, Any]
+    name: str,
+    agreement: _Agreement,
+    tokens: tuple[list[str], list[list[str]]],
+    document_frequencies: DocumentFrequencies | None,
+    settings: dict[str, Any],
+    image_ids: Sequence[Any] | None,
+    counts: PairCounts | None,
 ) -> Scores:
-    per_image = scorer.score(predictions, scorer.prepare(references))
+    n = settings["n"]
+    if document_frequencies is not None:
+        _check_frequencies(document_frequencies, n)
+    elif len(tokens[0]) == 1:
+        image = 0 if image_ids is None else image_ids[0]
+        raise MetricInputError(
+            f"image {image}: a single image says nothing about how rare words are, so its score would be 0; give "
+            "document_frequencies=DocumentFrequencies.from_references(…) of a corpus, such as the training split"
+        )
+    check_n(n)
+    if counts is None:
+        known = None if document_frequencies is None else document_frequencies.numbers
+        counts = PairCounts([[prediction] for prediction in tokens[0]], tokens[1], known)
+    per_image = _score_pairs(counts, agreement, list(_idf_levels(counts, document_frequencies, n)))
     return Scores({name: float(per_image.mean())}, {name: per_image}, settings=settings)
+
+
+def _idf_levels(counts: PairCounts, document_frequencies: DocumentFrequencies | None, n: int) -> Iterator[np.ndarray]:
+    """The idf of the n-grams of each image, float64 of shape (nodes,), order by order."""
+    node = np.zeros(counts.images, np.int64)  # of each n-gram of an image, in a tree of all n-grams: at first the root
+    for level in counts.levels(n):
+        if document_frequencies is not None:
+            node = document_frequencies.find(node[level.parent], level.word)
+            yield document_frequencies.idf(node)
+            continue
+        _, node = number_keys(pack(node[level.parent], level.word))
+        of_references = np.zeros(len(level.word), bool)
+        of_references[level.node[~counts.predicted[level.caption]]] = True
+        yield idf(np.bincount(node, of_references)[node], counts.images)
+
+
+def _score_pairs(counts: PairCounts, agreement: _Agreement, idf_levels: Sequence[np.ndarray]) -> np.ndarray:
+    """The score of each image's one caption: [`Cider.score`] where captions and references are counted together."""
+    captions, predicted = len(counts.predicted), counts.predicted
+    references = np.flatnonzero(~predicted)
+    prediction = np.flatnonzero(predicted)[counts.image[references]]  # (references,): the caption of the same image
+    similarity = np.zeros(len(references))
+    n = len(idf_levels)
+    for idf_of_node, level in zip(idf_levels, counts.levels(n), strict=True):
+        weight = level.count * idf_of_node[level.node]  # (entries,)
+        norm = np.sqrt(np.bincount(level.caption, weight**2, minlength=captions))
+        is_predicted = predicted[level.caption]
+        of_prediction = np.zeros(len(level.word))  # (nodes,): the weight that the caption gives the n-gram
+        of_prediction[level.node[is_predicted]] = weight[is_predicted]
+        product = agreement.products(of_prediction[level.node], weight)
+        dot = np.bincount(level.caption, np.where(is_predicted, 0.0, product), minlength=captions)[references]
+        norms = norm[prediction] * norm[references]
+        similarity += np.divide(dot, norms, out=np.zeros(len(dot)), where=norms > 0)
+    bigrams = np.maximum(counts.words.length - 1, 0)
+    similarity *= agreement.penalty(bigrams[prediction] - bigrams[references])
+    image = counts.image[references]
+    return 10 * np.bincount(image, similarity, minlength=counts.images) / (n * np.bincount(image))

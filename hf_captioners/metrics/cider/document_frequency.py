@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from ..._version import __version__
 from ...data.files import write_whole
 from ..inputs import MetricInputError, check_image_ids
-from ..ngrams import Words, count_ngrams, find, pack, read_words
+from ..ngrams import count_ngrams, find, number_keys, pack, read_words, sort_words
 from ..signature import hash_captions
 from ..tokens import Tokenizer, tokenizer_name
 from .caption_words import CaptionWords
@@ -116,23 +116,17 @@ class DocumentFrequencies:
         names = range(len(references)) if image_ids is None else image_ids
         check_image_ids(names, len(references))
         captions = CaptionWords(tokenized, eos, token_ids, eos_token_id, tokenizer).of_references(references, names)
-        unsorted_words = read_words(captions, {})
-        vocabulary = sorted(unsorted_words.new)
-        sorted_number = np.empty(len(vocabulary), np.int64)
-        sorted_number[[unsorted_words.new[word] for word in vocabulary]] = np.arange(len(vocabulary))
-        words = Words(sorted_number[unsorted_words.word], unsorted_words.length, {})
+        vocabulary, words = sort_words(read_words(captions, {}))
         image = np.repeat(np.arange(len(references)), [len(image_references) for image_references in references])
         keys, counts = [np.array([-1])], [np.array([0])]
         node = np.zeros(len(references), np.int64)  # of each n-gram of an image: at first the root
         below = 1
         for level in count_ngrams(words, image, len(references), n):
-            keys_of_order, node, images_of_order = np.unique(
-                pack(node[level.parent], level.word), return_inverse=True, return_counts=True
-            )
-            node = node + below
+            keys_of_order, number = number_keys(pack(node[level.parent], level.word))
+            node = number + below
             below += len(keys_of_order)
             keys.append(keys_of_order)
-            counts.append(images_of_order)
+            counts.append(np.bincount(number))
         name = None if tokenized or token_ids else _recorded(tokenizer)
         return cls(vocabulary, np.concatenate(keys), np.concatenate(counts), len(references), n, name)
 
@@ -336,14 +330,26 @@ class DocumentFrequencies:
 
     def idf(self, node: np.ndarray) -> np.ndarray:
         """The idf log(number of images) - log(max(1, count)) of nodes, float64; highest for -1, an unknown n-gram."""
-        counts = np.where(node < 0, 1, self.counts[node])
-        return np.log(float(self.number_of_images)) - np.log(np.maximum(1.0, counts))
+        return idf(np.where(node < 0, 1, self.counts[node]), self.number_of_images)
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.counts))
 
     def __repr__(self) -> str:
         return f"DocumentFrequencies({len(self)} n-grams of up to {self.n} words in {self.number_of_images} images)"
+
+
+def idf(counts: np.ndarray, number_of_images: int) -> np.ndarray:
+    """The idf log(number of images) - log(max(1, count)) of counts.
+
+    Args:
+        counts (`np.ndarray`): in how many images' references n-grams occur.
+        number_of_images (`int`): the size of the corpus.
+
+    Returns:
+        `np.ndarray`: float64 of the same shape.
+    """
+    return np.log(float(number_of_images)) - np.log(np.maximum(1.0, counts))
 
 
 def _recorded(tokenizer: Tokenizer) -> str | None:

@@ -58,24 +58,30 @@ class PreparedReferences:
         number = self.first_entry[node[position] + 1] - start
         return np.repeat(position, number), spans(start, number)
 
-    def split(self) -> list[PreparedReferences]:
-        """Each image alone, copied."""
-        nodes = np.append(self.roots, len(self.keys)).tolist()
-        references = self.first_reference.tolist()
-        return [
-            PreparedReferences(
-                keys=self.keys[a:b] - (a << WORD_BITS),
-                roots=np.zeros(1, np.int64),
-                first_entry=self.first_entry[a : b + 1] - self.first_entry[a],
-                reference=self.reference[self.first_entry[a] : self.first_entry[b]].copy(),
-                weight=self.weight[self.first_entry[a] : self.first_entry[b]].copy(),
-                norm=self.norm[c:d].copy(),
-                bigrams=self.bigrams[c:d].copy(),
-                first_reference=np.array([0, d - c]),
-                numbers=self.numbers,
-            )
-            for a, b, c, d in zip(nodes, nodes[1:], references, references[1:], strict=False)
-        ]
+    def image(self, position: int) -> PreparedReferences:
+        """One image alone, copied.
+
+        Args:
+            position (`int`): of the image, at least 0.
+
+        Returns:
+            [`PreparedReferences`]
+        """
+        a = int(self.roots[position])
+        b = int(self.roots[position + 1]) if position + 1 < len(self.roots) else len(self.keys)
+        c, d = self.first_reference[position : position + 2].tolist()
+        entries = slice(self.first_entry[a], self.first_entry[b])
+        return PreparedReferences(
+            keys=self.keys[a:b] - (a << WORD_BITS),
+            roots=np.zeros(1, np.int64),
+            first_entry=self.first_entry[a : b + 1] - self.first_entry[a],
+            reference=self.reference[entries].copy(),
+            weight=self.weight[entries].copy(),
+            norm=self.norm[c:d].copy(),
+            bigrams=self.bigrams[c:d].copy(),
+            first_reference=np.array([0, d - c]),
+            numbers=self.numbers,
+        )
 
 
 def join_references(parts: Sequence[PreparedReferences]) -> PreparedReferences:
