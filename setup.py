@@ -33,6 +33,7 @@ EXTRAS = {
     "demo": ["gradio>=6,<7", "pillow>=12,<13"],
     "ray": ["ray[data]>=2.60"],
     "tensorboard": ["tensorboard>=2.18"],
+    "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
     "docs": ["zensical>=0.0.73", "mkdocstrings-python>=2.0", "latex2mathml>=3.78"],
 }
 EXTRAS["test"] = [

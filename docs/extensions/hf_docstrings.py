@@ -14,7 +14,7 @@ import griffe
 SECTIONS = {"Args": "Parameters", "Raises": "Raises", "Returns": "Returns", "Yields": "Yields", "Example": "Example"}
 SECTIONS |= {"Parameters": "Parameters", "Attributes": "Attributes"}
 ITEM = re.compile(r"([\w*]+(?:, [\w*]+)*)( \(.*?\))?((?::.*)?)")
-LINK = re.compile(r"\[`([\w.]+)`\](?![\[(])")
+LINK = re.compile(r"\[`(?:~[\w.]+\.)?([\w.]+)`\](?![\[(])")  # [`X`], or [`~a.b.X`], which is shown as X
 
 
 class HuggingFaceDocstrings(griffe.Extension):

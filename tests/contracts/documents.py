@@ -79,7 +79,7 @@ def check_bash(code: str) -> None:
 
 def commands(code: str) -> Iterator[list[str]]:
     """Words of each command of a block, without redirections and variables in front of it."""
-    code = re.sub(r"(^|\s)#.*", "", code.replace("\\\n", " "))
+    code = re.sub(r"(^|\s)#.*|\b\d(?=>)", "", code.replace("\\\n", " "))  # comments, and the 2 of 2>
     lexer = shlex.shlex(code, posix=True, punctuation_chars=";&|<>\n")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     words: list[str] = []
