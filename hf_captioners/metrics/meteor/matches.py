@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -69,9 +70,10 @@ class Sentences:
         lines = [data.normalizer(text) for text in self.number]
         self.length = np.fromiter(map(len, lines), np.int64, len(lines))
         self.first = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.length)])
-        words = list(dict.fromkeys(word for line in lines for word in line))
-        numbers = {word: number for number, word in enumerate(words)}
-        word = np.fromiter((numbers[word] for line in lines for word in line), np.int64, self.first[-1])
+        flat = list(itertools.chain.from_iterable(lines))
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
+        words = list(numbers)
+        word = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
         self.functional = np.array([word in data.function_words for word in words], bool)[word]
         self._functional_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.functional)])
         self._words = Items(word, self.first)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .characters import DIGITS, LETTERS, MARKS, SYMBOLS
@@ -88,18 +88,19 @@ def _quotes(text: str) -> str:
 
 # ---- building blocks
 
-_ANY_UPPER = "".join(c for c in map(chr, range(0x80, 0xD800)) if c.isupper())
+_UPPERS = "\uff21-\uff3a" + "".join(c for c in map(chr, range(0x80, 0xD800)) if c.isupper())
 _BLOCKS = {
+    **{"LETTERS": LETTERS, "MARKS": MARKS, "DIGITS": DIGITS, "UPPERS": _UPPERS},  # beyond ASCII, inside of brackets
     "SPACE": r"[ \t\u00a0\u2000-\u200a\u3000]",
     "GAP": r"[ \t\u00a0\u2000-\u200a\u3000\n\x85]",
-    "UPPER": f"[A-Z\uff21-\uff3a{_ANY_UPPER}]",
-    "LETTER": f"[A-Za-z{LETTERS}]",
-    "DIGIT": f"[0-9{DIGITS}]",
-    "ALNUM": f"[A-Za-z{LETTERS}0-9{DIGITS}]",
+    "UPPER": "[A-Z{UPPERS}]",
+    "LETTER": "[A-Za-z{LETTERS}]",
+    "DIGIT": "[0-9{DIGITS}]",
+    "ALNUM": "[A-Za-z{LETTERS}0-9{DIGITS}]",
     # words take marks, soft hyphens and entities of letters as well
     "ACCENTED": "&[aeiouAEIOU](?i:acute|grave|uml);",
-    "FIRST": rf"(?:[A-Za-z{LETTERS}{MARKS}\u00ad]|{{ACCENTED}})",
-    "NEXT": rf"(?:[A-Za-z{LETTERS}0-9{DIGITS}{MARKS}\u00ad]|{{ACCENTED}})",
+    "FIRST": r"(?:[A-Za-z{LETTERS}{MARKS}\u00ad]|{ACCENTED})",
+    "NEXT": r"(?:[A-Za-z{LETTERS}0-9{DIGITS}{MARKS}\u00ad]|{ACCENTED})",
     "WORD": "{FIRST}{NEXT}*(?:[.!?]{FIRST}{NEXT}*)*",
     "APOS": r"(?:['\u0092\u2019]|(?i:&apos;))",
     "QUOTE": r"(?:['\u0092\u2019`\u0091\u2018\u201b]|(?i:&apos;))",  # an apostrophe, or what is used for one
@@ -258,14 +259,21 @@ _PUNCTUATION = [
 ]
 
 
-def _expand(pattern: str) -> str:
-    larger = re.sub("{([A-Z]+)}", lambda block: _BLOCKS[block[1]], pattern)
-    return pattern if larger == pattern else _expand(larger)
+# the classes beyond ASCII are what takes time to compile
+_ASCII_BLOCKS = {**_BLOCKS, **dict.fromkeys(["LETTERS", "MARKS", "DIGITS", "UPPERS"], "")}
+
+
+def _expand(pattern: str, blocks: Mapping[str, str] = _BLOCKS) -> str:
+    larger = re.sub("{([A-Z]+)}", lambda block: blocks[block[1]], pattern)
+    return pattern if larger == pattern else _expand(larger, blocks)
 
 
 @functools.cache
-def token_rules() -> tuple[Rule, ...]:
+def token_rules(ascii_only: bool = False) -> tuple[Rule, ...]:
     """The table, compiled once.
+
+    Args:
+        ascii_only (`bool`, defaults to `False`): leave out what matches no ASCII text.
 
     Returns:
         `tuple[Rule, ...]`: of the rules whose match is longest the first one gives the token; where none matches, the
@@ -286,7 +294,10 @@ def token_rules() -> tuple[Rule, ...]:
         ("", _QUOTATION),
         ("", _PUNCTUATION),
     ]
-    return tuple(Rule(needs, re.compile(_expand(pattern)), write) for needs, group in table for pattern, write in group)
+    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
+    return tuple(
+        Rule(needs, re.compile(_expand(pattern, blocks)), write) for needs, group in table for pattern, write in group
+    )
 
 
 @functools.cache

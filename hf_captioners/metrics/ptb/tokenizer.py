@@ -148,7 +148,7 @@ def _following(captions: Sequence[str], position: int) -> str:
 def _tokens(caption: str, following: str) -> list[str]:
     caption = _BEYOND.sub(_halves, caption.translate(_LINE_BREAKS))
     text, end, position = caption + following, len(caption), 0
-    rules = [rule for rule in token_rules() if rule.needs in text]
+    rules = [rule for rule in token_rules(text.isascii()) if rule.needs in text]
     tokens = []
     while position < end:
         word = _PLAIN_WORD.match(text, position, end + 1)

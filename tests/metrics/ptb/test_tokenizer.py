@@ -259,5 +259,20 @@ def test_captions_that_are_not_strings() -> None:
         ptb_tokens(["a dog"])  # type: ignore[arg-type]
 
 
-def test_rules_have_at_most_one_group() -> None:
-    assert all(rule.pattern.groups <= 1 for rule in token_rules())
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_rules_have_at_most_one_group(ascii_only: bool) -> None:
+    assert all(rule.pattern.groups <= 1 for rule in token_rules(ascii_only))
+
+
+def test_rules_for_ascii_match_what_all_rules_match() -> None:
+    rng = random.Random(4)
+    pieces = [piece for piece in PIECES if piece.isascii()] + [chr(code) for code in range(128)]
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 6))) for _ in range(300)]
+    for rule, ascii_rule in zip(token_rules(), token_rules(True), strict=True):
+        assert (rule.needs, rule.write("a's")) == (ascii_rule.needs, ascii_rule.write("a's"))
+        for text in texts:
+            for start in range(len(text)):
+                match, ascii_match = rule.pattern.match(text, start), ascii_rule.pattern.match(text, start)
+                assert (match and match.span(rule.pattern.groups)) == (
+                    ascii_match and ascii_match.span(rule.pattern.groups)
+                )
