@@ -1,9 +1,13 @@
 """Reading a feature store in random order: pictures a second and memory, beside a bare memory map of NumPy.
 
 Both hold the same regions and give a copy of each picture's, in the same random order, one thread, from the page cache.
-Rates are by the time of the processor, so that other work on the machine does not count; `wall` has those of the clock.
+`collator` is the whole way to a batch: rows with features and a caption each, collated and padded; `rechecked` is the
+same with features that are checked once more, as those that are not of a store are. Rates are by the time of the
+processor, so that other work on the machine does not count; `wall` has those of the clock. `written` is a second's
+pictures of `FeatureWriter`.
 
     python benchmarks/bench_feature_store.py --images 2000 --stores 2
+    python benchmarks/bench_feature_store.py --images 2000 --regions 144 --width 1536
 """
 
 from __future__ import annotations
@@ -20,9 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
+from hf_captioners import CaptionCollator
 from hf_captioners.data.features.joined_stores import open_features
-from hf_captioners.data.features.store import DTYPES, FeatureWriter
+from hf_captioners.data.features.store import DTYPES, FeatureStore, FeatureWriter
+from hf_captioners.data.rows import attach_features
+from hf_captioners.demo.quickstart import small_captioner
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -33,26 +41,41 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=2048, help="numbers of a region (%(default)s)")
     parser.add_argument("--stores", type=int, default=1, help="stores that the pictures are spread over (%(default)s)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures of a collated batch (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="over all pictures; medians are reported (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     return parser.parse_args(words)
 
 
-def write(folder: Path, run: argparse.Namespace) -> tuple[list[Path], Path]:
-    """Write the same features as stores and as one array."""
+def write(folder: Path, run: argparse.Namespace) -> tuple[list[Path], Path, float]:
+    """Write the same features as stores and as one array; with the processor's time that the stores took."""
     shape = (run.images, run.regions, run.width)
     # NumPy has no bfloat16; what is compared is bytes
     kind = np.float32 if run.dtype == "float32" else np.float16
     flat = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=kind, shape=shape)
     rng = np.random.default_rng(0)
+    for image_id in range(run.images):
+        flat[image_id] = rng.random(shape[1:], dtype=np.float32)
+    flat.flush()
     stores = [folder / f"store-{number}" for number in range(run.stores)]
+    begin = time.process_time()
     for number, path in enumerate(stores):
         with FeatureWriter(path, dtype=DTYPES[run.dtype]) as writer:
             for image_id in range(number, run.images, run.stores):
-                flat[image_id] = rng.random(shape[1:], dtype=np.float32)
                 writer.add(image_id, torch.from_numpy(np.array(flat[image_id])))
-    flat.flush()
-    return stores, folder / "features.npy"
+    return stores, folder / "features.npy", time.process_time() - begin
+
+
+def collators(store: FeatureStore, run: argparse.Namespace) -> dict[str, Callable[[list[int]], Any]]:
+    """Ways from the numbers of some pictures to their batch."""
+    caption = "a red circle above a blue square"
+    _, processor = small_captioner([caption] * 2)
+    rows = Dataset.from_dict({"image_id": list(range(run.images)), "captions": [[caption]] * run.images})
+    pictured, collator = attach_features(rows, store), CaptionCollator(processor)
+    return {
+        "collator": lambda numbers: collator(pictured.__getitems__(numbers)),
+        "rechecked": lambda numbers: collator([dict(row) for row in pictured.__getitems__(numbers)]),
+    }
 
 
 def anonymous_memory() -> int:
@@ -62,11 +85,11 @@ def anonymous_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def seconds_of(read: Callable[[int], Any], order: list[int]) -> tuple[float, float]:
-    """Time of the processor, and that of the clock, of reading pictures in an order."""
+def seconds_of(read: Callable[[Any], Any], order: list[Any]) -> tuple[float, float]:
+    """Time of the processor, and that of the clock, of reading pictures, or batches of them, in an order."""
     begin, clock = time.process_time(), time.perf_counter()
-    for image_id in order:
-        read(image_id)
+    for item in order:
+        read(item)
     return time.process_time() - begin, time.perf_counter() - clock
 
 
@@ -75,21 +98,23 @@ def main(words: list[str] | None = None) -> None:
     run = parse_arguments(words)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=run.folder) as temporary:
-        stores, array = write(Path(temporary), run)
+        stores, array, writing = write(Path(temporary), run)
         store = open_features([*stores])
         flat = np.load(array, mmap_mode="r")
         order = np.random.default_rng(1).permutation(run.images).tolist()
-        readers: dict[str, Callable[[int], Any]] = {
-            "store": store.__getitem__,
-            "memmap": lambda row: np.array(flat[row]),
+        batches = [order[start : start + run.batch_size] for start in range(0, run.images, run.batch_size)]
+        readers: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
+            "store": (store.__getitem__, order),
+            "memmap": (lambda row: np.array(flat[row]), order),
+            **{name: (collate, batches) for name, collate in collators(store, run).items()},
         }
-        for read in readers.values():  # into the page cache
-            seconds_of(read, order)
+        for read, items in readers.values():  # into the page cache
+            seconds_of(read, items)
         before = anonymous_memory()
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
         for _ in range(run.rounds):
-            for name, read in readers.items():
-                times[name].append(seconds_of(read, order))
+            for name, (read, items) in readers.items():
+                times[name].append(seconds_of(read, items))
         rates, wall = (
             {name: round(run.images / statistics.median(pair[kind] for pair in pairs)) for name, pairs in times.items()}
             for kind in (0, 1)
@@ -99,6 +124,7 @@ def main(words: list[str] | None = None) -> None:
             "images": run.images,
             "bytes_of_an_image": store[0].nbytes,
             "stores": run.stores,
+            "written_per_second": round(run.images / writing),
             "images_per_second": rates,
             "wall": wall,
             "ratio": round(statistics.median(ratios), 3),

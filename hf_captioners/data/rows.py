@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..modeling.processing_captioner import CheckedRow
 from .bad_rows import BadRows
 from .captions.records import has_word
 from .features.store import FeatureStore
@@ -44,14 +45,17 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.dataset[index]
-        return {**row, "image_features": self.store[row["image_id"]]}
+        return self._with_features(self.dataset[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of a batch, fetched at once: `DataLoader` prefers this to single rows."""
         columns = self.dataset[list(indices)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [{**row, "image_features": self.store[row["image_id"]]} for row in rows]
+        return [self._with_features(row) for row in rows]
+
+    def _with_features(self, row: dict[str, Any]) -> dict[str, Any]:
+        row = {**row, "image_features": self.store[row["image_id"]]}
+        return CheckedRow(row) if self.store.is_checked else row
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:

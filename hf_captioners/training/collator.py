@@ -15,7 +15,7 @@ from ..data.row_stream import StreamedRow
 from ..families import CaptionFamily
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_layers import check_features
-from ..modeling.processing_captioner import CaptionerProcessor, open_row
+from ..modeling.processing_captioner import CaptionerProcessor, CheckedRow, open_row
 from .rows import captions_of, chance, row_name
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,9 @@ class ImageCollator:
 
     def _opened(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row whose image is open, at the processor's size if it is large, or whose features are numbers."""
-        if "image_features" in row:
+        if "image_features" in row and not isinstance(row, CheckedRow):
             check_features(torch.as_tensor(row["image_features"]), f"{row_name(row)}: image_features")
-        elif "image" not in row:
+        elif not {"image", "image_features"} & row.keys():
             raise ValueError(f"a row needs 'image' or 'image_features'; this one has {sorted(row)}.")
         return open_row(self.processor, row)
 

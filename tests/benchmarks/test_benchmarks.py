@@ -46,6 +46,14 @@ def test_prints_a_table_of_numbers(name, monkeypatch, capsys):
     assert "nan" not in " ".join(rows)
 
 
+def test_a_feature_store(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    words = f"--images 6 --regions 3 --width 8 --batch-size 4 --rounds 1 --stores 2 --folder {tmp_path}".split()
+    importlib.import_module("bench_feature_store").main(words)
+    rates = json.loads(capsys.readouterr().out)["images_per_second"]
+    assert list(rates) == ["store", "memmap", "collator", "rechecked"] and min(rates.values()) > 0
+
+
 def test_memory_as_pictures_go_by(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     words = "memory --pictures 6 --batch-size 2 --num-beams 1 --tokens 2 --rows 3"

@@ -23,7 +23,8 @@ class JoinedStores(FeatureStore):
         stores (`Sequence[FeatureStore]`): at least one.
 
     Attributes:
-        ids, feature_size, dtype, metadata, errors, num_bytes: as of one store; ids in the order of the stores.
+        ids, feature_size, dtype, metadata, errors, num_bytes, is_checked: as of one store; ids in the order of the
+            stores.
 
     Raises:
         FeatureError: two of them hold the same image, or their features are of another width or precision, or made
@@ -46,6 +47,7 @@ class JoinedStores(FeatureStore):
         self.dtype, self.metadata = first.dtype, first.metadata
         self.errors = {image_id: error for store in stores for image_id, error in store.errors.items()}
         self.num_bytes = sum(store.num_bytes for store in stores)
+        self.is_checked = all(store.is_checked for store in stores)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._store_of

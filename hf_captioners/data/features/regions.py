@@ -143,6 +143,10 @@ class RegionFeatures:
         return len(self.ids)
 
     def __getitem__(self, image_id: ImageId) -> np.ndarray:
+        return self.read(image_id)[1]
+
+    def read(self, image_id: ImageId) -> tuple[str, np.ndarray]:
+        """Place of the features of an image, for messages, and the features; FeatureError if they are damaged."""
         where, features = self._features.read(image_id)
         if features.ndim != 2 or features.dtype.kind != "f":
             raise FeatureError(
@@ -156,7 +160,7 @@ class RegionFeatures:
         features = _at_least_float32(features)
         if self._l2_norm:
             features = _unit_rows(features, where)
-        return features if self._boxes is None else self._append_boxes(features, image_id)
+        return where, features if self._boxes is None else self._append_boxes(features, image_id)
 
     def _append_boxes(self, features: np.ndarray, image_id: ImageId) -> np.ndarray:
         geometry = self._geometry(image_id)
@@ -309,7 +313,7 @@ def write_region_features(
         done = len(regions) - len(todo)
         for image_id in progress(todo, total=len(regions), initial=done, desc="regions", unit="image"):
             try:
-                writer.add(image_id, regions[image_id])
+                _copy(regions, writer, image_id)
             except FeatureError as error:
                 errors[image_id] = str(error)
                 logger.warning("image %r has no features: %s", image_id, error)
@@ -318,3 +322,11 @@ def write_region_features(
         bad_rows.conclude(str(out_dir))
     store = FeatureStore(out_dir)
     return FeatureSummary(str(store.folder), len(store), len(todo) - len(errors), store.num_bytes, errors)
+
+
+def _copy(regions: RegionFeatures, writer: FeatureWriter, image_id: ImageId) -> None:
+    where, features = regions.read(image_id)
+    try:
+        writer.add(image_id, features)
+    except FeatureError as error:
+        raise FeatureError(f"{where}: {error}") from error

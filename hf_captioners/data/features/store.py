@@ -8,12 +8,14 @@ image), which a killed run leaves unreadable and which forked DataLoader workers
 
 A folder has one writer at a time. A shard holds its images' ids, which are compared with the index when it is opened.
 The checksums are compared once: when a store is opened whose shards have changed in size or time since they were
-written or last checked here, which `verified.json` notes, or on demand (`FeatureStore(folder, verify=True)`). Stores
-of version 1, without checksums and ids, are read as before and go on as version 2.
+written or last checked here, which `verified.json` notes, or on demand (`FeatureStore(folder, verify=True)`). That
+features are finite is checked when they are written, not with each read; `checked` in the index says so, which stores
+of earlier releases lack. Stores of version 1, without checksums and ids, are read as before and go on as version 2.
 """
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...modeling.captioner_layers import LARGEST_FEATURE
 from ..files import locked, sha256_of, write_whole
 from .store_index import (
     DTYPES,
@@ -133,6 +136,7 @@ class FeatureWriter:
         self._done: set[ImageId] = set()
         self._errors: dict[ImageId, str] = {}
         self._complete = False
+        self._checked = True  # all images of the store, with `add`
         self.feature_size: int | None = None
         self._lock = contextlib.ExitStack()
         self._written: set[str] = set()
@@ -172,6 +176,7 @@ class FeatureWriter:
         self._done = {image_id for shard in self._shards for image_id in shard["ids"]}
         self._errors = {row["image_id"]: row["error"] for row in index["errors"]}
         self._complete = index["complete"]
+        self._checked = index.get("checked") is True
         self.feature_size = index["feature_size"]
 
     def __exit__(
@@ -204,7 +209,7 @@ class FeatureWriter:
         Args:
             image_id (`int` or `str`): Its id, new to the folder.
             features (`torch.Tensor` or `numpy.ndarray` of shape `[num_tokens, feature_size]`):
-                At least one token, finite numbers, of the same width for all images; on any device.
+                At least one token, finite numbers of at most 1e12, of the same width for all images; on any device.
             extras (`Mapping[str, torch.Tensor]`, *optional*):
                 What belongs to them, such as the regions' boxes, in its own precision; for [`FeatureStore.extra`].
 
@@ -225,9 +230,12 @@ class FeatureWriter:
                 f"image {image_id!r}: features are {rows.shape[1]} wide, those in {self.folder} {self.feature_size}"
             )
         stored = rows.detach().to("cpu", self.dtype, copy=True).contiguous()
-        if not bool(torch.isfinite(stored).all()):
+        peak = float(stored.abs().max())  # several times faster than torch.isfinite
+        if not math.isfinite(peak):
             overflow = ", too large for it" if bool(torch.isfinite(rows).all()) else ""
             raise FeatureError(f"image {image_id!r}: features in {self._dtype_name} have NaN or infinity{overflow}")
+        if peak > LARGEST_FEATURE:
+            raise FeatureError(f"image {image_id!r}: features have {peak:.3g}, expected at most {LARGEST_FEATURE:.3g}")
         self.feature_size = rows.shape[1]
         beside = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (extras or {}).items()}
         self._pending[image_id] = {"": stored, **beside}
@@ -269,6 +277,7 @@ class FeatureWriter:
             "format": FORMAT,
             "version": VERSION,
             "complete": complete,
+            "checked": self._checked,
             "count": sum(len(shard["ids"]) for shard in self._shards),
             "feature_size": self.feature_size,
             "dtype": self._dtype_name,
@@ -306,6 +315,9 @@ class FeatureStore:
         metadata (`dict`): What the writer was given.
         errors (`dict[int | str, str]`): Images without features, and why.
         num_bytes (`int`): Size of the shards.
+        is_checked (`bool`): Whether all features are known to be numbers that can be computed with, because they were
+            checked when they were written and are as they were written: with stores of this version, if checksums are
+            compared. Others are checked whenever they are used.
 
     Raises:
         FeatureError: The folder is not a store, is incomplete (its writing was interrupted) or damaged.
@@ -326,6 +338,8 @@ class FeatureStore:
         self.metadata: dict[str, Any] = index["metadata"]
         self.errors: dict[ImageId, str] = {row["image_id"]: row["error"] for row in index["errors"]}
         self.num_bytes = sum(shard["bytes"] for shard in index["shards"])
+        has_checksums = all("sha256" in shard for shard in index["shards"])
+        self.is_checked = verify is not False and has_checksums and index.get("checked") is True
         self._files = [shard["file"] for shard in index["shards"]]
         self._places = {
             image_id: (number, position)

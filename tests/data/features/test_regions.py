@@ -206,9 +206,9 @@ class TestBroken:
             21: "21.npz: is int64 of shape [2, 6]",
             22: "22.npz: has 0 regions, expected 1 to 100 (max_regions sets another)",
             26: "26.npz: has 200 regions, expected 1 to 100",
-            23: "image 23: features in float16 have NaN or infinity",
-            24: "image 24: features are 7 wide",
-            25: "too large for it",
+            23: "23.npz: image 23: features in float16 have NaN or infinity",
+            24: "24.npz: image 24: features are 7 wide",
+            25: "25.npz: image 25: features in float16 have NaN or infinity, too large for it",
         }
         for image_id, message in messages.items():
             assert message in summary.errors[image_id]
@@ -252,11 +252,11 @@ class TestResuming:
         (path / "5.npz").write_bytes(whole)
         read = []
 
-        def noted(self, image_id, old=RegionFeatures.__getitem__):
+        def noted(self, image_id, old=RegionFeatures.read):
             read.append(image_id)
             return old(self, image_id)
 
-        monkeypatch.setattr(RegionFeatures, "__getitem__", noted)
+        monkeypatch.setattr(RegionFeatures, "read", noted)
         summary = write_region_features(RegionFeatures(path), out)
         assert (read, summary.count, summary.added, summary.errors) == ([5], 3, 1, {})
         assert FeatureStore(out).errors == {}
@@ -265,13 +265,13 @@ class TestResuming:
     def test_an_interrupted_run(self, folder, monkeypatch):
         path, out = folder / "cocobu_att", folder / "out"
 
-        def interrupted(self, image_id, old=RegionFeatures.__getitem__):
+        def interrupted(self, image_id, old=RegionFeatures.read):
             if image_id == 8:
                 raise KeyboardInterrupt
             return old(self, image_id)
 
         with monkeypatch.context() as patched:
-            patched.setattr(RegionFeatures, "__getitem__", interrupted)
+            patched.setattr(RegionFeatures, "read", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 write_region_features(RegionFeatures(path), out, dtype=torch.float32)
         with pytest.raises(FeatureError, match="interrupted"):

@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
+from transformers import AutoProcessor
 
+from hf_captioners import CaptionCollator
+from hf_captioners.data.features.joined_stores import open_features
 from hf_captioners.data.features.store import FeatureError, FeatureStore, FeatureWriter
 from hf_captioners.data.rows import attach_features
 
@@ -117,6 +120,12 @@ class TestRefusedAtWriting:
             assert "image 42" in str(error.value)
             assert 42 not in writer
         assert FeatureStore(tmp_path).ids == [1]
+
+    def test_numbers_that_cannot_be_computed_with(self, tmp_path):
+        with FeatureWriter(tmp_path, dtype=torch.float32) as writer:
+            writer.add(1, torch.full((2, 4), -1e12))
+            with pytest.raises(FeatureError, match=r"image 2: features have 1e\+13, expected at most 1e\+12"):
+                writer.add(2, torch.full((2, 4), -1e13))
 
     @pytest.mark.parametrize("image_id", [True, 1.5, None, torch.tensor(1)])
     def test_id(self, tmp_path, image_id):
@@ -374,6 +383,55 @@ class TestChecksums:
         assert torch.equal(FeatureStore(tmp_path)[2], features_of(2).half())
         store = FeatureStore(write_store(tmp_path, [3]))
         assert [torch.equal(store[image_id], features_of(image_id).half()) for image_id in store.ids] == [True] * 3
+
+
+class TestChecked:
+    """Features are looked at when they are written; when they are read, only where nobody is known to have done so."""
+
+    def collate(self, store, processor):
+        rows = datasets.Dataset.from_dict({"image_id": store.ids, "captions": [["a red circle"]] * len(store)})
+        pictured = attach_features(rows, store)
+        assert type(pictured[0]) is type(pictured.__getitems__([0])[0])
+        return CaptionCollator(processor)([pictured[number] for number in range(len(store))])
+
+    @pytest.fixture
+    def processor(self, tiny_captioner_dir):
+        return AutoProcessor.from_pretrained(tiny_captioner_dir)
+
+    def test_once(self, tmp_path, processor, monkeypatch):
+        write_store(tmp_path / "a", ids=(1, 2))
+        write_store(tmp_path / "b", ids=(3,))
+        store = open_features([tmp_path / "a", tmp_path / "b"])
+        assert store.is_checked
+        expected = self.collate(store, processor)
+        for module in ("training.collator", "modeling.processing_captioner"):
+            monkeypatch.setattr(f"hf_captioners.{module}.check_features", None)
+        batch = self.collate(store, processor)
+        assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
+
+    @pytest.mark.parametrize("how", ["not verified", "earlier release", "version 1"])
+    def test_each_time(self, tmp_path, processor, how):
+        write_store(tmp_path, ids=(1, 2))
+        path = tmp_path / "features-00000.safetensors"
+        tensors = {"0": torch.ones(3, 4).half(), "1": torch.full((3, 4), torch.nan).half()}
+        save_file(tensors, path, {"ids": json.dumps([1, 2])})
+        index = json.loads((tmp_path / "index.json").read_text())
+        shard = {**index["shards"][0], "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        if how == "version 1":
+            del shard["sha256"]
+            edit_index(tmp_path, version=1)
+        edit_index(tmp_path, shards=[shard], checked=how == "not verified")
+        store = FeatureStore(tmp_path, verify=None if how != "not verified" else False)
+        assert not store.is_checked
+        with pytest.raises(ValueError, match="image_id 2: image_features contains NaN or infinity"):
+            self.collate(store, processor)
+
+    def test_what_an_earlier_release_has_begun(self, tmp_path):
+        write_store(tmp_path, ids=(1,))
+        edit_index(tmp_path, checked=False)
+        with FeatureWriter(tmp_path) as writer:
+            writer.add(2, features_of(2))
+        assert not FeatureStore(tmp_path).is_checked
 
 
 class TestProcesses:
