@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -67,10 +66,14 @@ class Sentences:
 
     def __init__(self, data: MeteorData, texts: Iterable[str]) -> None:
         self.number = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        lines = [data.normalizer(text) for text in self.number]
-        self.length = np.fromiter(map(len, lines), np.int64, len(lines))
+        flat: list[str] = []
+        lengths = []
+        for text in self.number:
+            line = data.normalizer(text)
+            flat += line
+            lengths.append(len(line))
+        self.length = np.array(lengths, np.int64)
         self.first = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.length)])
-        flat = list(itertools.chain.from_iterable(lines))
         numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
         words = list(numbers)
         word = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
