@@ -199,7 +199,7 @@ def _load_stemmer() -> Callable[[str], str]:
         raise MeteorDataError(
             f"METEOR needs the stemmer of snowballstemmer, which is not installed: {INSTALL}"
         ) from error
-    stem: Callable[[str], str] = functools.lru_cache(maxsize=1 << 16)(EnglishStemmer().stemWord)
+    stem: Callable[[str], str] = EnglishStemmer().stemWord
     for word, expected in _STEMS.items():
         if stem(word) != expected:
             raise MeteorDataError(
