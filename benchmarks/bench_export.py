@@ -4,9 +4,9 @@
         --annotations flickr8k_mini/dataset_karpathy.json --image-root flickr8k_mini/images
 
 Each captioner is exported to ONNX in float32 and with 8-bit weights, with `--formats onnx openvino` to OpenVINO too,
-and captions the pictures one by one, as torch in float32 does. Times are CPU seconds of this process, so that other
-work on the machine counts little; a format's ratio is torch's time divided by its own, of the encoder and of everything
-behind the opened picture, with the captioner's own decoding.
+which computes either in float32 and in bfloat16, and captions the pictures one by one, as torch in float32 does. Times
+are CPU seconds of this process, so that other work on the machine counts little; a format's ratio is torch's time
+divided by its own, of the encoder and of everything behind the opened picture, with the captioner's own decoding.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from hf_captioners.inference.loading import load_captioners
 from hf_captioners.metrics.cider.cider import cider_d
 
 PRECISIONS = {"float32": False, "int8": True}
+LOADED: dict[str, dict[str, dict[str, Any]]] = {
+    "onnx": {"": {}},
+    "openvino": {"": {}, ", in bfloat16": {"config": {"INFERENCE_PRECISION_HINT": "bf16"}}},
+}
+"""How exports of a format are loaded."""
 
 
 def parse() -> argparse.Namespace:
@@ -67,8 +72,9 @@ def measure(name: str, rows: Any, formats: list[str]) -> list[list[str]]:
         for export_format, precision in itertools.product(formats, PRECISIONS):
             out = Path(folder) / f"{export_format}_{precision}"
             write_export(plan, out, export_format, PRECISIONS[precision])
-            exported = ExportedCaptioner.from_pretrained(out)
-            results[f"{export_format} {precision}"] = caption(exported, processor, rows)
+            for loaded, options in LOADED[export_format].items():
+                exported = ExportedCaptioner.from_pretrained(out, **options)
+                results[f"{export_format} {precision}{loaded}"] = caption(exported, processor, rows)
     first, times = results["torch float32"]
     table = []
     for way, (captions, milliseconds) in results.items():

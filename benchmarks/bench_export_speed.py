@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench_export import LOADED, PRECISIONS
 from PIL import Image
 
 from hf_captioners import CaptionerImageProcessor
@@ -27,8 +28,6 @@ from hf_captioners.export.planning import plan_export
 from hf_captioners.export.writing import FORMATS, write_export
 
 PARTS = ("encoder", "decoding", "whole")
-WAYS: dict[str, dict[str, Any]] = {"float32": {}, "int8": {"int8": True}}
-BFLOAT16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 REGIONS, WORDS = 50, 20
 
 
@@ -73,13 +72,12 @@ def exports(model: Any, processor: Any, formats: list[str], folder: Path) -> dic
     plan = plan_export(model, processor, "features" if model.config.features_only else "pixels")
     ways: dict[str, Any] = {"torch float32": model}
     for export_format in formats:
-        for precision, options in WAYS.items():
+        for precision, int8 in PRECISIONS.items():
             out = folder / f"{export_format}_{precision}"
-            write_export(plan, out, export_format, **options)
-            ways[f"{export_format} {precision}"] = ExportedCaptioner.from_pretrained(out)
-            if export_format == "openvino":
-                loaded = ExportedCaptioner.from_pretrained(out, config=BFLOAT16)
-                ways["openvino bfloat16" if precision == "float32" else "openvino int8, bfloat16"] = loaded
+            write_export(plan, out, export_format, int8)
+            for loaded, options in LOADED[export_format].items():
+                exported = ExportedCaptioner.from_pretrained(out, **options)
+                ways[f"{export_format} {precision}{loaded}"] = exported
     return ways
 
 

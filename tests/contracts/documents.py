@@ -25,7 +25,7 @@ FENCE = re.compile(r'^( *)```(\w+)(?: title="([^"]*)")?\n(.*?)^\1```$', re.M | r
 INLINE = re.compile(r"(?<!`)`(hf-captioners\s[^`]+)`")
 NEEDS = "Needs "  # begins the title of a block that does not run here
 MEASURED = "docs/results.md"  # whose commands are measurements
-TOOLS = {"mkdir", "cp", "curl", "uvicorn"}  # of which nothing is known here
+TOOLS = {"mkdir", "cp", "curl", "uvicorn", "trtexec"}  # of which nothing is known here
 
 
 def pages() -> list[str]:
