@@ -1,16 +1,20 @@
-# Both targets set up a fresh machine from nothing but Python and a package registry, in an environment of their own.
+# All targets set up a fresh machine from nothing but Python and a package registry, in an environment of their own.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= quickstart
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint types stub docs clean
+.PHONY: quickstart caption test lint types stub docs clean
 
 # Train a small captioner on drawn pictures and caption unseen ones: no download, about 4 minutes of processor time.
 # Threads that wait must not spin, on cores that others use too; benchmarks/bench_threads.py measures what that costs.
 quickstart: $(READY)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/hf-captioners quickstart --out $(OUT)
+
+# Caption a photograph with the captioner of starter/: make caption PICTURE=photo.jpg
+caption: $(READY)
+	@$(BIN)/hf-captioners caption "$(PICTURE)" --model starter
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from flickr8k import RECIPES, call, choose_images, options_of, write_features
+from PIL import Image
 
 METRICS = ["bleu", "meteor", "rouge_l", "cider_d", "diversity"]
 
@@ -26,6 +27,13 @@ def train(args: argparse.Namespace, method: str, recipe: str, features: Path, **
         data = {"annotations": args.annotations, "features": features}
         call(["train", method, *options_of({**known, **data, **options})], f"{recipe} could not be trained")
     return folder
+
+
+def _make_smaller(chart: Path) -> None:
+    """A chart in fewer pixels and colours."""
+    with Image.open(chart) as image:
+        small = image.convert("RGB").resize((1000, round(1000 * image.height / image.width)), Image.Resampling.LANCZOS)
+    small.quantize(48).save(chart, optimize=True)
 
 
 def main() -> None:
@@ -45,6 +53,7 @@ def main() -> None:
     if not args.starter.exists():
         how = {"dry-run": args.starter, "weights-dtype": "float16", "language": "en"}
         call(["push", str(best), "starter", *options_of(how)], f"{args.starter} could not be written")
+        _make_smaller(args.starter / "training.png")
     data = {"dataset": args.annotations, "image-root": args.image_root, "split": "test"}
     words = ["evaluate", *options_of({"model": args.starter, **data, "update-card": args.starter}), "--speed"]
     call([*words, "--metrics", *METRICS], "the captions could not be scored")

@@ -25,6 +25,12 @@ from .captioners import add_family_options, add_speed_options, load_captioner_of
 from .common import MODEL_HELP, UsageError, add_model_options, mistakes, positive, print_error
 from .image_options import add_detector_option, add_retrieval_options, use_detector, use_retrieval
 
+_EPILOG = """\
+examples:
+  hf-captioners caption photo.jpg --model starter        # the folder starter/ of the repository
+  hf-captioners caption photos/ cat.png --model expansionnet-v2 > captions.jsonl
+  hf-captioners caption photos/ --model Salesforce/blip-image-captioning-base --out captions.jsonl"""
+
 _KEEP_EVERY = 1000  # captions
 
 
@@ -34,7 +40,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "caption",
         help="caption picture files, folders, archives and data sets",
         description="Write one JSON object per picture to stdout. A broken picture is reported; the rest go on.",
-        epilog="example: hf-captioners caption photos/ cat.png --model expansionnet-v2 > captions.jsonl",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--model", nargs="+", metavar="MODEL", help=MODEL_HELP)

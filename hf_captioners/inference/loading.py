@@ -20,6 +20,7 @@ from ..modeling.captioner_trust import RemoteCodeError
 from .device import choose_device
 from .ensemble import CaptionerEnsemble
 
+STARTER = "starter"  # folder of the repository, with a captioner to start from
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -102,7 +103,8 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
     if is_exported(name):
         return _load_exported(name, target, dtype, trust_remote_code, bool(options))
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
-        raise CaptionerLoadError(f"{name}: no such folder")
+        hint = "; it is in the repository of hf_captioners" if name == STARTER else ""
+        raise CaptionerLoadError(f"{name}: no such folder{hint}")
     try:
         placed = {**options, "device_map": {"": target}} if options else {}  # what is quantised cannot be moved
         model = load_captioner_model(name, trust_remote_code, dtype=dtype, **placed)

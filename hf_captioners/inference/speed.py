@@ -114,4 +114,7 @@ def _described(device: torch.device, dtype: torch.dtype) -> str:
     kind = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
-    return f"{device.type}, {kind}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}, {kind}"
+    if device.type != "cpu":
+        return f"{device}, {kind}"
+    threads = torch.get_num_threads()
+    return f"cpu, {kind}, {threads} thread{'s' if threads > 1 else ''}"

@@ -143,12 +143,10 @@ def _add_rows(model: CaptionerPreTrainedModel, count: int) -> None:
     if scores.bias is not None:
         scores.bias = _longer(scores.bias, count)
     embedding.num_embeddings = scores.out_features = size = len(embedding.weight)
-    owners = [
-        part for part in model.modules() if isinstance(part, PreTrainedModel)
-    ]  # a GPT-2 inside has its own numbers
-    for owner in owners:
-        if owner.get_input_embeddings() is embedding:
-            owner.config.get_text_config().vocab_size = size
+    seeing = set() if model.backbone is None else set(model.backbone.modules())  # some of which know no embeddings
+    for part in model.modules():  # a GPT-2 inside has its own numbers
+        if isinstance(part, PreTrainedModel) and part not in seeing and part.get_input_embeddings() is embedding:
+            part.config.get_text_config().vocab_size = size
 
 
 def _longer(values: torch.Tensor, count: int) -> nn.Parameter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts.tiny_clip_gpt2 import bpe_tokenizer
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, MobileNetV2Config
 
 from hf_captioners import (
     CaptionerImageProcessor,
@@ -123,6 +123,16 @@ def test_it_learns_the_new_words_and_keeps_them_in_its_folder(name, tmp_path):
         assert torch.equal(loaded.state_dict()[key], value), key
     ids = loaded.generate(image_features=inputs["image_features"], num_beams=1, max_length=10)
     assert again.batch_decode(ids) == ["the tractor on a field"]
+
+
+def test_behind_a_vision_tower_that_knows_no_embeddings():
+    vision = MobileNetV2Config(image_size=32, depth_multiplier=0.25, min_depth=4, finegrained_output=False)
+    _, processor = captioner("expansionnet_v2")
+    ids = {"vocab_size": len(processor.tokenizer), **special_token_ids(processor.tokenizer)}
+    config = ExpansionNetV2Config(encoder_expansion_groups=[4], vision_config=vision, feature_size=320, **SMALL, **ids)
+    model = ExpansionNetV2ForImageCaptioning(config)
+    assert extend_vocabulary(model, processor, OTHER_WORLD, min_count=2) == ["tractor", "field"]
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == ids["vocab_size"] + 2
 
 
 def test_known_words_change_nothing():
