@@ -21,6 +21,7 @@ from hf_captioners import (
 )
 from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
 from hf_captioners.export.greedy_graph import GreedyRule
+from hf_captioners.export.writing import write_export
 
 WORDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
 SMALL = {"vocab_size": 30, "d_model": 16, "features_only": True, "feature_size": 12, "max_position_embeddings": 20}
@@ -127,6 +128,19 @@ class TestOpenVino(ExportedCaptionerContract):
     def test_float32(self, pair):
         runner = pair[1].graphs.runners["decoder"]
         assert runner.compiled_model.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+    def test_weights_are_integers(self, pair, plan, tmp_path):
+        pytest.importorskip("nncf", reason="needs the extra openvino")
+        write_export(plan, tmp_path / "int8", "openvino", int8=True)
+        exported = ExportedCaptioner.from_pretrained(tmp_path / "int8")
+        for component in exported.graphs.components.values():
+            outputs = [output for one in component.program.get_ordered_ops() for output in one.outputs()]
+            assert "i8" in {output.get_element_type().get_type_name() for output in outputs}
+        inputs = self.inputs(pair[0], 3, 5)
+        captions = pair[0].generate(**inputs, num_beams=1, max_length=10)
+        exact, rounded = (model.sequence_log_probs(captions, **inputs) for model in (pair[1], exported))
+        torch.testing.assert_close(rounded, exact, atol=0.3, rtol=0.1)
+        assert not torch.equal(rounded, exact)
 
 
 def test_refusals(tmp_path):
