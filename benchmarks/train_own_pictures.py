@@ -1,4 +1,4 @@
-"""What 200 pictures of one's own give: to the captioner of `starter/`, and to a new one of the same size.
+"""What 200 pictures of one's own give: to the captioner of `starter/`, and to a new one.
 
     OMP_NUM_THREADS=1 python benchmarks/train_own_pictures.py --data ../shared/data --starter starter
 
