@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import pytest
 import transformers
 from PIL import Image
@@ -49,6 +50,13 @@ class TestEntryPoints:
         processor = AutoProcessor.from_pretrained(tiny_captioner_dir)
         captioner = entry_point("image-to-text", model=model, processor=processor)
         assert captioner(picture) == [{"generated_text": caption}]
+
+    def test_a_column_of_a_data_set(self, tiny_captioner_dir, picture, caption):
+        rows = datasets.Dataset.from_dict({"image": [picture, picture]}, datasets.Features({"image": datasets.Image()}))
+        captioner = hf_captioners.pipeline(model=str(tiny_captioner_dir))
+        assert captioner(rows["image"]) == captioner(list(rows["image"])) == [[{"generated_text": caption}]] * 2
+        assert captioner((picture,)) == [[{"generated_text": caption}]]
+        assert captioner(rows["image"][:0]) == []
 
     def test_auto_classes(self, tiny_captioner_dir):
         assert type(AutoConfig.from_pretrained(tiny_captioner_dir)) is ExpansionNetV2Config

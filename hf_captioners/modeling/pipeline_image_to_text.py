@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,10 @@ class ImageToTextPipeline(Pipeline):
             raise ValueError("give the image-to-text pipeline at least one picture.")
         if isinstance(inputs, list) and not inputs:  # transformers reads the first element
             return []
+        if isinstance(inputs, Sequence) and not isinstance(inputs, (list, str, bytes, bytearray, memoryview)):
+            return list(
+                super().__call__((one for one in inputs), **kwargs)
+            )  # a column of a data set, opened as it goes
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs: Any, prompt: str | None = None, timeout: float | None = None) -> dict[str, Any]:
