@@ -100,6 +100,8 @@ def commands(code: str) -> Iterator[list[str]]:
 def check_command(words: list[str]) -> None:
     if words[:2] == ["accelerate", "launch"]:
         words = words[words.index("hf_captioners") :]
+    if words[0] == "taskset":  # -c CORE
+        words = words[3:]
     if words[0] in ("hf-captioners", "hf_captioners"):
         check_verb(words[1:])
     elif words[0] == "python":
