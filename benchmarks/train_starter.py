@@ -21,9 +21,9 @@ METRICS = ["bleu", "meteor", "rouge_l", "cider_d", "diversity"]
 
 def train(args: argparse.Namespace, method: str, recipe: str, features: Path, **options: object) -> Path:
     """Train by a recipe where the result is not there."""
-    folder = args.out / recipe
+    folder = args.out / Path(recipe).stem
     if not (folder / "trainer_state.json").exists():
-        known = {"config": RECIPES / f"starter/{recipe}.yaml", "output_dir": folder, "resume_from_checkpoint": "true"}
+        known = {"config": RECIPES / recipe, "output_dir": folder, "resume_from_checkpoint": "true"}
         data = {"annotations": args.annotations, "features": features}
         call(["train", method, *options_of({**known, **data, **options})], f"{recipe} could not be trained")
     return folder
@@ -48,8 +48,8 @@ def main() -> None:
     choose_images(args)
     args.annotations = args.annotations.rename(args.out / "flickr8k.json")  # the name that cards give the data
     features = write_features(args, "grid")
-    first = train(args, "xe", "1_xe", features, backbone=args.data / "vision_backbone")
-    best = train(args, "scst", "2_scst", features, model=first)
+    first = train(args, "xe", "starter/1_xe.yaml", features, backbone=args.data / "vision_backbone")
+    best = train(args, "scst", "starter/2_scst.yaml", features, model=first)
     if not args.starter.exists():
         how = {"dry-run": args.starter, "weights-dtype": "float16", "language": "en"}
         call(["push", str(best), "starter", *options_of(how)], f"{args.starter} could not be written")

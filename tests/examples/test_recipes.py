@@ -34,6 +34,8 @@ OF_BENCHMARKS = {
     "families/flickr8k_mini_scst.yaml": "scst",
     "satic/flickr8k_mini_student.yaml": "xe",
     "satic/flickr8k_mini_teacher.yaml": "xe",
+    "starter/1_xe.yaml": "xe",
+    "starter/2_scst.yaml": "scst",
 }
 TRANSLATED = {"report_to", "tau"}  # into other values, when the options are checked
 LISTS = {"features"}  # options of several values, of which a recipe may give one

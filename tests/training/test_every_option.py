@@ -113,7 +113,7 @@ OPTIONS = {
     # self-critical training
     "baseline": effect("mean"),
     "length_normalize": effect(False),
-    "normalize_tokens": effect(True),
+    "normalize_tokens": effect(True, num_generations=4, max_completion_length=9),  # of several lengths
     "normalize_advantages": effect(True),
     # DiCO
     "reward_temperature": effect(2.0, "dico"),
