@@ -25,7 +25,7 @@ class CaptionBatches:
         caption_column, error_column (`str`, defaults to `"caption"` and `"error"`): what is added: text, of which one
             is empty. An image that cannot be captioned does not stop the others.
         batch_size (`int`, defaults to 8): images at a time. Captions do not depend on it.
-        num_workers (`int`, defaults to 4): threads that open images.
+        num_workers (`int`, *optional*): threads that open images, see [`caption_rows`].
         device, dtype (`str`, defaults to `"auto"`), trust_remote_code (`bool`), prompt (`str`, *optional*): see
             [`load_captioners`].
         options: of `generate`, such as `num_beams`.
@@ -62,7 +62,7 @@ class CaptionBatches:
         caption_column: str = "caption",
         error_column: str = "error",
         batch_size: int = 8,
-        num_workers: int = 4,
+        num_workers: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,

@@ -18,7 +18,7 @@ def caption_files(
     processor: Any,
     paths: _Path | Iterable[_Path],
     batch_size: int = 8,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     **options: Any,
 ) -> Iterator[CaptionRecord]:
     """Caption image files and images of archives: [`caption_rows`] of rows with an `image` each.

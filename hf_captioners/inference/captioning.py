@@ -19,7 +19,9 @@ from ..families import CaptionFamily, family_of
 from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_image_source import describe_source
 from ..modeling.processing_captioner import move_images, open_row, prepare_images
+from .image_files import is_url
 
+MOST_WORKERS = 4
 _Row: TypeAlias = Mapping[str, Any]
 
 
@@ -42,7 +44,12 @@ class CaptionRecord(TypedDict, total=False):
 
 
 def caption_rows(
-    model: Any, processor: Any, rows: Iterable[_Row], batch_size: int = 8, num_workers: int = 4, **options: Any
+    model: Any,
+    processor: Any,
+    rows: Iterable[_Row],
+    batch_size: int = 8,
+    num_workers: int | None = None,
+    **options: Any,
 ) -> Iterator[CaptionRecord]:
     """Caption the images of rows.
 
@@ -58,7 +65,8 @@ def caption_rows(
             [`CaptionerProcessor.prepare_rows`]; such as a [`FeatureDataset`]. They are read as the captions are asked
             for, up to two batches ahead. An `image` of `{"path", "error"}` gets a record with that `error`.
         batch_size (`int`, defaults to 8): images at a time. Captions do not depend on it.
-        num_workers (`int`, defaults to 4): threads that open images.
+        num_workers (`int`, *optional*): threads that open images; by default 4 for URLs, and for others one for each
+            processor core that the model leaves idle, at least one, at most 4. Captions do not depend on it.
         options: of `generate`; those that are `None` are the model's. With `num_return_sequences` a record has several
             captions.
 
@@ -81,12 +89,25 @@ def caption_rows(
 
     ```
     """
-    if batch_size < 1 or num_workers < 1:
+    if batch_size < 1 or (num_workers is not None and num_workers < 1):
         raise ValueError(f"batch_size={batch_size} and num_workers={num_workers} must be 1 or more")
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes captions; call model.eval() first")
     options = {name: value for name, value in options.items() if value is not None}
     return _records(Captioner(model, processor, options), rows, batch_size, num_workers)
+
+
+def idle_cores(device: torch.device) -> int:
+    """Processor cores for other work than a model's: those that its threads leave, at least one, at most 4.
+
+    Args:
+        device (`torch.device`): of the model.
+
+    Returns:
+        `int`
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores - (torch.get_num_threads() if device.type == "cpu" else 0), 1), MOST_WORKERS)
 
 
 class Captioner:
@@ -143,8 +164,10 @@ class _Slice(NamedTuple):
     rows: Future[list[_Row | ImageError]]
 
 
-def _records(captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int) -> Iterator[CaptionRecord]:
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="open_image")
+def _records(
+    captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int | None
+) -> Iterator[CaptionRecord]:
+    pool = ThreadPoolExecutor(num_workers or MOST_WORKERS, thread_name_prefix="open_image")
     plural = "num_return_sequences" in captioner.options
     try:
         for slices in _open_ahead(pool, captioner, rows, batch_size, num_workers):
@@ -194,12 +217,14 @@ def _opened(captioner: Captioner, rows: Sequence[_Row]) -> list[_Row | ImageErro
 
 
 def _open_ahead(
-    pool: ThreadPoolExecutor, captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int
+    pool: ThreadPoolExecutor, captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int | None
 ) -> Iterator[list[_Slice]]:
     """Batches, in a slice for each thread, while those of the next batch are being opened."""
-    remaining, size = iter(rows), -(-batch_size // num_workers)
+    remaining, usual = iter(rows), idle_cores(captioner.model.device)
     ahead: list[_Slice] = []
     while batch := list(itertools.islice(remaining, batch_size)):
+        workers = num_workers or (MOST_WORKERS if any(map(_is_far, batch)) else usual)
+        size = -(-batch_size // workers)
         slices = [batch[start : start + size] for start in range(0, len(batch), size)]
         current, ahead = (
             ahead,
@@ -209,6 +234,12 @@ def _open_ahead(
             yield current
     if ahead:
         yield ahead
+
+
+def _is_far(row: _Row) -> bool:
+    """Tell whether the image of a row comes from a server, for which a thread waits."""
+    image = row.get("image")
+    return isinstance(image, str) and is_url(image)
 
 
 def _caption_slices(captioner: Captioner, slices: list[_Slice]) -> list[list[str] | ImageError]:

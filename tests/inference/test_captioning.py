@@ -88,8 +88,8 @@ def make(tmp_path: Path) -> Any:
 
 class TestOrderAndFaults:
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-    @pytest.mark.parametrize("num_workers", [1, 4])
-    def test_one_record_per_path_in_order(self, make: Any, batch_size: int, num_workers: int) -> None:
+    @pytest.mark.parametrize("num_workers", [None, 1, 4])
+    def test_one_record_per_path_in_order(self, make: Any, batch_size: int, num_workers: int | None) -> None:
         shades = [10, "text", 20, "", 30, 30, "x", "y", "z", 40]
         paths = [*make(*shades), Path("missing.jpg")]
         records = list(caption(ShadeModel(), paths, batch_size=batch_size, num_workers=num_workers))
