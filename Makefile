@@ -13,7 +13,9 @@ quickstart: $(READY)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/hf-captioners quickstart --out $(OUT)
 
 # Caption a photograph with the captioner of starter/: make caption PICTURE=photo.jpg
-caption: $(READY)
+caption:
+	@test -n "$(PICTURE)" || { echo "say which: make caption PICTURE=photo.jpg" >&2; exit 2; }
+	@$(MAKE) --no-print-directory $(READY)
 	@$(BIN)/hf-captioners caption "$(PICTURE)" --model starter
 
 test: $(READY)

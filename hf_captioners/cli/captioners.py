@@ -35,7 +35,11 @@ def make_faster(args: argparse.Namespace, model: Any) -> None:
         return
     import torch
 
+    from ..export.manifest import is_exported
     from ..inference.faster import optimize_for_inference
+
+    if is_exported(args.model[0]):
+        raise UsageError("--fast, --backbone-dtype: an exported captioner has the precision of its export (--int8)")
 
     dtype = args.backbone_dtype and getattr(torch, args.backbone_dtype)
     with mistakes(ValueError):

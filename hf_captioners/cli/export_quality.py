@@ -23,7 +23,7 @@ def add_quality_options(parser: argparse._ActionsContainer) -> None:
         f"that loses more than {MOST_LOST:g} point of CIDEr-D is refused",
     )
     parser.add_argument("--image-root", metavar="DIR", help="folder of their pictures")
-    parser.add_argument("--split", default="val", metavar="NAME", help="of Karpathy JSON (default: val)")
+    parser.add_argument("--split", metavar="NAME", help="of them (default: val, of a folder validation if it has that)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first pictures")
     parser.add_argument("--force", action="store_true", help="write the export whatever it loses")
 
@@ -35,7 +35,8 @@ def rows_to_compare(args: argparse.Namespace) -> Any:
         UsageError: options without `--annotations`, or too few pictures.
     """
     if args.annotations is None:
-        given = {"image_root": args.image_root is not None, "limit": args.limit is not None, "force": args.force}
+        given = {name: getattr(args, name) is not None for name in ("image_root", "split", "limit")}
+        given["force"] = args.force
         refuse_unread("without --annotations nothing is compared", **given)
         return None
     is_folder = Path(args.annotations).is_dir()
@@ -43,7 +44,9 @@ def rows_to_compare(args: argparse.Namespace) -> Any:
         raise UsageError("--annotations: give --image-root, the folder of its pictures")
     from ..data.captions.load import load_captions
 
-    data: Any = load_captions(args.annotations, args.image_root, None if is_folder else args.split)
+    has_validation = (Path(args.annotations) / "validation").is_dir()
+    usual = ("validation" if has_validation else None) if is_folder else "val"
+    data: Any = load_captions(args.annotations, args.image_root, args.split or usual)
     rows = data.select(range(min(len(data), args.limit or len(data))))
     if len(rows) < 2:
         raise UsageError(f"--annotations: {len(rows)} pictures are too few for CIDEr-D")

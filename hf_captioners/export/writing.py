@@ -89,7 +89,7 @@ def export_captioner(
     ```
     """
     target = Path(out_dir).resolve()
-    image_input = image_input or ("features" if model.config.features_only else "pixels")
+    image_input = image_input or ("features" if getattr(model.config, "features_only", False) else "pixels")
     _check(model, target, export_format, image_input, greedy)
     return write_export(plan_export(model, processor, image_input), target, export_format, int8, greedy, accept)
 

@@ -68,6 +68,12 @@ def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype
 
     ```
     """
+    if vars(model).get("save_pretrained") is _refuse_to_save:
+        raise ValueError("the captioner has faster linear layers already; load it anew.")
+    if backbone_dtype is not None and not (
+        isinstance(backbone_dtype, torch.dtype) and backbone_dtype.is_floating_point
+    ):
+        raise ValueError(f"backbone_dtype must be a torch.dtype such as torch.bfloat16, not {backbone_dtype!r}.")
     if linear is not None:
         _check(model, linear)
     if backbone_dtype is not None:

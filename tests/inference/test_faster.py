@@ -129,8 +129,13 @@ def test_half_precision_adapters_and_saving_are_refused(tmp_path):
     adapted = get_peft_model(tiny_policy("satic"), LoraConfig(target_modules=model.LORA_TARGET_MODULES, r=2))
     with pytest.raises(ValueError, match="without adapters"):
         optimize_for_inference(adapted, "int8")
+    for wrong in ("bfloat16", torch.int8):
+        with pytest.raises(ValueError, match=r"must be a torch\.dtype such as torch\.bfloat16"):
+            optimize_for_inference(model, backbone_dtype=wrong)
     with pytest.raises(ValueError, match="for captioning only; save the one it was made of"):
         optimize_for_inference(model, "int8").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has faster linear layers already"):
+        optimize_for_inference(model, "exact")
 
 
 def test_on_the_command_line(tiny_captioner_dir, tmp_path, capfd):
