@@ -86,14 +86,16 @@ def _training(trainer: Any) -> dict[str, str]:
     learned = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     total = sum(one.numel() for one in trainer.model.parameters())
     schedule = args.lr_scheduler_type
+    source = str(getattr(without_adapters(trainer.accelerator.unwrap_model(trainer.model)), "name_or_path", ""))
     facts = {
         "trainer": type(trainer).__name__,
+        "started from": Path(source).name if Path(source).is_dir() else source,
         "data": _data(trainer),
         "fingerprint of the data": _fingerprint(trainer.train_dataset),
         "steps": f"{state.global_step:,} of the optimizer, {state.epoch or 0:.3g} epochs",
         "batch": f"{images:,} pictures a step",
         "learning rate": f"{args.learning_rate:g}, {schedule.value if isinstance(schedule, Enum) else schedule}",
-        "parameters": f"{total:,}, of which {learned:,} learned; backbone: {args.train_backbone}",
+        "parameters": f"{total:,}, of which {learned:,} learned; of the backbone: {args.train_backbone}",
         "seed": str(args.seed),
         "time": _time(trainer),
         "carbon": f"{carbon['emissions']:g} g of CO2-equivalents, measured by CodeCarbon" if carbon else "",
