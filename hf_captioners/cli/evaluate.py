@@ -187,6 +187,9 @@ def _check_sources(args: argparse.Namespace) -> None:
         raise UsageError("--sentences and --retrieval are for captions that --model writes")
     if of_model and (args.dataset is None or args.references is not None):
         raise UsageError("--model goes with --dataset, which holds the references and names the pictures")
+    if args.update_card is not None:
+        altered = {"fast": args.fast == "int8", "backbone_dtype": args.backbone_dtype is not None}
+        refuse_unread("the card has scores of the captioner as it is", **altered)
     refuse_unread(
         "the time of captions goes to the card; give --update-card", speed=args.speed and not args.update_card
     )

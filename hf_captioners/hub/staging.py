@@ -127,11 +127,11 @@ def _weights_in(model: Any, name_of_dtype: str) -> dict[str, torch.Tensor]:
     if name_of_dtype not in PRECISIONS:
         raise StagingError(f"weights_dtype must be one of {', '.join(PRECISIONS)}, not {name_of_dtype!r}")
     dtype = getattr(torch, name_of_dtype)
-    converted: dict[int, torch.Tensor] = {}
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
     weights = {}
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor = converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
+            tensor = converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
             if not torch.isfinite(tensor).all():
                 raise StagingError(
                     f"{name}: has values beyond {name_of_dtype}, or that are no numbers; leave the precision out"
