@@ -36,6 +36,7 @@ def card_facts(trainer: Any, **known: Any) -> CardFacts:
     model = without_adapters(trainer.accelerator.unwrap_model(trainer.model))
     scores, note = _scores(trainer)
     data = {"dataset": known.pop("dataset", None), "split": known.pop("split", None)}
+    emissions = read_emissions(Path(trainer.args.output_dir))
     facts: dict[str, Any] = {
         "name": Path(trainer.args.output_dir).resolve().name,
         "config": model.config.to_dict(),
@@ -43,8 +44,8 @@ def card_facts(trainer: Any, **known: Any) -> CardFacts:
         "repo_id": trainer.args.hub_model_id,
         "adapters": model is not trainer.accelerator.unwrap_model(trainer.model),
         "parameters": sum(one.numel() for one in model.parameters()),
-        "training": _training(trainer),
-        "emissions": read_emissions(Path(trainer.args.output_dir)),
+        "training": _training(trainer, emissions),
+        "emissions": emissions,
         "results": [CardResults(scores, note, trainer.signature, **data)] if scores else [],
     }
     return CardFacts(**{**facts, **known})
@@ -78,11 +79,10 @@ def read_emissions(folder: Path) -> dict[str, Any]:
     }
 
 
-def _training(trainer: Any) -> dict[str, str]:
+def _training(trainer: Any, emissions: dict[str, Any]) -> dict[str, str]:
     """The training by labels, as a table of the card has them."""
     args, state = trainer.args, trainer.state
     images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    carbon = read_emissions(Path(args.output_dir))
     learned = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     total = sum(one.numel() for one in trainer.model.parameters())
     schedule = args.lr_scheduler_type
@@ -98,7 +98,7 @@ def _training(trainer: Any) -> dict[str, str]:
         "parameters": f"{total:,}, of which {learned:,} learned; of the backbone: {args.train_backbone}",
         "seed": str(args.seed),
         "time": _time(trainer),
-        "carbon": f"{carbon['emissions']:g} g of CO2-equivalents, measured by CodeCarbon" if carbon else "",
+        "carbon": f"{emissions['emissions']:g} g of CO2-equivalents, measured by CodeCarbon" if emissions else "",
         "software": f"hf_captioners {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
     }
     return {label: text for label, text in facts.items() if text}
