@@ -4,8 +4,9 @@ stdout has one JSON object per picture and line, in UTF-8, in the order of the a
 `{"image": path, "caption": text}` or `{"image": path, "error": reason}`.
 With `--num-return-sequences` there is a list, `captions`.
 Records of a data set (`--annotations`) have an `image_id`. Progress and failed pictures go to stderr.
-Exit status 0 if every picture has a caption, 1 if some failed, 2 if what was asked for cannot be done, 3 if a disk is
-full.
+Exit status 0 if every picture has a caption, 1 if some failed, in this run or before in what `--out` names; 2 if what
+was asked for cannot be done, 3 if a disk is full. One of several processes ends with 0 whatever failed, because a launcher
+stops the others otherwise; `--merge` tells then.
 """
 
 import argparse
@@ -17,7 +18,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from .caption_out import Output, add_merge_option, add_out_options, check_out_options, merge, open_output, tell
+from .caption_out import (
+    Output,
+    add_merge_option,
+    add_out_options,
+    check_out_options,
+    merge,
+    open_output,
+    share_of_process,
+    tell,
+)
 from .caption_sidecars import open_sidecars
 from .caption_sources import add_source_options, open_sources
 from .caption_tars import check_tars, open_tars
@@ -159,7 +169,7 @@ class _CocoResults:
 
 
 def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> int:
-    """Caption what was asked for; returns how many pictures failed."""
+    """Caption what was asked for; returns how many pictures have an error, by which the exit status tells."""
     from ..inference.captioning import caption_rows
 
     read, count = open_sources(args, None if results is None else results.check)
@@ -175,7 +185,8 @@ def _write_records(args: argparse.Namespace, results: _CocoResults | None) -> in
         rows = output.rows(read)
         records = caption_rows(model, processor, rows, args.batch_size, **options)
         _write(args, (cast(Mapping[str, Any], record) for record in records), count, output, results)
-    return output.tally.failed
+    tally = output.tally
+    return tally.failed + tally.failed_before if share_of_process().number == 1 else 0
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:

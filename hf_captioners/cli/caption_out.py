@@ -116,11 +116,11 @@ def merge(path: Path) -> int:
     from ..inference.caption_run import RunError, merge_parts, settings_of
 
     with mistakes(RunError, OSError, ValueError):
-        count = merge_parts(_records_of(path))
+        count, failed = merge_parts(_records_of(path))
         if not _is_file(path) and not settings_of(_records_of(path)).get("write_tar"):
             _write_tables(path)
-    print(f"hf-captioners caption: {path}: {count} records", file=sys.stderr)
-    return 0
+    print(f"hf-captioners caption: {path}: {count} records, {failed} with an error", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _write_tables(out: Path) -> None:

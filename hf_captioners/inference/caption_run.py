@@ -226,6 +226,8 @@ class CaptionRun:
         self._closing.close()
         with locked(self._part):
             self._replace_retried()
+            errors = sum("error" in record for record in self._read())
+            self.tally.failed_before = errors - self.tally.failed
             summary = self.tally.summary()
             text = json.dumps(summary, indent=1)
             write_whole(self._part / "finished.json", lambda file: file.write_text(text, encoding="utf-8"))
@@ -276,14 +278,15 @@ def _write(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def merge_parts(path: Path) -> int:
+def merge_parts(path: Path) -> tuple[int, int]:
     """Join the parts of several processes into the file of records, in the order of one process.
 
     Args:
         path (`Path`): the file, `captions.jsonl`; its parts are removed. Records of an earlier merge stay in front.
 
     Returns:
-        `int`: how many records it has. An image that several processes have captioned has one.
+        `tuple[int, int]`: how many records it has, and how many of them have an `error`. An image that several
+            processes have captioned has one.
 
     Raises:
         RunError: there are no parts, or a part is missing or not finished.
@@ -298,17 +301,18 @@ def merge_parts(path: Path) -> int:
         raise RunError(f"{path}: not finished: {', '.join(unfinished)}; start the run again, it goes on where it was.")
     files = [_in_order(read_json_lines(part / "records.jsonl")) for part in expected]
     new: dict[Any, dict[str, Any]] = {}
-    count = repeated = 0
+    count = failed = repeated = 0
     for record in heapq.merge(*files, key=lambda record: record["position"]):
         name = identity(record)
         repeated += name in new
         new.setdefault(name, {field: value for field, value in record.items() if field != "position"})
 
     def merged() -> Iterator[dict[str, Any]]:
-        nonlocal count
+        nonlocal count, failed
         earlier = read_json_lines(path) if path.exists() else ()  # of an earlier merge, in whose places retries come
         for record in itertools.chain((new.pop(identity(old), old) for old in earlier), new.values()):
             count += 1
+            failed += "error" in record
             yield record
 
     write_whole(path, lambda file: _write(file, merged()))
@@ -316,7 +320,7 @@ def merge_parts(path: Path) -> int:
         shutil.rmtree(part)
     if repeated:
         logger.warning("%s: %d images were named twice, for several processes; each has one record", path, repeated)
-    return count
+    return count, failed
 
 
 def _in_order(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ class Tally:
     Attributes:
         captioned, failed (`int`): images with a caption, with an error.
         skipped (`int`): images that were done before.
+        failed_before (`int`): images with an error of earlier runs, of which the file still has one.
         repeated (`int`): how often an image was named again.
 
     Example:
@@ -29,7 +30,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.captioned = self.failed = self.skipped = self.repeated = 0
+        self.captioned = self.failed = self.skipped = self.failed_before = self.repeated = 0
         self._start = time.monotonic()
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -49,6 +50,7 @@ class Tally:
             "captioned": self.captioned,
             "failed": self.failed,
             "skipped": self.skipped,
+            "failed_before": self.failed_before,
             "repeated": self.repeated,
             "seconds": round(seconds, 3),
             "images_per_second": round(number / seconds, 3) if seconds else 0.0,
@@ -57,6 +59,7 @@ class Tally:
     def __str__(self) -> str:
         numbers = self.summary()
         shown = [f"{numbers[name]} {name}" for name in ("captioned", "failed", "skipped")]
+        shown += [f"{self.failed_before} failed before"] if self.failed_before else []
         shown += [f"{self.repeated} named again"] if self.repeated else []
         rate = f"{numbers['seconds']:.0f} s, {numbers['images_per_second']:.1f} pictures a second"
         return f"{', '.join(shown)}; {rate}"

@@ -61,12 +61,15 @@ def test_goes_on_after_a_kill(tmp_path, stop):
 def test_failed_images_are_tried_again_in_their_places(tmp_path):
     path, broken = tmp_path / "captions.jsonl", {NAMES[3], NAMES[10], NAMES[22]}
     assert go(path, broken=broken)["failed"] == 3
-    assert go(path)["skipped"] == 23  # not without the option
+    summary = go(path)
+    assert (summary["skipped"], summary["failed"], summary["failed_before"]) == (23, 0, 3)  # not without the option
+    assert go(path, NAMES[:2])["failed_before"] == 3  # of all images that are there, whatever is asked for now
     with pytest.raises(Killed):
         go(path, retry_failed=True, stop=1, broken={NAMES[10]})
     assert sum("error" in record for record in records(path)) == 3  # the old ones, until the next start
     summary = go(path, retry_failed=True, broken={NAMES[10]})
     assert (summary["captioned"], summary["failed"], summary["skipped"]) == (1, 1, 21)
+    assert summary["failed_before"] == 0
     assert records(path) == [caption(name, {NAMES[10]}) for name in NAMES]
 
 
@@ -107,7 +110,7 @@ def test_parts_of_processes_make_the_file_of_one(tmp_path, seed):
             with pytest.raises(RunError, match=rf"not finished: part-0000{index}"):
                 merge_parts(path)
         go(path, share=share, broken=broken)
-    assert merge_parts(path) == 23
+    assert merge_parts(path) == (23, 1)
     assert records(path) == [caption(name, broken) for name in NAMES]
     assert not list(state_of(path).glob("part-*"))
     assert go(path)["skipped"] == 23  # one process can go on with it
@@ -123,7 +126,7 @@ def test_processes_go_on_behind_a_merge(tmp_path):
     summaries = [go(path, share=share, broken={NAMES[9], NAMES[20]}, retry_failed=True) for share in shares]
     assert sum(summary["captioned"] for summary in summaries) == 8 - 1 + 1  # new ones, and one that had failed
     assert records(path) == [caption(name, broken) for name in NAMES[:15]]  # until they are merged
-    assert merge_parts(path) == 23
+    assert merge_parts(path) == (23, 2)
     assert records(path) == [caption(name, {NAMES[9], NAMES[20]}) for name in NAMES]
 
 
