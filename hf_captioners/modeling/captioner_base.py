@@ -160,8 +160,10 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of all but the backbone, which may have one of its own."""
-        own = (one.dtype for name, one in self.named_parameters() if not name.startswith("backbone."))
-        return next(filter(lambda dtype: dtype.is_floating_point, own), super().dtype)
+        parts = (part for name, part in self.named_children() if name != "backbone")  # read no further than needed
+        own = (one for part in parts for one in part.parameters() if one.is_floating_point())
+        first = next(own, None)
+        return super().dtype if first is None else first.dtype
 
     # -- the backbone ------------------------------------------------------------------------------------------------
 

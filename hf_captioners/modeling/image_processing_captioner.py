@@ -47,8 +47,7 @@ def open_for_processor(source: ImageSource, image_processor: Any, **limits: Any)
     settings = vars(image_processor)  # what `to_dict` would copy, for each picture
     image = open_image(source, rgb=not settings.get("black_non_rgb", False), **limits)
     edge = dict(settings.get("size") or {}).get("shortest_edge")
-    max_pixels = limit_of("pixels", MAX_PIXELS)
-    if edge and edge**2 * max(image.size) > max_pixels * min(image.size):
+    if edge and edge**2 * max(image.size) > limit_of("pixels", MAX_PIXELS) * min(image.size):
         width, height = image.size
         raise ImageError(
             f"{describe_source(source)}: {width} x {height} pixels are too narrow a picture to scale to {edge}"

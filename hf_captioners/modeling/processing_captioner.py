@@ -277,7 +277,10 @@ class CaptionerProcessor(ProcessorMixin):
             `list[str]`: an empty string for a caption without words.
         """
         rows = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
-        captions = [self.tokenizer.decode(self._words(row)).strip() for row in rows]
+        tokenizer: PreTrainedTokenizerBase = self.tokenizer
+        end = tokenizer.eos_token_id
+        silent = {tokenizer.bos_token_id, tokenizer.pad_token_id, end}
+        captions = [tokenizer.decode(self._words(row, end, silent)).strip() for row in rows]
         return (
             [caption.capitalize().rstrip(" .") + "." if caption else "" for caption in captions]
             if sentences
@@ -288,12 +291,11 @@ class CaptionerProcessor(ProcessorMixin):
         """A caption as text; see `batch_decode`."""
         return self.batch_decode([token_ids], **kwargs)[0]
 
-    def _words(self, ids: Any) -> list[int]:
+    def _words(self, ids: Any, end: int | None, silent: set[int | None]) -> list[int]:
+        """Ids of a caption up to the end token, without the silent ones."""
         ids = [int(token) for token in ids]
-        tokenizer: PreTrainedTokenizerBase = self.tokenizer
-        if tokenizer.eos_token_id in ids[1:]:  # some models start with their end token
-            ids = ids[: ids.index(tokenizer.eos_token_id, 1)]
-        silent = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
+        if end in ids[1:]:  # some models start with their end token
+            ids = ids[: ids.index(end, 1)]
         return [token for token in ids if token not in silent]
 
     def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
