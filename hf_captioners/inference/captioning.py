@@ -188,7 +188,7 @@ def _records(
 
 @contextlib.contextmanager
 def _short_turns() -> Iterator[None]:
-    """Let the model's thread, which asks for Python between any two operations, wait less for those that open images."""
+    """The model's thread asks for Python between any two operations; let it wait less for those that open images."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(min(usual, _TURN))
     try:
