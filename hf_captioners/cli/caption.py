@@ -5,8 +5,8 @@ stdout has one JSON object per picture and line, in UTF-8, in the order of the a
 With `--num-return-sequences` there is a list, `captions`.
 Records of a data set (`--annotations`) have an `image_id`. Progress and failed pictures go to stderr.
 Exit status 0 if every picture has a caption, 1 if some failed, in this run or before in what `--out` names; 2 if what
-was asked for cannot be done, 3 if a disk is full. One of several processes ends with 0 whatever failed, because a launcher
-stops the others otherwise; `--merge` tells then.
+was asked for cannot be done, 3 if a disk is full. One of several processes ends with 0 whatever failed, because a
+launcher stops the others otherwise; `--merge` tells then.
 """
 
 import argparse

@@ -10,7 +10,6 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.processing_utils import ProcessorMixin
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .captioner_detector import CaptionerDetector
 from .captioner_layers import check_features
@@ -277,7 +276,7 @@ class CaptionerProcessor(ProcessorMixin):
             `list[str]`: an empty string for a caption without words.
         """
         rows = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
-        tokenizer: PreTrainedTokenizerBase = self.tokenizer
+        tokenizer: Any = self.tokenizer
         end = tokenizer.eos_token_id
         silent = {tokenizer.bos_token_id, tokenizer.pad_token_id, end}
         captions = [tokenizer.decode(self._words(row, end, silent)).strip() for row in rows]
