@@ -22,6 +22,7 @@ from .callbacks import EpochCallback, GradientClampCallback
 from .checks import check_hub_rights, warn_of_few_images
 from .collator import ImageCollator
 from .evaluation import CaptionScorer, DefaultMetrics, EvaluatingTrainer
+from .kept import digest_of_learning, say_kept
 from .loading import closed, with_own_chance
 from .pushing import push_run
 from .rows import ROWS, NamedRows, check_captions, check_feature_size
@@ -225,6 +226,19 @@ class CaptionerTrainer(EvaluatingTrainer):
         """
         self.check_data()
         self.check_best_metric()
+        before = self._digest()
+        output = self._train(*args, **kwargs)
+        if self.is_world_process_zero():
+            say_kept(self.state, self.args, None if before is None else self._digest() != before)
+        return output
+
+    def _digest(self) -> str | None:
+        """The digest of what learns; none where it is spread over processes."""
+        in_parts = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return None if in_parts else digest_of_learning(self.model)
+
+    def _train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, of a stream of rows from its own place."""
         if self._stream is None:
             return super().train(*args, **kwargs)
         self._skips_data = not self.args.ignore_data_skip

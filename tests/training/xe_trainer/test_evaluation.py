@@ -89,6 +89,28 @@ class TestEvaluation:
             run.train()
         assert run.state.global_step == 0
 
+    def test_what_is_kept_is_said_and_that_training_has_improved_nothing(self, trainer, new_model, rows, caplog):
+        options = {
+            "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+            "load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True,
+            "eval_with_generation": True, "generation_max_length": 6, "evaluation": rows[:3], "warmup_steps": 1,
+        }  # fmt: skip
+        for number, scores in enumerate(([0.5, 0.5], [0.25, 0.5])):
+            caplog.clear()
+            values = iter(scores)
+            run = trainer(
+                new_model(), folder=str(number), compute_caption_metrics=lambda *_, of=values: {"score": next(of)},
+                **options,
+            )  # fmt: skip
+            with caplog.at_level(logging.INFO, logger="hf_captioners"):
+                run.train()
+            (said,) = [line for line in caplog.messages if " is kept, " in line]
+            checkpoint = f"{run.args.output_dir}/checkpoint-{number + 1}"
+            assert said.startswith(f"{checkpoint} is kept, the best of 2 evaluations by eval_score: 0.5 at step ")
+            assert said.endswith("1 of 2; the 1 later ones were no better, the last 0.5" if number == 0 else "2 of 2")
+            unchanged = "the weights that are kept are those that training began with" in caplog.text
+            assert unchanged == (number == 0) == (not changed(weights(new_model()), run.model))
+
     def test_looking_for_the_best_metric_leaves_no_trace(self, trainer, new_model, rows):
         options = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "eval_with_generation": True}
         runs = []
