@@ -46,6 +46,7 @@ SPECIAL_TOKENS: dict[str, str] = {"PAD": "PAD", "SOS": "SOS", "EOS": "EOS", "UNK
 WORD_ORDERS = ("code_point", "frequency")
 MANY_UNKNOWN = 0.05
 """Share of unknown words above which `build_vocabulary` warns."""
+_ADVICE = "lower min_count, or choose another rule of words (scripts without spaces need word_rule 'unicode')"
 
 
 def _spaces_rule(original: bool) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
@@ -144,7 +145,7 @@ def build_vocabulary(
     frequent = {word for word, count in counts.items() if count >= min_count}
     if not frequent:
         raise ValueError(
-            f"no word of the captions is seen min_count={min_count} times ({len(counts)} different words)."
+            f"no word of the captions is seen min_count={min_count} times ({len(counts)} different words); {_ADVICE}."
         )
     unknown = 1 - sum(counts[word] for word in frequent) / counts.total()
     many = unknown > MANY_UNKNOWN
@@ -155,7 +156,7 @@ def build_vocabulary(
         min_count,
         100 * unknown,
         counts.total(),
-        "; lower min_count, or choose another rule of words (scripts without spaces need one)" if many else "",
+        f"; {_ADVICE}" if many else "",
     )
     special = set(SPECIAL_TOKENS.values())
     if order == "frequency":

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data.printable import printable
 from ..data.rows import FeatureDataset, training_captions
 from ..modeling.captioner_base import CaptionerPreTrainedModel
 from ..modeling.captioner_vocabulary import has_words, unknown_words
+from ..modeling.captioner_words import split_unicode_words
 from ..modeling.tokenization_words import MANY_UNKNOWN
 from .streaming import batch_place
 
@@ -167,13 +169,14 @@ def _first_feature_size(dataset: Any) -> int | None:
     return None if features is None else torch.as_tensor(features).shape[-1]
 
 
-def check_vocabulary(tokenizer: Any, dataset: Any, most: float) -> None:
+def check_vocabulary(tokenizer: Any, dataset: Any, most: float, extended: int | None = None) -> None:
     """Say how many words of training captions are unknown to a captioner, and refuse too many.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the captioner's. One of pieces of words knows all words.
         dataset (`Dataset`, `FeatureDataset` or `list`): the rows. Of many captions some, in equal steps, are read.
         most (`float`): share of unknown words, from 0 to 1, that is accepted.
+        extended (`int`, *optional*): how often words must be seen that the captioner has been given, if it has been.
 
     Raises:
         ValueError: there are more.
@@ -190,10 +193,26 @@ def check_vocabulary(tokenizer: Any, dataset: Any, most: float) -> None:
     said = f"{unknown.share:.1%} of the words of the training captions are unknown to the captioner, such as {named}"
     if unknown.share > most:
         raise ValueError(
-            f"{said}; at most {most:.0%} may be (max_unknown_words). Give it the words with --extend_vocabulary (in "
-            "Python extend_vocabulary), build its vocabulary with a lower min_count, or raise --max_unknown_words."
+            f"{said}; at most {most:.0%} may be (max_unknown_words). {_advice(unknown.words, extended)}, or raise "
+            "--max_unknown_words."
         )
     logger.log(logging.WARNING if unknown.share > MANY_UNKNOWN else logging.INFO, "%s", printable(said))
+
+
+def _advice(words: Counter[str], extended: int | None) -> str:
+    """What helps a captioner that does not know so many words."""
+    whole = sum(len(pieces) > 2 for pieces in split_unicode_words(words))
+    if 2 * whole > len(words):  # of a script without spaces
+        return (
+            "These are whole sentences, which the captioner's rule of words cuts at spaces: begin with a new captioner "
+            '(--backbone in the place of --model) and --new_captioner \'{"word_rule": "unicode"}\''
+        )
+    if extended is not None:
+        return f"It was given the words that are seen {extended} times or more: lower --extend_min_count"
+    return (
+        "Give it the words with --extend_vocabulary (in Python extend_vocabulary), build its vocabulary with a lower "
+        "min_count"
+    )
 
 
 def chance(name: str) -> random.Random:

@@ -88,7 +88,9 @@ class XETrainer(CaptionerTrainer):
             ValueError: see [`CaptionerTrainer`]; more than `args.max_unknown_words`.
         """
         super().check_data()
-        check_vocabulary(self.processing_class.tokenizer, self.train_dataset, self.args.max_unknown_words)
+        args, tokenizer = self.args, self.processing_class.tokenizer
+        extended = args.extend_min_count if args.extend_vocabulary else None
+        check_vocabulary(tokenizer, self.train_dataset, args.max_unknown_words, extended)
 
     def compute_loss(
         self,

@@ -134,6 +134,27 @@ class TestVocabulary:
             check_vocabulary(tokenizer, rows, 0.25)
         check_vocabulary(tokenizer, rows, 0.5)
 
+    @pytest.mark.parametrize(
+        ("captions", "extended", "advice"),
+        [
+            (
+                ["a cat", "a cow"],
+                3,
+                r"given the words that are seen 3 times or more: lower --extend_min_count, or raise",
+            ),
+            (
+                ["一只狗在草地上跑", "两个孩子在水里玩"],
+                3,
+                r"whole sentences, .* \(--backbone .*\"word_rule\": \"unicode\"",
+            ),
+            (["小狗在草地上", "两个孩子"], None, r"whole sentences, .* \(--backbone .*\"word_rule\": \"unicode\""),
+        ],
+    )
+    def test_the_advice_is_not_what_was_done_already(self, tokenizer, captions, extended, advice):
+        with pytest.raises(ValueError, match=advice) as refused:
+            check_vocabulary(tokenizer, [{"captions": captions}], 0.25, extended)
+        assert "--extend_vocabulary" not in str(refused.value)
+
     def test_pieces_of_words_make_any_word(self):
         check_vocabulary(bpe_tokenizer(), [{"captions": ["zebra"]}], 0.0)
 
