@@ -17,11 +17,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
+from yaml import YAMLError
 
 from ..data.files import write_whole
 from ..data.printable import printable
 from ..metric_table import printed
-from .facts import CardFacts, CardResults, known_facts, write_facts
+from .facts import CardFacts, CardResults, Inherited, known_facts, write_facts
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def make_card(facts: CardFacts) -> ModelCard:
         "has_signature": any(result.signature for result in facts.results),
         "samples": _samples(facts),
         "source": facts.source and printable(facts.source),
+        **_inherited(facts.inherited),
     }
     text = template.render(values)
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
@@ -91,6 +93,8 @@ def card_data(facts: CardFacts) -> ModelCardData:
     scores = {name for result in facts.results for name in result.scores}
     known = {
         "license": facts.licence,
+        "license_name": facts.licence_name,
+        "license_link": facts.licence_link,
         "language": list(facts.languages),
         "base_model": list(facts.base_models),
         "datasets": [name for name in facts.datasets if _HUB_NAME.fullmatch(name)],
@@ -147,11 +151,29 @@ def updated_card(folder: str | Path, facts: CardFacts) -> str:
     text = path.read_text("utf-8") if path.is_file() else _UNFILLED
     if _UNFILLED in text:
         return str(fresh)
-    mine, before = ModelCard(text, ignore_metadata_errors=True), make_card(known_facts(folder))
+    mine, before = parsed_card(text), make_card(known_facts(folder))
     data = _merged(mine.data.to_dict(), before.data.to_dict(), fresh.data.to_dict())
-    sections = _merged(_sections(mine.text), _sections(before.text), _sections(fresh.text))
+    sections = _merged(sections_of(mine.text), sections_of(before.text), sections_of(fresh.text))
     front = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
     return f"---\n{front}\n---\n{''.join(sections.values())}"
+
+
+def parsed_card(text: str) -> ModelCard:
+    """Take a card apart.
+
+    Args:
+        text (`str`): the card, with front matter or without.
+
+    Returns:
+        `huggingface_hub.ModelCard`
+
+    Raises:
+        ValueError: the front matter is no YAML, or no mapping.
+    """
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except YAMLError as error:
+        raise ValueError(f"{NAME}: its front matter is no YAML: {' '.join(str(error).split())}") from error
 
 
 def add_results(folder: str | Path, results: CardResults, **facts: Any) -> Path:
@@ -175,8 +197,15 @@ def add_results(folder: str | Path, results: CardResults, **facts: Any) -> Path:
     return write_card(new, folder, updated_card(folder, new))
 
 
-def _sections(text: str) -> dict[str, str]:
-    """Sections of a card by their headings, the first without; each with its heading."""
+def sections_of(text: str) -> dict[str, str]:
+    """Sections of a card by their headings, the first without; each with its heading.
+
+    Args:
+        text (`str`): the card without its front matter.
+
+    Returns:
+        `dict[str, str]`
+    """
     parts = re.split(r"^(?=## )", text, flags=re.M)
     return {part.partition("\n")[0] if part.startswith("## ") else "": part.rstrip() + "\n\n" for part in parts}
 
@@ -221,6 +250,18 @@ def _results(result: CardResults) -> str:
     data = " ".join(filter(None, (result.dataset and printable(result.dataset), result.split)))
     signature = f"Signature: `{printable(result.signature)}`." if result.signature else ""
     return _parts(f"{_cell(data)}:" if data else "", result.note, _table(("metric", "score"), rows), signature)
+
+
+def _inherited(before: Inherited | None) -> dict[str, str]:
+    """What the card says of what a training started from, as quotations."""
+    if before is None:
+        return {}
+    quoted = {
+        name: "\n".join(f"> {printable(line)}".rstrip() for line in text.splitlines())
+        for name, text in (("limits_before", before.limits), ("licence_before", before.licence))
+        if text
+    }
+    return {**quoted, "started_from": _cell(before.name)}
 
 
 def _size(facts: CardFacts) -> list[tuple[str, str]]:

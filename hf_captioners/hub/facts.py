@@ -50,6 +50,20 @@ class CardResults:
     split: str | None = None
 
 
+@dataclass(frozen=True)
+class Inherited:
+    """What was written by hand about the captioner that a training started from, and holds for the new one.
+
+    Args:
+        name (`str`): of that captioner.
+        limits, licence (`str`, defaults to `""`): what its card says of these.
+    """
+
+    name: str
+    limits: str = ""
+    licence: str = ""
+
+
 @dataclass
 class CardFacts:
     """Facts about a captioner; what is not known stays as it is.
@@ -74,6 +88,8 @@ class CardFacts:
         curves, contact_sheet (`str`, *optional*): files beside the card, with the curves of its training and with
             pictures and their captions.
         licence (`str`, *optional*): of the weights, as the Hub names it, such as `"cc-by-nc-4.0"`.
+        licence_name, licence_link (`str`, *optional*): of the licence `"other"`.
+        inherited ([`Inherited`], *optional*): of the captioner that the training started from.
         languages (`Sequence[str]`): codes, such as `"en"`.
     """
 
@@ -95,6 +111,9 @@ class CardFacts:
     curves: str | None = None
     contact_sheet: str | None = None
     licence: str | None = None
+    licence_name: str | None = None
+    licence_link: str | None = None
+    inherited: Inherited | None = None
     languages: Sequence[str] = ()
 
 
@@ -148,6 +167,8 @@ def read_facts(folder: str | Path) -> CardFacts | None:
             raise ValueError(f"unknown field {min(unknown)!r}")
         content["results"] = [CardResults(**result) for result in content.get("results", [])]
         content["samples"] = [CardSample(**sample) for sample in content.get("samples", [])]
+        if content.get("inherited") is not None:
+            content["inherited"] = Inherited(**content["inherited"])
         return CardFacts(**content)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no facts of a card: {error}; remove the file to begin anew") from error

@@ -219,6 +219,8 @@ def _write_card(
     old = replace(old, adapters=(folder / ADAPTERS).is_file() and not (folder / "config.json").is_file())
     unnamed = old.name == (folder if source is None else source).resolve().name
     name = repo_id.rpartition("/")[2] if unnamed else old.name
+    if card.get("licence") not in (None, old.licence):  # whose name and address are no longer those of before
+        card = {"licence_name": None, "licence_link": None, **card}
     facts: CardFacts = replace(old, **{"name": name, **card}, repo_id=repo_id, ships_code=ship_code)
     if not contact_sheet:
         facts = replace(facts, contact_sheet=None)

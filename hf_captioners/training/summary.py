@@ -16,6 +16,7 @@ from ..data.fingerprint import fingerprint_of_rows
 from ..data.rows import FeatureDataset, training_captions
 from ..families import without_adapters
 from ..hub.facts import CardFacts, CardResults
+from ..hub.inheritance import inherited_facts
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def card_facts(trainer: Any, **known: Any) -> CardFacts:
         "emissions": emissions,
         "results": [CardResults(scores, note, trainer.signature, **data)] if scores else [],
     }
-    return CardFacts(**{**facts, **known})
+    return CardFacts(**{**facts, **inherited_facts(trainer.started_from), **known})
 
 
 def read_emissions(folder: Path) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def _training(trainer: Any, emissions: dict[str, Any]) -> dict[str, str]:
     learned = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     total = sum(one.numel() for one in trainer.model.parameters())
     schedule = args.lr_scheduler_type
-    source = str(getattr(without_adapters(trainer.accelerator.unwrap_model(trainer.model)), "name_or_path", ""))
+    source = trainer.started_from
     facts = {
         "trainer": type(trainer).__name__,
         "started from": Path(source).name if Path(source).is_dir() else source,

@@ -50,6 +50,10 @@ class CaptionerTrainer(EvaluatingTrainer):
         compute_metrics: must be `None`; it is where `Trainer` has it.
         kwargs: further arguments of `Trainer`.
 
+    Attributes:
+        card_fields (`dict[str, Any]`): what else the captioner's card says, fields of [`CardFacts`].
+        started_from (`str`): folder or Hub name of the captioner that was given, whose licence the card takes over.
+
     Raises:
         ValueError: no `processing_class`; a backbone to train that the model has not, or that has adapters; features
             of another width than the model's; captions to generate that are longer than the model's longest.
@@ -110,6 +114,7 @@ class CaptionerTrainer(EvaluatingTrainer):
             self.add_callback(self._stream)
         self.compute_caption_metrics = compute_caption_metrics or DefaultMetrics(args.caption_metrics)
         self.card_fields: dict[str, Any] = {}
+        self.started_from = str(without_adapters(model).name_or_path or "")
         self._metrics = {"train": RunningMetrics(), "eval": RunningMetrics()}
         if isinstance(data_collator, ImageCollator):
             self.add_callback(EpochCallback(data_collator))

@@ -146,7 +146,11 @@ def test_goes_on_with_a_captioner_and_learns_its_new_words(my_images, clip, tmp_
         == 2
     )
     assert "of the words of the training captions are unknown to the captioner, such as" in capsys.readouterr().err
+    path = first / "README.md"
+    path.write_text(path.read_text().replace("library_name:", "license: cc-by-nc-4.0\nlibrary_name:", 1))
     assert train("satic", other, second, model=first) == 0
+    card = ModelCard.load(second / "README.md")
+    assert card.data.license == "cc-by-nc-4.0" and "| started from | first |" in card.text
     words = hf_captioners.pipeline(model=str(second)).tokenizer.get_vocab()
     assert {"tractor", "harvester", "circle", "square"} <= set(words)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ...data.rows import FeatureDataset, undecoded
 from ...hub.facts import CardSample
+from ...modeling.captioner_adapters import may_be_on_hub
 from ...reports.contact_sheet import SheetItem, contact_sheet
 from ...reports.run_plots import plot_runs, read_run
 from ...training.data_arguments import DataArguments, data_set_name
@@ -59,10 +59,11 @@ def leave_report(trainer: Any, data: DataArguments, captioner: CaptionerArgument
     sheet = _made(SHEET, lambda: contact_sheet(pictured, folder / SHEET, title=title)) if pictured else None
     named = [CardSample(name, item.caption, item.references[0]) for name, item in items[:ON_THE_CARD]]
     name, split = data_set_name(data)
+    if captioner.model is None and captioner.backbone is not None and may_be_on_hub(captioner.backbone):
+        trainer.card_fields.update(base_models=[captioner.backbone])
     trainer.card_fields.update(
         dataset=name,
         split=split,
-        base_models=[name for name in (captioner.model, captioner.backbone) if name and _is_hub_name(name)],
         samples=named,
         curves=curves,
         contact_sheet=sheet,
@@ -102,7 +103,3 @@ def _made(name: str, make: Callable[[], object]) -> str | None:
         logger.warning("no %s: %s", name, error)
         return None
     return name
-
-
-def _is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()

@@ -102,7 +102,7 @@ def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str
     if rewards:
         extra["reward_funcs"] = load_rewards(rewards[0], rows, processor, captioner.trust_remote_code)
     try:
-        trainer: CheckpointingTrainer = TRAINERS[method][1](
+        trainer = TRAINERS[method][1](
             model,
             args=args,
             train_dataset=rows,
@@ -115,6 +115,7 @@ def _new_trainer(method: str, options: Sequence[Any], prog: str, model_type: str
         if "to be installed" not in str(error):
             raise
         raise ValueError(f"--report_to {' '.join(args.report_to)}: {error}") from error
+    trainer.started_from = captioner.model or ""
     return trainer
 
 
