@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +105,9 @@ def push_captioner(
         **card,
     }
     if dry_run is not None:
-        folder = empty_folder(Path(dry_run))
-        files = stage(captioner, processor, folder, repo_id, ship_code, **options)
-        return Pushed(repo_id, str(dry_run), sizes(folder, files))
+        with empty_folder(Path(dry_run)) as folder:
+            files = stage(captioner, processor, folder, repo_id, ship_code, **options)
+            return Pushed(repo_id, str(dry_run), sizes(folder, files))
     api = HfApi(token=token)
     owner = check_write_rights(None if create_pr else repo_id, token, api)
     repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
@@ -130,8 +133,15 @@ def sizes(folder: Path, files: list[Path]) -> dict[str, int]:
     return {file.as_posix(): (folder / file).stat().st_size for file in files}
 
 
-def empty_folder(folder: Path) -> Path:
-    """Make a folder that is to be empty.
+@contextmanager
+def empty_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder to be filled; if that fails, all is as it was.
+
+    Args:
+        folder (`Path`): new or empty.
+
+    Yields:
+        `Path`: the same.
 
     Raises:
         StagingError: there is something in it.
@@ -139,5 +149,11 @@ def empty_folder(folder: Path) -> Path:
     check_can_be_made(folder.resolve())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StagingError(f"{folder}: must be a new or an empty folder")
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        for path in new[-1:] or list(folder.iterdir()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise

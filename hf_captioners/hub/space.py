@@ -124,8 +124,8 @@ def push_space(
     with hub_errors(repo_id):
         validate_repo_id(repo_id)
     if dry_run is not None:
-        folder = empty_folder(Path(dry_run))
-        return Pushed(repo_id, str(dry_run), sizes(folder, stage_space(captioner, folder, repo_id, **options)))
+        with empty_folder(Path(dry_run)) as folder:
+            return Pushed(repo_id, str(dry_run), sizes(folder, stage_space(captioner, folder, repo_id, **options)))
     api = HfApi(token=token)
     owner = check_write_rights(repo_id, token, api)
     repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"

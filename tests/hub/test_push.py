@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from transformers import AutoModel, AutoProcessor
 from hf_captioners import ExpansionNetV2ForImageCaptioning, pipeline
 from hf_captioners.cli.main import main
 from hf_captioners.hub.card import write_card
-from hf_captioners.hub.facts import CardFacts, CardResults
+from hf_captioners.hub.facts import CardFacts, CardResults, known_facts
 from hf_captioners.hub.push import push_captioner
+from hf_captioners.hub.space import push_space
 from hf_captioners.hub.staging import StagingError
 from hf_captioners.modeling.captioner_adapters import AdapterError
 
@@ -70,6 +72,27 @@ def test_a_dry_run_has_the_captioner_and_nothing_of_the_run(run, tmp_path):
     ]
     with pytest.raises(StagingError, match="must be a new or an empty folder"):
         push_captioner(run, None, "me/mine", dry_run=tmp_path / "staged")
+
+
+def test_a_dry_run_that_is_refused_leaves_nothing(run, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "new", "new/one/two"):
+        words = ["push", tmp_path / "nowhere", "me/mine", "--dry-run", tmp_path / folder]
+        assert main([*map(str, words)]) == 2 and "no such folder of a captioner" in capsys.readouterr().err
+        with pytest.raises(StagingError, match="weights_dtype must be one of"):  # behind the model
+            push_captioner(run, None, "me/mine", dry_run=tmp_path / folder, weights_dtype="int8")
+        with pytest.raises(ValueError, match="examples"):
+            push_space("me/mine", "me/demo", dry_run=tmp_path / folder, examples=tmp_path / "nowhere")
+    assert list((tmp_path / "there").iterdir()) == [] and not (tmp_path / "new").exists()
+
+
+def test_another_licence_has_another_name(run, tmp_path):
+    write_card(replace(known_facts(run), licence="other", licence_name="research-use", licence_link="https://a.b"), run)
+    for licence, data in (("mit", ("mit", None, None)), (None, ("other", "research-use", "https://a.b"))):
+        folder = tmp_path / str(licence)
+        push_captioner(run, None, "me/mine", dry_run=folder, **({} if licence is None else {"licence": licence}))
+        card = ModelCard.load(folder / "README.md").data.to_dict()
+        assert tuple(card.get(name) for name in ("license", "license_name", "license_link")) == data
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
