@@ -71,6 +71,8 @@ def train_captioner(method: str, words: Sequence[str] | None, prog: str, model_t
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     options = read_options(options_of(method), words, prog)
     data, captioner, *_, report, _ = options
+    with mistakes(ValueError):
+        _refuse_new_beside_saved(captioner, sys.argv[1:] if words is None else words)
     begun: list[CheckpointingTrainer] = []
     with telling_interruption(lambda: _interrupted(prog, begun)), _training_mistakes(begun):
         begun.append(_new_trainer(method, options, prog, model_type))
@@ -178,6 +180,20 @@ def check_switches(args: Any) -> None:
         for name in ("do_eval", "eval_with_generation"):
             if vars(args)[name]:
                 raise ValueError(f"--{name} has no effect without --eval_strategy epoch or steps.")
+
+
+def _refuse_new_beside_saved(captioner: CaptionerArguments, words: Sequence[str]) -> None:
+    """Refuse options of a new captioner that the command line gives where there is a saved one.
+
+    A recipe may have them, so that the same one makes a captioner and goes on with it.
+    """
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    for name in ("backbone", "tokenizer", "new_captioner"):
+        if captioner.model is not None and name in given:
+            raise ValueError(
+                f"--{name} is of a new captioner, and that of --model {captioner.model} has its own: leave --{name} "
+                "out to train it further, or --model to make a new one."
+            )
 
 
 def _check_captioner(captioner: CaptionerArguments, model_type: str | None, method: str, prog: str) -> None:

@@ -78,6 +78,16 @@ def line_of(capsys):
 
 class TestMistakes:
     @pytest.mark.parametrize(
+        "words", [["--backbone", "no/such"], ["--tokenizer=words"], ["--new-captioner", '{"d_model": 8}']]
+    )
+    def test_what_is_of_a_new_captioner_beside_a_saved_one(self, data, captioner, tmp_path, capsys, words):
+        recipe = {**data, "model_type": "satic", "model": captioner}
+        name = words[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+        assert train("xe", tmp_path, *words, **recipe) == 2
+        assert f"{name} is of a new captioner, and that of --model {captioner} has its own: leave " in line_of(capsys)
+        assert train("xe", tmp_path, **recipe, new_captioner=NEW) == 0  # that the recipe also makes one by
+
+    @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"backbone": "/no/such/backbone"}, "backbone='/no/such/backbone': there is no such file or folder"),
