@@ -159,7 +159,7 @@ def updated_card(folder: str | Path, facts: CardFacts) -> str:
 
 
 def parsed_card(text: str) -> ModelCard:
-    """Take a card apart.
+    """Read a card.
 
     Args:
         text (`str`): the card, with front matter or without.
