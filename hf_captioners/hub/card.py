@@ -159,7 +159,7 @@ def updated_card(folder: str | Path, facts: CardFacts) -> str:
 
 
 def parsed_card(text: str) -> ModelCard:
-    """Read a card.
+    """The parts of a card.
 
     Args:
         text (`str`): the card, with front matter or without.
@@ -253,7 +253,7 @@ def _results(result: CardResults) -> str:
 
 
 def _inherited(before: Inherited | None) -> dict[str, str]:
-    """What the card says of what a training started from, as quotations."""
+    """Quotations of the card of the captioner that a training started from."""
     if before is None:
         return {}
     quoted = {

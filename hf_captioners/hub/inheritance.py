@@ -1,4 +1,4 @@
-"""What a card takes over from that of the captioner that a training started from: its licence, its base and its limits.
+"""Parts of a card that come from that of the captioner which a training started from: licence, base models and limits.
 
 Weights that may be used for research only stay so when they are trained further.
 """
@@ -76,7 +76,7 @@ def _known(front: Mapping[str, Any], facts: CardFacts, bases: list[str], texts: 
 
 
 def _inherited(facts: CardFacts, texts: dict[str, str]) -> Inherited | None:
-    """What was written by hand, and otherwise what that captioner had from one before it."""
+    """Texts that were written by hand, and otherwise those that the captioner had from one before it."""
     before = facts.inherited
     if before is None or not texts:
         return Inherited(facts.name, **texts) if texts else before

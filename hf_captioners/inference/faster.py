@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..families import family_of
 from ..families.model_parts import without_adapters
+from ..modeling.captioner_adapters import AdapterError
 
 _FEWEST = 2**18  # weights of a layer that is worth the way into oneDNN's layout and back
 
@@ -40,6 +41,31 @@ class PackedLinear(nn.Module):
         """(…, in_features) -> (…, out_features)"""
         return cast(torch.Tensor, self.packed(hidden))
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
+        """Refuse what `half`, `to`, `cuda` and the like would do to the weights."""
+        _check_stays(fn)
+        return self
+
+
+class QuantizedLinear(torch.ao.nn.quantized.dynamic.Linear):
+    """A linear layer with 8-bit weights, which stays on the CPU and takes inputs in float32."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
+        """As in [`PackedLinear`]."""
+        _check_stays(fn)
+        return self
+
+
+def _check_stays(fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Refuse another precision or device, which torch refuses less clearly, or in silence until the layer runs."""
+    before = torch.empty(0)
+    after = fn(before)
+    if (after.dtype, after.device) != (before.dtype, before.device):
+        raise ValueError(
+            f"a captioner with faster linear layers stays in {before.dtype} on {before.device}, and cannot be in "
+            f"{after.dtype} on {after.device}; load it anew, without optimize_for_inference."
+        )
+
 
 def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype: torch.dtype | None = None) -> Any:
     """Make a captioner caption faster; it can no longer learn or be saved, where its linear layers are others.
@@ -55,6 +81,7 @@ def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype
         `PreTrainedModel`: the captioner.
 
     Raises:
+        AdapterError: a captioner with adapters, which must be merged before.
         ValueError: an unknown way; layers that are not in float32 on a CPU; adapters, which must be merged before; a
             captioner without a vision tower, or of transformers, whose towers have the precision of the rest.
 
@@ -68,16 +95,9 @@ def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype
 
     ```
     """
-    if vars(model).get("save_pretrained") is _refuse_to_save:
-        raise ValueError("the captioner has faster linear layers already; load it anew.")
-    if backbone_dtype is not None and not (
-        isinstance(backbone_dtype, torch.dtype) and backbone_dtype.is_floating_point
-    ):
-        raise ValueError(f"backbone_dtype must be a torch.dtype such as torch.bfloat16, not {backbone_dtype!r}.")
-    if linear is not None:
-        _check(model, linear)
+    check_optimization(model, linear, backbone_dtype)
     if backbone_dtype is not None:
-        _set_backbone(model, backbone_dtype)
+        cast(Any, family_of(model).backbone(model)).to(backbone_dtype)
     if linear is not None:
         for module, name, layer in _linears(model):
             if layer.weight.dtype == torch.float32:
@@ -86,11 +106,32 @@ def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype
     return model
 
 
-def _check(model: Any, linear: str) -> None:
+def check_optimization(model: Any, linear: str | None = None, backbone_dtype: torch.dtype | None = None) -> None:
+    """Refuse what [`optimize_for_inference`] cannot do, and change nothing.
+
+    Args:
+        model (`PreTrainedModel`), linear (`str`, *optional*), backbone_dtype (`torch.dtype`, *optional*): see there.
+
+    Raises:
+        AdapterError, ValueError: see there.
+    """
+    if vars(model).get("save_pretrained") is _refuse_to_save:
+        raise ValueError("the captioner has faster linear layers already; load it anew.")
+    if backbone_dtype is not None and not (
+        isinstance(backbone_dtype, torch.dtype) and backbone_dtype.is_floating_point
+    ):
+        raise ValueError(f"backbone_dtype must be a torch.dtype such as torch.bfloat16, not {backbone_dtype!r}.")
+    if linear is not None:
+        _check_linears(model, linear)
+    if backbone_dtype is not None:
+        _check_backbone(model)
+
+
+def _check_linears(model: Any, linear: str) -> None:
     if linear not in _MADE:
         raise ValueError(f"linear must be one of {', '.join(_MADE)}, not {linear!r}.")
     if without_adapters(model) is not model or "peft_config" in vars(model):
-        raise ValueError(
+        raise AdapterError(
             "faster linear layers are for a captioner without adapters; merge them first (merge_and_unload)."
         )
     weights = [layer.weight for _, _, layer in _linears(model)]
@@ -136,22 +177,20 @@ def _quantized(layer: nn.Linear) -> nn.Module:
     with warnings.catch_warnings():  # torch 2.13, which is pinned, has it and says that a later one will not
         warnings.simplefilter("ignore")
         plain.qconfig = torch.ao.quantization.default_dynamic_qconfig  # type: ignore[assignment]
-        return cast(nn.Module, torch.ao.nn.quantized.dynamic.Linear.from_float(plain))
+        return cast(nn.Module, QuantizedLinear.from_float(plain))
 
 
 _MADE: dict[str, Callable[[nn.Linear], nn.Module]] = {"exact": _packed, "int8": _quantized}
 
 
-def _set_backbone(model: Any, dtype: torch.dtype) -> None:
+def _check_backbone(model: Any) -> None:
     family = family_of(model)
-    backbone: Any = family.backbone(model)
-    if backbone is None:
+    if family.backbone(model) is None:
         raise ValueError(
             "the captioner reads cached features or regions and has no vision tower; leave its precision out."
         )
     if not hasattr(model, "extract_image_features"):
         raise ValueError(f"a precision of the vision tower alone is not for {family.title}; give one for all (dtype).")
-    backbone.to(dtype)
 
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a training keeps: which checkpoint, why, and whether its weights are other ones than those it began with."""
+"""Lines of the log about what a training keeps: which checkpoint, why, and whether it differs from the beginning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def say_kept(state: Any, args: Any, changed: bool | None) -> None:
 
 
 def _reason(state: Any, args: Any) -> str:
-    """Why the best checkpoint is kept, and what came before and behind it."""
+    """The reason for keeping the best checkpoint, and what came before and behind it."""
     metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
     values = {entry["step"]: entry[metric] for entry in state.log_history if metric in entry}
     behind = [value for step, value in values.items() if step > state.best_global_step]

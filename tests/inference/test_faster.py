@@ -12,6 +12,7 @@ from contracts.tiny_families import KINDS, tiny_images, tiny_model
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import nn
+from transformers import AutoModelForImageTextToText
 from transformers.pytorch_utils import Conv1D
 
 from hf_captioners import optimize_for_inference
@@ -138,6 +139,16 @@ def test_half_precision_adapters_and_saving_are_refused(tmp_path):
         optimize_for_inference(model, "exact")
 
 
+@pytest.mark.parametrize("linear", ["exact", "int8"])
+def test_another_precision_afterwards_is_refused(linear):
+    model = optimize_for_inference(tiny_policy("clip_gpt2").eval(), linear)
+    model.to("cpu")
+    model.float()
+    for change in (model.half, model.bfloat16, model.double, lambda: model.to(torch.float16), lambda: model.to("meta")):
+        with pytest.raises(ValueError, match=r"stays in torch.float32 on cpu, and cannot be in torch.* load it anew"):
+            change()
+
+
 def test_on_the_command_line(tiny_captioner_dir, tmp_path, capfd):
     folder, picture = shutil.copytree(tiny_captioner_dir, tmp_path / "mine"), tmp_path / "a.png"
     Image.effect_noise((40, 40), 90).save(picture)
@@ -154,6 +165,18 @@ def test_on_the_command_line(tiny_captioner_dir, tmp_path, capfd):
         assert status == 0 and json.loads(out)["caption"], words
     status, _, err = caption("--fast", "--dtype", "bfloat16")
     assert status == 2 and "in float32 on a CPU, and these are torch.bfloat16" in err
+    adapters = tmp_path / "adapters"
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    get_peft_model(model, LoraConfig(target_modules=model.LORA_TARGET_MODULES, r=2)).save_pretrained(adapters)
+    for words, said in (
+        (["--model", adapters, "--fast"], f"--fast: {adapters} has adapters, beside its layers; leave --fast out"),
+        (["--fast", "--dtype", "bfloat16"], "in float32 on a CPU"),
+    ):
+        status, _, err = caption(*words, "--out", tmp_path / "none.jsonl")
+        assert status == 2 and said in err and list(tmp_path.glob("none*")) == []
+    with pytest.raises(SystemExit):
+        main(["caption", "--model", str(folder), "--fast", "photos"])
+    assert "'photos' is none of exact, int8; give pictures and folders before --fast" in capfd.readouterr().err
     assert caption("--out", tmp_path / "captions.jsonl", "--fast", "int8")[0] == 0
     status, _, err = caption("--out", tmp_path / "captions.jsonl")
     assert status == 2 and "fast" in err
