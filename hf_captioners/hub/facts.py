@@ -52,7 +52,7 @@ class CardResults:
 
 @dataclass(frozen=True)
 class Inherited:
-    """What was written by hand about the captioner that a training started from, and holds for the new one.
+    """Texts by hand about the captioner that a training started from, which hold for the new one.
 
     Args:
         name (`str`): of that captioner.
