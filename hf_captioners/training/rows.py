@@ -200,7 +200,7 @@ def check_vocabulary(tokenizer: Any, dataset: Any, most: float, extended: int | 
 
 
 def _advice(words: Counter[str], extended: int | None) -> str:
-    """What helps a captioner that does not know so many words."""
+    """Advice for a captioner that does not know so many words."""
     whole = sum(len(pieces) > 2 for pieces in split_unicode_words(words))
     if 2 * whole > len(words):  # of a script without spaces
         return (
