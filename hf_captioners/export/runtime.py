@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from ..captioner_table import CAPTIONERS, captioner_classes
 from ..extras import require
+from ..modeling.captioner_hub import at_once
 from ..modeling.modeling_satic import SaticForImageCaptioning
 from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
 from .manifest import FILE, FOLDERS, Manifest, export_format, split_name
@@ -123,7 +124,8 @@ def _find(source: str | Path, options: dict[str, Any]) -> tuple[Path, str]:
     first: OSError | None = None
     for folder in [options["subfolder"]] if "subfolder" in options else ["", *FOLDERS]:
         try:
-            found: Any = cached_file(source, FILE, subfolder=folder, **where)
+            with at_once(source):
+                found: Any = cached_file(source, FILE, subfolder=folder, **where)
             return Path(found), folder
         except OSError as error:  # there is none, or no such name
             first = first or error

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from ..modeling.captioner_hub import at_once
 from . import family_class
 from .model_parts import without_adapters
 
@@ -54,7 +55,8 @@ def prompt_of_adapters(source: Any) -> str | None:
         ValueError: the file is no text of reasonable size.
     """
     options = dict.fromkeys((f"_raise_exceptions_for_{what}" for what in _ABSENT), False)
-    found = cached_file(source, PROMPT_FILE, **options)
+    with at_once(source):
+        found = cached_file(source, PROMPT_FILE, **options)
     if found is None:
         return None
     size = Path(found).stat().st_size

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 
 from ..data.files import regular_file
 from ..modeling.captioner_adapters import may_be_on_hub
+from ..modeling.captioner_hub import at_once
 from .card import NAME, make_card, parsed_card, sections_of
 from .facts import CardFacts, Inherited, known_facts
 
@@ -57,7 +58,9 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 def _of_hub(name: str) -> dict[str, Any]:
     """Of a repository, whose card may be of another making, the front matter."""
     try:
-        card = parsed_card(Path(hf_hub_download(name, NAME)).read_text("utf-8"))
+        with at_once(name):
+            path = hf_hub_download(name, NAME)
+        card = parsed_card(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         logger.warning("the licence of %s is not taken over, its card cannot be had: %s", name, error)
         return {"base_models": [name]}

@@ -16,6 +16,7 @@ from ..families.folder_parts import missing_part
 from ..families.loading import WeightSizeError, check_can_caption, load_captioner_model, load_processor, quantized
 from ..families.prompt import ask
 from ..modeling.captioner_adapters import AdapterError
+from ..modeling.captioner_hub import HubOutOfReachError
 from ..modeling.captioner_trust import RemoteCodeError
 from .device import choose_device
 from .ensemble import CaptionerEnsemble
@@ -112,6 +113,8 @@ def _load(name: str, device: str, dtype: str, trust_remote_code: bool, options: 
         processor = load_processor(model, name, trust_remote_code)
     except (AdapterError, NoCaptionerError, RemoteCodeError, WeightSizeError) as error:
         raise CaptionerLoadError(str(error)) from error
+    except HubOutOfReachError as error:
+        raise CaptionerLoadError(f"{name}: {error}") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise CaptionerLoadError(f"{name} cannot be loaded: {missing_part(Path(name)) or error}") from error
     except (TypeError, AttributeError, KeyError, IndexError) as error:  # values of a kind that a loader did not expect

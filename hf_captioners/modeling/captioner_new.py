@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from typing_extensions import Self
 
+from .captioner_hub import HubOutOfReachError
 from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained, refuse_kernels
 from .image_processing_captioner import CaptionerImageProcessor
 from .processing_captioner import CaptionerProcessor
@@ -91,6 +92,8 @@ def loading_problem(source: Any, error: OSError) -> str:
         `str`
     """
     said = " ".join(str(error).split())
+    if isinstance(error, HubOutOfReachError):
+        return said
     if not Path(str(source)).exists():
         absent = "there is no such file or folder, nor can it be had from the Hub"
         return f"{absent}: {said}" if "gated" in said or "token" in said else absent

@@ -29,6 +29,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from .captioner_dual_encoder import DualEncoder, check_dual_encoder, embed_images, embed_texts, load_dual_encoder
+from .captioner_hub import at_once
 from .captioner_retriever_files import RetrieverError, read_retriever, write_retriever
 from .image_processing_captioner import open_for_processor
 
@@ -344,7 +345,8 @@ def find_retriever(source: str | os.PathLike[str], **options: Any) -> Path | Non
     folder = Path(source)
     if not folder.is_dir():
         places = {name: value for name, value in options.items() if name in _PLACES}
-        folder = Path(snapshot_download(str(source), allow_patterns=f"{FOLDER}/*", **places))
+        with at_once(source):
+            folder = Path(snapshot_download(str(source), allow_patterns=f"{FOLDER}/*", **places))
     return folder / FOLDER if (folder / FOLDER).is_dir() else None
 
 

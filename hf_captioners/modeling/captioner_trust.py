@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from .captioner_adapters import AdapterError, absent_base, base_of
+from .captioner_hub import at_once
 from .tokenization_limits import check_tokenizer
 
 MAX_SETTINGS_BYTES = 64 * 2**20
@@ -58,8 +59,10 @@ def foreign_code(source: Any, allowed: bool) -> Iterator[None]:
         if isinstance(source, (str, os.PathLike)):
             check_settings(source)
             if not allowed:
-                _refuse_named_modules(source)
-        yield
+                with at_once(source):
+                    _refuse_named_modules(source)
+        with at_once(source):
+            yield
     except RemoteCodeError:
         raise
     except (ValueError, OSError) as error:

@@ -100,7 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         if parts[:1] != ["lfs"] and not self.may(parts):
             return
-        if parts[0] == "lfs":
+        if parts == [""]:  # whether it is there
+            self.answer()
+        elif parts[0] == "lfs":
             self.hub.objects[parts[1]] = body
             self.answer()
         elif parts[0] == "api":

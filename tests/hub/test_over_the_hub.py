@@ -143,6 +143,7 @@ class Journey:
     refused: list[list]
     with_package: dict[str, str]
     without_package: dict[str, str]
+    when_gone: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +167,15 @@ def journey(folders, tmp_path_factory) -> Journey:
         first = {kind: card[0] for kind, card in cards.items()} | {"transformers": OF_TRANSFORMERS, "card": CARD}
         first["pinned"] = PINNED.format(revision=list(hub.repositories["me/satic"].commits)[1])
         with_package = client(BLOCKS, json.dumps(first), env=env, cwd=above)
+        own = env
         alone = f'import sys\nsys.modules["hf_captioners"] = None\n{BLOCKS}'
         second = {kind: card[1] for kind, card in cards.items()}
         env = hub.environment(tmp_path_factory.mktemp("other_home"))
         without_package = client(alone, json.dumps(second), env=env, cwd=above)
+    when_gone = client(BLOCKS, json.dumps({"satic": first["satic"]}), env=own, cwd=above)
     pushed = {kind: said[2 * index : 2 * index + 2] for index, kind in enumerate(KINDS)}
     proposed, trained, space, *refused = said[2 * len(KINDS) :]
-    return Journey(hub, pushed, proposed, trained, space, refused, with_package, without_package)
+    return Journey(hub, pushed, proposed, trained, space, refused, with_package, without_package, when_gone)
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +253,10 @@ def test_the_blocks_of_the_card_run(journey, expected, kind):
     alone = "regions alone" if kind == "regions" else kind  # the detector is no code of the captioner's repository
     assert journey.with_package[kind] == expected[kind]
     assert journey.without_package[kind] == expected[alone]
+
+
+def test_what_was_downloaded_is_loaded_when_the_hub_is_gone(journey, expected):
+    assert journey.when_gone["satic"] == expected["satic"]
 
 
 def test_by_name_through_transformers_and_of_a_revision(journey, expected):

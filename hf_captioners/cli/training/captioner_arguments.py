@@ -21,6 +21,7 @@ from ...families.folder_parts import missing_part
 from ...families.loading import WeightSizeError, load_captioner_model, load_processor, quantized
 from ...families.prompt import ask, prompt_of_adapters
 from ...modeling.captioner_adapters import AdapterError, absent_base, base_of
+from ...modeling.captioner_hub import at_once
 from ...modeling.captioner_new import check_fields, loading_problem
 from ...modeling.captioner_trust import foreign_code, load_pretrained
 from ..captioners import PROMPT_HELP, QUANTIZED_HELP
@@ -191,7 +192,7 @@ def load_captioner(
         return (*_new(arguments, rows), _new_adapters(arguments))
     if arguments.backbone or arguments.tokenizer or arguments.new_captioner:
         logger.info("the captioner of --model has its backbone and sizes; those of a new one are not read.")
-    with naming_option("model", name):
+    with naming_option("model", name), at_once(name):
         has_adapters = find_adapter_config_file(name) is not None
     if has_adapters:
         return (*_load_adapters(name, arguments, compute_dtype), None)
