@@ -109,6 +109,11 @@ def clip_gpt2(args: argparse.Namespace) -> Iterator[TrainedRun]:
     yield TrainedRun(args, "clip_gpt2", recipe, tokens="pooled", backbone=backbone)
 
 
+def dico(args: argparse.Namespace) -> Iterator[TrainedRun]:
+    """Train DiCO's captioner, with MobileNetV2 in the place of CLIP."""
+    yield TrainedRun(args, "dico", "dico/flickr8k_mini.yaml", backbone=args.data / "vision_backbone")
+
+
 def scdnet(args: argparse.Namespace) -> Iterator[Run]:
     """Train both stages of SCD-Net, guided by ExpansionNet v2."""
     (teacher,) = expansionnet_v2(args)
@@ -119,6 +124,7 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace], Iterator[Run]]] = {
     "expansionnet_v2": expansionnet_v2,
     "satic": satic,
     "clip_gpt2": clip_gpt2,
+    "dico": dico,
     "scdnet": scdnet,
 }
 
