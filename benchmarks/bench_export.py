@@ -7,6 +7,7 @@ Each captioner is exported to ONNX in float32 and with 8-bit weights, with `--fo
 which computes either in float32 and in bfloat16, and captions the pictures one by one, as torch in float32 does. Times
 are CPU seconds of this process, so that other work on the machine counts little; a format's ratio is torch's time
 divided by its own, of the encoder and of everything behind the opened picture, with the captioner's own decoding.
+With `--greedy-graph` decoding is greedy, and one graph from pictures to words (ONNX in float32) takes its turn, too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import argparse
 import itertools
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import onnxruntime
 import torch
 
 from hf_captioners.data.captions.karpathy import load_karpathy
 from hf_captioners.export import ExportedCaptioner
+from hf_captioners.export.greedy_graph import FILE as GREEDY_FILE
+from hf_captioners.export.greedy_graph import FORMS
 from hf_captioners.export.planning import plan_export
 from hf_captioners.export.writing import FORMATS, write_export
 from hf_captioners.inference.loading import load_captioners
@@ -44,37 +49,68 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first pictures")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
+    parser.add_argument("--greedy-graph", choices=FORMS, help="decode greedily, and also measure such a graph")
     return parser.parse_args()
 
 
-@torch.inference_mode()
-def caption(model: Any, processor: Any, rows: Any) -> tuple[list[str], dict[str, float]]:
+Way: TypeAlias = Callable[[Mapping[str, torch.Tensor]], tuple[Any, float]]
+"""Ids of the captions of model inputs, and processor seconds of the encoder."""
+
+
+def in_steps(model: Any, options: dict[str, Any]) -> Way:
+    """Encode, and then decode with options of `generate`."""
+
+    @torch.inference_mode()
+    def run(inputs: Mapping[str, torch.Tensor]) -> tuple[Any, float]:
+        start = time.process_time()
+        encoded = model.encode_images(**inputs)
+        encoder = time.process_time() - start
+        return model.generate(encoder_outputs=encoded, **options), encoder
+
+    return run
+
+
+def in_one_graph(folder: Path) -> Way:
+    """Run the greedy graph of a folder."""
+    session = onnxruntime.InferenceSession(folder / GREEDY_FILE, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> tuple[Any, float]:
+        return session.run(["sequences"], {name: inputs[name].numpy() for name in names})[0], float("nan")
+
+    return run
+
+
+def caption(way: Way, processor: Any, rows: Any) -> tuple[list[str], dict[str, float]]:
     """Captions of pictures, one after the other, and milliseconds per picture: of all, and of the encoder alone."""
     captions, seconds = [], {"encoder": 0.0, "all": 0.0}
     for row in rows:
         inputs = processor.prepare_rows([row])
         start = time.process_time()
-        encoded = model.encode_images(**inputs)
-        seconds["encoder"] += time.process_time() - start
-        ids = model.generate(encoder_outputs=encoded)
+        ids, encoder = way(inputs)
         seconds["all"] += time.process_time() - start
+        seconds["encoder"] += encoder
         captions += processor.batch_decode(ids, skip_special_tokens=True)
     return captions, {name: 1000 * value / len(captions) for name, value in seconds.items()}
 
 
-def measure(name: str, rows: Any, formats: list[str]) -> list[list[str]]:
+def measure(name: str, rows: Any, formats: list[str], greedy: str | None) -> list[list[str]]:
     """The rows of the table of one captioner."""
+    decoding = {} if greedy is None else {"num_beams": 1}
     model, processor = load_captioners([name], "cpu", "float32")
     references = [row["captions"] for row in rows]
-    results = {"torch float32": caption(model, processor, rows)}
+    results = {"torch float32": caption(in_steps(model, decoding), processor, rows)}
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_export(model, processor, "features" if model.config.features_only else "pixels")
         for export_format, precision in itertools.product(formats, PRECISIONS):
             out = Path(folder) / f"{export_format}_{precision}"
-            write_export(plan, out, export_format, PRECISIONS[precision])
+            form = greedy if (export_format, precision) == ("onnx", "float32") else None
+            write_export(plan, out, export_format, PRECISIONS[precision], form)
             for loaded, options in LOADED[export_format].items():
                 exported = ExportedCaptioner.from_pretrained(out, **options)
-                results[f"{export_format} {precision}{loaded}"] = caption(exported, processor, rows)
+                results[f"{export_format} {precision}{loaded}"] = caption(in_steps(exported, decoding), processor, rows)
+            if form is not None:
+                results[f"onnx float32, one graph ({form})"] = caption(in_one_graph(out), processor, rows)
     first, times = results["torch float32"]
     table = []
     for way, (captions, milliseconds) in results.items():
@@ -93,7 +129,7 @@ def main() -> None:
     columns = ["captioner", "way", "same captions", "CIDEr-D", "ms a caption", "encoder: times as fast", "all"]
     print("|", " | ".join(columns), "|\n|" + "---|" * len(columns))
     for name in args.models:
-        for cells in measure(name, rows, args.formats):
+        for cells in measure(name, rows, args.formats, args.greedy_graph):
             print("|", " | ".join(cells), "|", flush=True)
 
 
