@@ -38,7 +38,7 @@ _OF_A_DATASET = (
 )
 # options by what the features come from
 OPTIONS = {
-    "model": (*_OF_A_DATASET, "tokens", "batch_size"),
+    "model": (*_OF_A_DATASET, "tokens", "batch_size", "backbone_dtype"),
     "detector": (
         *(*_OF_A_DATASET, "pictures", "format", "append_boxes", "show"),
         *("min_regions", "max_regions", "max_proposals", "res5_dtype"),
@@ -102,6 +102,9 @@ def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
         help="of a vision backbone: its grid, or one embedding of the whole picture, as CLIP-GPT2 reads (%(default)s)",
     )
     group.add_argument("--batch-size", type=positive, default=16, help="pictures at a time (%(default)s)")
+    group.add_argument(
+        "--backbone-dtype", choices=DTYPES, help="precision that it computes in (default: that of its weights)"
+    )
     group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add_trust_option(group)
@@ -271,8 +274,12 @@ def _from_backbone(args: argparse.Namespace) -> Any:
     from ..data.features.store import DTYPES as TORCH_DTYPES
     from ..inference.extract_features import FeatureExtractor, write_features
 
+    precision = None if args.backbone_dtype is None else TORCH_DTYPES[args.backbone_dtype]
+    extractor = FeatureExtractor.from_pretrained(
+        args.model, args.device, args.tokens == "pooled", args.trust_remote_code, precision
+    )
     return write_features(
-        FeatureExtractor.from_pretrained(args.model, args.device, args.tokens == "pooled", args.trust_remote_code),
+        extractor,
         _dataset(args),
         args.out,
         batch_size=args.batch_size,

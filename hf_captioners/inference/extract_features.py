@@ -52,13 +52,20 @@ class FeatureExtractor:
         name (`str`, *optional*): What to call the backbone in the metadata of a store; its model type by default.
         pooled (`bool`, defaults to `False`): Of a vision model, its one embedding of the whole picture instead of its
             grid: what CLIP-GPT2 reads. A captioner takes what it was made for.
+        backbone_dtype (`torch.dtype`, *optional*): Precision to compute in, such as `torch.bfloat16`; by default that
+            of the weights. The store says so, and is continued in the same one.
 
     Raises:
         ValueError: The captioner has no backbone, or the model wants something else than pictures.
     """
 
     def __init__(
-        self, model: PreTrainedModel, image_processor: Any, name: str | None = None, pooled: bool = False
+        self,
+        model: PreTrainedModel,
+        image_processor: Any,
+        name: str | None = None,
+        pooled: bool = False,
+        backbone_dtype: torch.dtype | None = None,
     ) -> None:
         backbone = model.backbone if isinstance(model, CaptionerPreTrainedModel) else model
         model_type = model.config.model_type
@@ -74,6 +81,10 @@ class FeatureExtractor:
         self._backbone: PreTrainedModel = backbone
         self._name = name or backbone.config.model_type
         self._pooled = pooled and model is backbone
+        self._precision: dict[str, str] = {}
+        if backbone_dtype is not None:
+            backbone.to(dtype=backbone_dtype)
+            self._precision["backbone_dtype"] = str(backbone_dtype).removeprefix("torch.")
 
     @classmethod
     def from_pretrained(
@@ -82,6 +93,7 @@ class FeatureExtractor:
         device: str | torch.device = "auto",
         pooled: bool = False,
         trust_remote_code: bool = False,
+        backbone_dtype: torch.dtype | None = None,
     ) -> "FeatureExtractor":
         """Load a saved captioner or vision backbone and its image processor.
 
@@ -91,6 +103,7 @@ class FeatureExtractor:
             device (`str` or `torch.device`, defaults to `"auto"`): Where to run; `"auto"` takes a GPU if there is one.
             pooled (`bool`, defaults to `False`): See [`FeatureExtractor`]. Of a CLIP, the projected embedding.
             trust_remote_code (`bool`, defaults to `False`): Whether code that comes with the folder may run.
+            backbone_dtype (`torch.dtype`, *optional*): See [`FeatureExtractor`].
 
         Raises:
             ValueError: There is no such model or device, or it has no image processor, or see [`FeatureExtractor`].
@@ -109,6 +122,7 @@ class FeatureExtractor:
             image_processor,
             Path(folder).resolve().name if Path(folder).is_dir() else str(folder),
             pooled,
+            backbone_dtype,
         )
 
     @torch.inference_mode()
@@ -121,11 +135,12 @@ class FeatureExtractor:
         return reader.tokens(self.model(pixel_values=pixel_values))
 
     def metadata(self) -> dict[str, str]:
-        """Origin of the features: the backbone's name, digests of its weights and of the preprocessing."""
+        """Origin of the features: the backbone's name, precision and digest, and the digest of the preprocessing."""
         return {
             "backbone": f"{self._name}, pooled" if self._pooled else self._name,
             "backbone_sha256": weights_sha256(self._backbone),
             "image_processor_sha256": settings_sha256(self.image_processor),
+            **self._precision,
         }
 
 

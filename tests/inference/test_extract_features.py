@@ -129,6 +129,19 @@ class TestFeatures:
             expected = extractor.model(**pixels).pooler_output
         torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=1e-4)
 
+    def test_in_bfloat16(self, swin_dir, pictures, tmp_path):
+        extractor = FeatureExtractor.from_pretrained(swin_dir, "cpu", backbone_dtype=torch.bfloat16)
+        write_features(extractor, rows_of(pictures), tmp_path / "out", dtype=torch.float32)
+        store, model = FeatureStore(tmp_path / "out"), AutoModel.from_pretrained(swin_dir, dtype=torch.bfloat16)
+        prepare = AutoImageProcessor.from_pretrained(swin_dir, backend="pil")
+        for row in rows_of(pictures):
+            pixels = prepare(row["image"].convert("RGB"), return_tensors="pt")["pixel_values"].bfloat16()
+            with torch.no_grad():
+                expected = model(pixels).last_hidden_state[0]
+            if row["image"].mode == "RGB":
+                torch.testing.assert_close(store[row["image_id"]], expected.float(), rtol=0.02, atol=0.05)
+        assert store.metadata["backbone_dtype"] == "bfloat16"
+
 
 class TestBrokenPictures:
     def test_are_named_and_the_rest_go_on(self, swin_dir, pictures, tmp_path, caplog):
@@ -177,6 +190,12 @@ class TestResuming:
             again.model.layernorm.bias += 1
         with pytest.raises(FeatureError, match="backbone_sha256"):
             write_features(again, rows_of(pictures), tmp_path / "out")
+
+    def test_another_precision(self, swin_dir, pictures, tmp_path):
+        write_features(FeatureExtractor.from_pretrained(swin_dir, "cpu"), rows_of(pictures), tmp_path / "out")
+        half = FeatureExtractor.from_pretrained(swin_dir, "cpu", backbone_dtype=torch.bfloat16)
+        with pytest.raises(FeatureError, match="backbone_dtype"):
+            write_features(half, rows_of(pictures), tmp_path / "out")
 
     def test_metadata_is_the_same_for_the_same_folder(self, swin_dir):
         first, second = (FeatureExtractor.from_pretrained(swin_dir, "cpu").metadata() for _ in range(2))
