@@ -57,6 +57,21 @@ RELEASED: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
 REGIONS = 36
 
 
+def released(kind: str, sizes: dict[str, Any]) -> Any:
+    """A captioner with random weights, of the released size where `sizes` does not say another."""
+    torch.manual_seed(0)
+    model, config, settings = RELEASED[kind]
+    return model(config(**{**settings, **sizes})).eval()
+
+
+def picture_of(model: Any) -> dict[str, torch.Tensor]:
+    """Model inputs of a picture, or of its regions."""
+    vision = model.config.vision_config
+    if vision is None:
+        return {"image_features": torch.randn(1, REGIONS, model.config.feature_size)}
+    return {"pixel_values": torch.randn(1, 3, vision.image_size, vision.image_size)}
+
+
 def variants(model: Any) -> dict[str, Any]:
     """The captioner in every way that it has."""
     ways = {name: way for name, way in WAYS.items() if model.backbone is not None or "backbone_dtype" not in way}
@@ -83,14 +98,8 @@ def measure_speed(args: argparse.Namespace) -> None:
     )
     words = {"min_new_tokens": args.tokens, "max_new_tokens": args.tokens}
     for kind in args.systems:
-        torch.manual_seed(0)
-        model, config, settings = RELEASED[kind]
-        models = variants(model(config(**{**settings, **args.sizes})).eval())
-        vision = models["float32"].config.vision_config
-        if vision is None:
-            inputs = {"image_features": torch.randn(1, REGIONS, models["float32"].config.feature_size)}
-        else:
-            inputs = {"pixel_values": torch.randn(1, 3, vision.image_size, vision.image_size)}
+        models = variants(released(kind, args.sizes))
+        inputs = picture_of(models["float32"])
         with torch.inference_mode():
             times = [in_turns(models, args.repeats, methodcaller("encode_images", **inputs))]
             for beams in (1, 5):
