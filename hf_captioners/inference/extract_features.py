@@ -8,7 +8,7 @@ are named and noted in the store, and the rest go on; an interrupted run continu
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -83,7 +83,7 @@ class FeatureExtractor:
         self._pooled = pooled and model is backbone
         self._precision: dict[str, str] = {}
         if backbone_dtype is not None:
-            backbone.to(dtype=backbone_dtype)
+            cast(Any, backbone).to(dtype=backbone_dtype)
             self._precision["backbone_dtype"] = str(backbone_dtype).removeprefix("torch.")
 
     @classmethod
