@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,14 +152,20 @@ def run(args: argparse.Namespace) -> int:
             check_card(args.update_card, args.model)
         suite = _suite(args)
         captions = _read_captions(args) if args.predictions is not None else _write_captions(args, suite)
+        written = {} if args.save_predictions is None else {"captions": args.save_predictions}
         evaluation = _evaluate(suite, captions)
+        if captions.settings:
+            evaluation = evaluation.of_captions(captions.settings)
         data = _fingerprint(captions)
         if args.report is not None:
-            _report(args, captions, evaluation)
+            written["report"] = _report(args, captions, evaluation)
         if args.update_card is not None:
             source = args.references if args.dataset is None else args.dataset
             update_card(args.update_card, source, captions.split, evaluation, data, captions.speed)
+            written["the card, with the scores"] = args.update_card / "README.md"
     print(_as_json(evaluation, data, args.per_image) if args.json else _as_table(evaluation))
+    for what, path in written.items():
+        print(f"hf-captioners evaluate: {what}: {path}", file=sys.stderr)
     return 1 if captions.failed else 0
 
 
@@ -175,6 +181,7 @@ class _Captions:
     split: str | None = None
     failed: int = 0
     speed: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)  # that they were decoded with, where that is known
 
 
 def _check_sources(args: argparse.Namespace) -> None:
@@ -235,6 +242,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
     from ..data.printable import printable
     from ..data.progress import progress
     from ..inference.captioning import caption_rows
+    from ..inference.decoding_settings import decoding_settings
 
     source = Path(args.dataset)
     split = args.split or _evaluated_split(args.dataset)
@@ -249,6 +257,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
     use_retrieval(model, processor, args.retrieval, args.trust_remote_code)
     make_faster(args, model)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    faster = {name: vars(args)[name] for name in ("fast", "backbone_dtype") if vars(args)[name] is not None}
     records = caption_rows(model, processor, itertools.chain(timed, rows), args.batch_size, **options)
     captions: dict[Any, str] = {}
     for record in progress(records, total=number, unit="picture"):
@@ -273,6 +282,7 @@ def _write_captions(args: argparse.Namespace, suite: "CaptionMetrics") -> _Capti
         references.file_names,
         split,
         failed=number - len(captions),
+        settings={**decoding_settings(model, **options), **faster},
         speed=speed,
     )
 
@@ -429,10 +439,10 @@ def _frequencies(path: str | None, tokenizer: str) -> Any:
     return DocumentFrequencies.from_references(list(read_references(path).captions.values()), tokenizer=tokenizer)
 
 
-def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> None:
+def _report(args: argparse.Namespace, captions: _Captions, evaluation: "Evaluation") -> Path:
     from ..reports.score_report import write_report
 
-    write_report(
+    return write_report(
         args.report,
         evaluation,
         captions.image_ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._version import __version__
@@ -37,6 +37,17 @@ class Evaluation(Scores):
     def signature_text(self) -> str:
         """The signature on one line."""
         return signature_text(self.signature)
+
+    def of_captions(self, settings: Mapping[str, Any]) -> Evaluation:
+        """The same scores, with a signature that also says how the captions were written.
+
+        Args:
+            settings (`Mapping[str, Any]`): such as those of [`decoding_settings`]; `captions` in the signature.
+
+        Returns:
+            [`Evaluation`]
+        """
+        return replace(self, signature={**self.signature, "captions": dict(settings)})
 
     def table(self) -> list[tuple[str, str]]:
         """The corpus scores as papers print them, a (name, number) per score; the name says what it was multiplied by.

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from ..families import CaptionFamily, without_adapters
 from ..inference.captioning import Captioner
-from ..metrics.suite import CaptionMetrics
+from ..inference.decoding_settings import decoding_settings
+from ..metrics.suite import CaptionMetrics, Evaluation
 from .arguments import CaptionerTrainingArguments
 from .collator import ImageCollator
 from .loading import closed, with_own_chance
@@ -30,12 +31,11 @@ class DefaultMetrics:
 
     def __init__(self, names: list[str]) -> None:
         self.metrics = CaptionMetrics(names)
-        self.signature: str | None = None
+        self.evaluation: Evaluation | None = None
 
     def __call__(self, captions: list[str], references: list[list[str]]) -> dict[str, float]:
-        evaluation = self.metrics(captions, references)
-        self.signature = evaluation.signature_text
-        return evaluation.corpus
+        self.evaluation = self.metrics(captions, references)
+        return self.evaluation.corpus
 
 
 class EvaluatingTrainer(AveragingTrainer):
@@ -53,7 +53,12 @@ class EvaluatingTrainer(AveragingTrainer):
     def signature(self) -> str | None:
         """Signature of the last evaluation by generation, where the metrics are those of `caption_metrics`."""
         scorer = self.compute_caption_metrics
-        return scorer.signature if isinstance(scorer, DefaultMetrics) else None
+        evaluation = scorer.evaluation if isinstance(scorer, DefaultMetrics) else None
+        if evaluation is None:
+            return None
+        model = self.accelerator.unwrap_model(self.model)
+        settings = decoding_settings(without_adapters(model), **self.family.evaluation_options(self.args))
+        return evaluation.of_captions(settings).signature_text
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All evaluation pictures: `dataloader_drop_last` is for training."""

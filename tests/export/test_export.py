@@ -36,6 +36,7 @@ captions = pipeline(model="me/mine/onnx")(sys.argv[1:])
 print(json.dumps([isinstance(exported, ExportedCaptioner), captions]))
 main(["caption", *sys.argv[1:], "--model", "me/mine/onnx"])
 """
+SCORED = ("evaluate", "--dataset", "metadata.jsonl", "--image-root", ".", "--metrics", "bleu", "--json", "--model")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ class TestVerbs:
             assert message in capfd.readouterr().err
 
 
-def test_over_the_hub(tiny_plan, tiny_captioner_dir, pictures, tmp_path):
+def test_over_the_hub(tiny_plan, tiny_captioner_dir, pictures, tmp_path, monkeypatch, capfd):
     run = Path(shutil.copytree(tiny_captioner_dir, tmp_path / "run"))
     write_export(tiny_plan, run / "onnx")
     names = [str(tmp_path / f"{number}.png") for number in range(3)]
@@ -137,18 +138,23 @@ def test_over_the_hub(tiny_plan, tiny_captioner_dir, pictures, tmp_path):
 
         def say(home: str, *words: str) -> str:
             env = {**hub.environment(tmp_path / home), "PYTHONPATH": str(ROOT)}
-            done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+            done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, cwd=tmp_path)
             assert done.returncode == 0, done.stderr[-3000:]
             return done.stdout
 
         say("home", "-m", "hf_captioners", "push", str(run), "me/mine", "--private")
         sent = hub.repositories["me/mine"].files()
         first, *records = map(json.loads, say("other_home", "-c", BY_NAME, *names).splitlines())
+        scored = say("other_home", "-m", "hf_captioners", *SCORED, "me/mine/onnx")
     assert {path.name for path in (run / "onnx").iterdir()} == {Path(name).name for name in sent if "onnx/" in name}
     assert sent["onnx/decoder.onnx"] == (run / "onnx" / "decoder.onnx").read_bytes()
     expected = pipeline(model=tiny_captioner_dir)(names)
     assert first == [True, expected]
     assert [record["caption"] for record in records] == [caption[0]["generated_text"] for caption in expected]
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main([*SCORED, str(tiny_captioner_dir)]) == 0
+    assert json.loads(scored)["corpus"] == json.loads(capfd.readouterr().out)["corpus"]
 
 
 def test_a_loss_is_refused(tiny_captioner_dir, pictures, monkeypatch, tmp_path, capfd):
