@@ -106,6 +106,8 @@ class CaptionerTrainer(EvaluatingTrainer):
             data_collator=data_collator,
             **kwargs,
         )
+        if not torch.accelerator.is_available():  # there is no memory to copy to, and torch would warn at each loader
+            self.args.dataloader_pin_memory = False
         if isinstance(self.train_dataset, RowStream):
             if self.train_dataset.seed is None:
                 self.train_dataset.seed = args.seed if args.data_seed is None else args.data_seed
