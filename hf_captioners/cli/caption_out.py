@@ -270,6 +270,7 @@ def open_run(args: argparse.Namespace, model: Any, processor: Any, options: Mapp
     asked = vars(model.config).get("captioning_prompt")
     streamed = _OF_STREAM if args.dataset is not None else ()
     settings = {
+        "model_name": " ".join(args.model),
         "weights_sha256": weights_sha256(model),
         "image_processor_sha256": settings_sha256(processor.image_processor),
         "dtype": str(model.dtype),

@@ -34,6 +34,7 @@ from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
+_NAME, _WEIGHTS = "model_name", "weights_sha256"
 _PART = "part-{:05d}-of-{:05d}"
 
 
@@ -68,6 +69,7 @@ class CaptionRun:
     Args:
         path (`Path`): the file of records, `captions.jsonl`.
         settings (`Mapping[str, Any]`): what captions depend on: model, options and the like, JSON values by name.
+            `model_name`, which they do not depend on, is for messages about `weights_sha256`.
         share ([`Share`], *optional*): of several processes, this one's.
         retry_failed (`bool`, defaults to `False`): also try the images again that have an `error`.
 
@@ -121,9 +123,9 @@ class CaptionRun:
             self.state.mkdir(parents=True, exist_ok=True)
             write_whole(file, lambda temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
         earlier = settings_of(self.path)
-        names = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))
+        names = sorted(name for name in {*settings, *earlier} - {_NAME} if settings.get(name) != earlier.get(name))
         if names:
-            changes = ", ".join(f"{name} {earlier.get(name)!r} and now {settings.get(name)!r}" for name in names)
+            changes = ", ".join(f"{_said(name, earlier)} and now {_value(name, settings)}" for name in names)
             raise RunError(f"{self.path} was made with {changes}; go on with the same, or give another name.")
         parts = {part.name.rpartition("-")[2] for part in self.state.glob("part-*")}
         if parts - {f"{self.share.number:05d}"}:
@@ -262,6 +264,19 @@ def settings_of(path: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
     except (TypeError, ValueError) as error:
         raise RunError(f"{file}: not JSON: {error}") from error
+
+
+def _said(name: str, settings: Mapping[str, Any]) -> str:
+    return f"{'model' if name == _WEIGHTS else name} {_value(name, settings)}"
+
+
+def _value(name: str, settings: Mapping[str, Any]) -> str:
+    """A setting for a message: a model by its name, a digest by its beginning."""
+    value = settings.get(name)
+    if not name.endswith("_sha256") or value is None:
+        return repr(value)
+    digest = f"{value[:12]}…"
+    return digest if name != _WEIGHTS else f"{settings.get(_NAME, 'of no known name')} (weights {digest})"
 
 
 def identity(record: Mapping[str, Any]) -> Any:

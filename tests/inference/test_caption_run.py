@@ -85,6 +85,16 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
     go(path)
     with pytest.raises(RunError, match=r"made with model 'mine' and now 'other', num_beams 3 and now None"):
         go(path, settings={"model": "other"})
+    weights = {"model_name": "runs/mine", "weights_sha256": 32 * "ab", "image_processor_sha256": 32 * "12"}
+    go(tmp_path / "named.jsonl", settings=weights)
+    go(tmp_path / "named.jsonl", settings=weights | {"model_name": "elsewhere/mine"})  # the same weights
+    other = {"model_name": "runs/other", "weights_sha256": 32 * "cd", "image_processor_sha256": 32 * "34"}
+    with pytest.raises(
+        RunError,
+        match=r"made with image_processor_sha256 121212121212… and now 343434343434…, model runs/mine "
+        r"\(weights abababababab…\) and now runs/other \(weights cdcdcdcdcdcd…\); go on",
+    ):
+        go(tmp_path / "named.jsonl", settings=other)
     (tmp_path / "notes.jsonl").write_text("{}\n")
     with pytest.raises(RunError, match="is there, and not from such a run"):
         go(tmp_path / "notes.jsonl")
