@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..hub.card import updated_card, write_card
+from ..hub.facts import CardFacts
+from ..hub.inheritance import inherited_facts
 from ..modeling.captioner_detector import own_detector
 from ..modeling.modeling_scdnet import ScdnetForImageCaptioning
 from .writing import ConversionError, check_out_dir, new_folder
 
+logger = logging.getLogger(__name__)
+
 
 def join_stages(first: tuple[Any, Any], second: tuple[Any, Any], out_dir: str | Path, overwrite: bool = False) -> Path:
-    """Write a cascade that owns both stages, with the second one's processor, caption retriever and detector.
+    """Write a cascade of both stages, with the second one's processor, caption retriever and detector, and a card.
 
     Args:
         first, second (`tuple[PreTrainedModel, ProcessorMixin]`): the stages and their processors, as `load_captioners`
@@ -51,7 +57,28 @@ def join_stages(first: tuple[Any, Any], second: tuple[Any, Any], out_dir: str | 
             part.save_pretrained(folder)
         if detector is not None and is_inside:
             shutil.copytree(detector, folder / model.config.detector)
+        facts = _facts(model, Path(out_dir), *names)
+        write_card(facts, folder, updated_card(out_dir, facts))
     return Path(out_dir)
+
+
+def _facts(model: Any, out_dir: Path, first: str, second: str) -> CardFacts:
+    """Facts for the card: the stages, and what their own cards say of licence, base models and limits."""
+    before, known = inherited_facts(first), inherited_facts(second)
+    terms = ("licence", "licence_name", "licence_link")
+    licences = [tuple(map(one.get, terms)) for one in (before, known) if one.get("licence") is not None]
+    if len({*licences}) > 1:
+        logger.warning("the stages have different licences, and the card of the cascade has none")
+        before, known = ({name: one[name] for name in one if name not in terms} for one in (before, known))
+    bases = dict.fromkeys([*before.get("base_models", ()), *known.get("base_models", ())])
+    return CardFacts(
+        out_dir.resolve().name,
+        model.config.to_dict(),
+        type(model).__name__,
+        parameters=model.num_parameters(),
+        training={"first stage": Path(first).name, "second stage": Path(second).name},
+        **{**before, **known, "base_models": list(bases)},
+    )
 
 
 def _check_words(names: str, own: dict[str, int], other: dict[str, int]) -> None:

@@ -8,10 +8,13 @@ import shutil
 import pytest
 import torch
 from contracts.tiny_scdnet import small_model
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_captioners import CaptionerImageProcessor, ScdnetProcessor, build_word_tokenizer
 from hf_captioners.cli.main import main
+from hf_captioners.hub.card import write_card
+from hf_captioners.hub.facts import CardFacts
 
 WORDS = ["PAD", "SOS", "EOS", "UNK", *"abcdefghijklmnop"]
 
@@ -44,6 +47,18 @@ def test_they_are_joined(stages, tmp_path, capsys):
     again = [*words[:2], str(folder / "first"), str(tmp_path / "cascade"), "--out", str(tmp_path / "again")]
     assert main(again) == 2
     assert "is a cascade already, expected a stage of SCD-Net" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("of_first, joined", [("cc-by-nc-4.0", "cc-by-nc-4.0"), ("mit", None), (None, "cc-by-nc-4.0")])
+def test_the_cascade_has_a_card_with_the_licence_of_its_stages(stages, tmp_path, of_first, joined, caplog):
+    first, second = (shutil.copytree(stages[0] / name, tmp_path / name) for name in ("first", "second"))
+    for folder, licence, base in ((first, of_first, "org/one"), (second, "cc-by-nc-4.0", "org/two")):
+        write_card(CardFacts(folder.name, {"model_type": "scdnet"}, licence=licence, base_models=[base]), folder)
+    assert main(["scdnet", "join", str(first), str(second), "--out", str(tmp_path / "cascade")]) == 0
+    card = ModelCard.load(tmp_path / "cascade/README.md")
+    assert card.data.license == joined and card.data.base_model == ["org/one", "org/two"]
+    assert ("the stages have different licences" in caplog.text) == (joined is None)
+    assert "| first stage | first |" in card.text and card.data.model_name == "cascade"
 
 
 def test_a_detector_in_the_second_folder_comes_along(stages, tmp_path):
