@@ -2,7 +2,7 @@
 
 On a CPU most of a caption's time is linear layers: of the vision tower, where arithmetic counts, and of the decoder,
 which reads all its weights again for every word, so that their bytes count. `"exact"` lays the weights out for oneDNN
-once; captions stay as they are. `"int8"` makes 8-bit integers of them, and of what goes into each layer when it runs: a
+once, and once more for single rows in layers outside of the tower; captions stay as they are. `"int8"` makes 8-bit integers of them, and of what goes into each layer when it runs: a
 quarter of the bytes, and other captions now and then. `benchmarks/bench_fast.py` has the times, and what a trained
 captioner loses.
 """
@@ -15,31 +15,42 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.mkldnn import MkldnnLinear
 from transformers.pytorch_utils import Conv1D
 
 from ..families import family_of
 from ..families.model_parts import without_adapters
 from ..modeling.captioner_adapters import AdapterError
 
-_FEWEST = 2**18  # weights of a layer that is worth the way into oneDNN's layout and back
+_WAYS = ("exact", "int8")
+_FEWEST = 2**18  # weights of a layer with which oneDNN's product of few rows is worth its call
+_SOME_ROWS = 8  # for which oneDNN chooses its layout; any number but 1 gives the same
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with weights in oneDNN's layout.
+    """A linear layer with weights in oneDNN's layout, and for a single row in the one that is read fastest.
+
+    The layout for rows is that of torch's own compiler, and so is the operation, which has no public name.
 
     Args:
         linear (`nn.Linear`): the layer, in float32 on the CPU.
+        for_words (`bool`, defaults to `True`): whether a single row may come, of a word; without, half the memory.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, for_words: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = MkldnnLinear(linear, torch.float32)
+        weight = linear.weight.detach()
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _SOME_ROWS)
+        widens = self.out_features >= self.in_features
+        self.row_weight = (weight.t().contiguous().t() if widens else weight.contiguous()) if for_words else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, in_features) -> (…, out_features)"""
-        return cast(torch.Tensor, self.packed(hidden))
+        if self.row_weight is not None and hidden.numel() == self.in_features:
+            return nn.functional.linear(hidden, self.row_weight, self.bias)
+        output = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
+        return cast(torch.Tensor, output)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
         """Refuse what `half`, `to`, `cuda` and the like would do to the weights."""
@@ -99,9 +110,7 @@ def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype
     if backbone_dtype is not None:
         cast(Any, family_of(model).backbone(model)).to(backbone_dtype)
     if linear is not None:
-        for module, name, layer in _linears(model):
-            if layer.weight.dtype == torch.float32:
-                setattr(module, name, _MADE[linear](_as_linear(layer)))
+        _replace(model, linear)
         model.save_pretrained = _refuse_to_save
     return model
 
@@ -128,27 +137,43 @@ def check_optimization(model: Any, linear: str | None = None, backbone_dtype: to
 
 
 def _check_linears(model: Any, linear: str) -> None:
-    if linear not in _MADE:
-        raise ValueError(f"linear must be one of {', '.join(_MADE)}, not {linear!r}.")
+    if linear not in _WAYS:
+        raise ValueError(f"linear must be one of {', '.join(_WAYS)}, not {linear!r}.")
     if without_adapters(model) is not model or "peft_config" in vars(model):
         raise AdapterError(
             "faster linear layers are for a captioner without adapters; merge them first (merge_and_unload)."
         )
-    weights = [layer.weight for _, _, layer in _linears(model)]
+    weights = [layer.weight for _, _, layer in _linears(model, rounded=False)]
     strange = next((one for one in weights if one.device.type != "cpu" or one.dtype != torch.float32), None)
     if not weights or strange is not None:
         found = "the captioner has none" if strange is None else f"these are {strange.dtype} on {strange.device}"
         raise ValueError(f"faster linear layers are for layers in float32 on a CPU, and {found}.")
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+def _replace(model: Any, linear: str) -> None:
+    """Put faster layers in the place of those in float32; the tower, if it has another precision, keeps its own."""
+    backbone = family_of(model).backbone(model)
+    of_tower = set() if backbone is None else set(backbone.modules())
+    for module, name, layer in _linears(model, rounded=linear == "int8"):
+        if layer.weight.dtype != torch.float32:
+            continue
+        if linear == "int8":
+            setattr(module, name, _quantized(_as_linear(layer)))
+        elif layer.weight.numel() >= _FEWEST:
+            setattr(module, name, PackedLinear(_as_linear(layer), for_words=layer not in of_tower))
+
+
+def _linears(model: nn.Module, rounded: bool) -> Iterator[tuple[nn.Module, str, Any]]:
     """Every linear layer, with what it is in and its name there.
 
-    Of layers of classes of their own, which may compute something else, those that say `is_plain`.
+    Of layers of classes of their own, which may compute something else, those that say `is_plain`, and, if their
+    weights will not be `rounded`, those that say `is_exact`.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) in (nn.Linear, Conv1D) or getattr(child, "is_plain", False):
+            says = vars(type(child))
+            is_own = says.get("is_plain", False) or (not rounded and says.get("is_exact", False))
+            if type(child) in (nn.Linear, Conv1D) or is_own:
                 yield module, name, child
 
 
@@ -166,21 +191,12 @@ def _linear_of(weight: torch.Tensor, bias: Any) -> nn.Linear:
     return linear.eval()
 
 
-def _packed(layer: nn.Linear) -> nn.Module:
-    """A packed layer, where that is worth it; those of classes of their own are fast by themselves."""
-    is_worth_it = type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST
-    return PackedLinear(layer) if is_worth_it else layer
-
-
 def _quantized(layer: nn.Linear) -> nn.Module:
     plain = _linear_of(layer.weight.detach(), layer.bias)
     with warnings.catch_warnings():  # torch 2.13, which is pinned, has it and says that a later one will not
         warnings.simplefilter("ignore")
         plain.qconfig = torch.ao.quantization.default_dynamic_qconfig  # type: ignore[assignment]
         return cast(nn.Module, QuantizedLinear.from_float(plain))
-
-
-_MADE: dict[str, Callable[[nn.Linear], nn.Module]] = {"exact": _packed, "int8": _quantized}
 
 
 def _check_backbone(model: Any) -> None:

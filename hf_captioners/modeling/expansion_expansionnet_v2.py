@@ -75,6 +75,8 @@ class ExpansionCacheLayer(MemoryCacheLayer):
 class ScoreLinear(nn.Linear):
     """A linear layer that computes in float32 even if its weights are shorter: scores near 0 decide by their sign."""
 
+    is_exact = True  # in float32 it is as any linear layer, and must not be rounded
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, in) -> (…, out) in float32; call it outside of autocast."""
         hidden, weight, bias = map(at_least_float32, (hidden, self.weight, self.bias))
