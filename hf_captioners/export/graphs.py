@@ -74,7 +74,7 @@ class Cut:
 class ExpansionNetV2Cut(Cut):
     """State of the dynamic expansions; keys and values of the memory."""
 
-    parts = ("keys", "conditions", "slot_scores", "positive", "negative", "positive_weights", "negative_weights")
+    parts = ("projections", "slot_scores", "weights")
 
     def memory(self, cache: Any) -> Tensors:
         return _keys_and_values("memory", [(layer.memory_keys, layer.memory_values) for layer in cache.layers])

@@ -2,9 +2,9 @@
 
 On a CPU most of a caption's time is linear layers: of the vision tower, where arithmetic counts, and of the decoder,
 which reads all its weights again for every word, so that their bytes count. `"exact"` lays the weights out for oneDNN
-once, and once more for single rows in layers outside of the tower; captions stay as they are. `"int8"` makes 8-bit integers of them, and of what goes into each layer when it runs: a
-quarter of the bytes, and other captions now and then. `benchmarks/bench_fast.py` has the times, and what a trained
-captioner loses.
+once, and once more for single rows in layers outside of the tower; captions stay as they are. `"int8"` makes 8-bit
+integers of them, and of what goes into each layer when it runs: a quarter of the bytes, and other captions now and
+then. `benchmarks/bench_fast.py` has the times, and what a trained captioner loses.
 """
 
 from __future__ import annotations

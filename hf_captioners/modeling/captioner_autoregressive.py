@@ -252,13 +252,16 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         return None if write is None else loop_of(write)
 
     def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Processors of transformers; where its loops keep logits as `scores`, these become log-probabilities at last.
+        """Processors of transformers; where its loops return logits as `scores`, or draw from them, these become
+        log-probabilities at last.
 
         A start token that is also the end token is no word that is repeated: else a caption could not end.
         """
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         if bool(torch.isin(generation_config._decoder_start_token_tensor, generation_config._eos_token_tensor)):
             processors = LogitsProcessorList(behind_start(processor) for processor in processors)
-        if generation_config.num_beams == 1 and self.decodings[generation_config.decoding].words is None:
+        are_read = generation_config.output_scores or generation_config.do_sample
+        of_transformers = generation_config.num_beams == 1 and self.decodings[generation_config.decoding].words is None
+        if of_transformers and are_read:
             processors.append(LogProbabilities())
         return processors

@@ -110,8 +110,9 @@ class WordSteps:
         self._logits: list[torch.Tensor] = []
         self._layers: dict[str, list] = {}  # of every word, what was asked for of the decoder's layers
 
-    def next_scores(self, ids: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (N, V), after the processors, of the words that follow `ids` (N, length)."""
+    def next_scores(self, ids: torch.Tensor, normalized: bool = True) -> torch.Tensor:
+        """Log-probabilities (N, V), after the processors, of the words that follow `ids` (N, length); if not
+        `normalized`, what has their order."""
         new = ids if self._is_first or self.cache is None else ids[:, -1:]
         self._is_first = False
         asked = {name: True for name in ("output_hidden_states", "output_attentions") if vars(self.config)[name]}
@@ -119,7 +120,7 @@ class WordSteps:
             decoder_input_ids=new, encoder_outputs=self.memory, past_key_values=self.cache, logits_to_keep=1, **asked
         )
         logits = at_least_float32(output.logits[:, -1])  # (N, V)
-        scores: Any = self.processor(ids, logits.log_softmax(-1))  # type: ignore[arg-type]
+        scores: Any = self.processor(ids, logits.log_softmax(-1) if normalized else logits)  # type: ignore[arg-type]
         self._logits += [logits] if self.config.output_logits else []
         self._scores += [scores] if self.config.output_scores else []
         for name in ("decoder_hidden_states", "cross_attentions", "decoder_attentions") if asked else ():

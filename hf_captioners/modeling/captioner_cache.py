@@ -47,5 +47,5 @@ class MemoryCacheLayer(CaptionCacheLayer):
 
     def __init__(self, memory_keys: torch.Tensor, memory_values: torch.Tensor) -> None:
         super().__init__()
-        self.memory_keys = memory_keys
-        self.memory_values = memory_values
+        self.memory_keys = memory_keys.contiguous()  # for every word they are read again
+        self.memory_values = memory_values.contiguous()

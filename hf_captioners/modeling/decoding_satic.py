@@ -61,7 +61,7 @@ def group_words(prompts: torch.Tensor, steps: WordSteps, criteria: StoppingCrite
     rows_matter = config.do_sample or config.return_dict_in_generate or criteria or not steps.only_lowers
     may_leave = steps.cache is not None and not rows_matter  # finished rows are read nowhere
     for length in range(start, limit):
-        log_probs = steps.next_scores(captions.ids[:, :length])  # (R, V)
+        log_probs = steps.next_scores(captions.ids[:, :length], normalized=bool(rows_matter))  # (R, V)
         words = torch.multinomial(log_probs.softmax(-1), 1)[:, 0] if config.do_sample else log_probs.argmax(-1)  # (R,)
         group_is_full = length % size == 0
         captions.append(words, stop=group_is_full or not quirks)

@@ -31,6 +31,11 @@ def _normalize(scores: torch.Tensor, dim: int | tuple[int, ...], eps: float) -> 
     return scores / (scores.sum(dim=dim, keepdim=True) + eps)
 
 
+def _both_faces(scores: torch.Tensor) -> torch.Tensor:
+    """The positive and the negative part of scores (R, …), side by side (R, 2, …)."""
+    return torch.stack((scores, -scores), dim=1).relu()
+
+
 class ExpansionCacheLayer(MemoryCacheLayer):
     """State of one decoder layer: what the past positions contributed to the dynamic expansion, and the
     cross-attention's projections of the memory.
@@ -39,8 +44,8 @@ class ExpansionCacheLayer(MemoryCacheLayer):
     have a row per *picture* and are shared by its captions.
 
     Shapes, with R captions, P past positions, N slots, d width, B pictures, H heads, L memory tokens: in `state`,
-    "keys", "conditions", "positive", "negative" (R, P, d), "slot_scores" (R, N, P), "positive_weights",
-    "negative_weights" (R, P, N, P); `memory_keys`, `memory_values` (B, H, L, d / H).
+    "projections" (R, 4, P, d), which are keys, conditions, positive and negative values, "slot_scores" (R, P, N),
+    "weights" (R, 2, P, N, P) of the positive and the negative class; `memory_keys`, `memory_values` (B, H, L, d / H).
     """
 
     def __init__(self, memory_keys: torch.Tensor, memory_values: torch.Tensor) -> None:
@@ -54,14 +59,14 @@ class ExpansionCacheLayer(MemoryCacheLayer):
         self.state[name] = new
         return new
 
-    def append_weights(self, name: str, new: torch.Tensor) -> torch.Tensor:
-        """Append rows `new` (R, T, N, P + T) to the weights called `name`; the older rows end in zeros."""
-        if name in self.state:
-            self.state[name] = nn.functional.pad(self.state[name], (0, new.shape[1]))
-        return self.append(name, new, dim=1)
+    def append_weights(self, new: torch.Tensor) -> torch.Tensor:
+        """Append rows `new` (R, 2, T, N, P + T) to the weights; the older rows end in zeros."""
+        if "weights" in self.state:
+            self.state["weights"] = nn.functional.pad(self.state["weights"], (0, new.shape[2]))
+        return self.append("weights", new, dim=2)
 
     def get_seq_length(self) -> int:
-        return self.state["keys"].shape[1] if self.state else 0
+        return self.state["slot_scores"].shape[1] if self.state else 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let caption `i` continue caption `beam_idx[i]`, which must be of the same picture."""
@@ -146,7 +151,7 @@ class DynamicExpansion(nn.Module):
         gate = torch.sigmoid(self.selector_embed(hidden))
         values = self.class_a_embed(hidden), self.class_b_embed(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            conditions, keys = self.cond_embed(hidden), self.key_linear(hidden)
+            conditions, keys = self.cond_embed(hidden), self.key_linear(hidden) * self.scale
             if self.training and self.dropout.p > 0:
                 if cache is not None:
                     raise ValueError("DynamicExpansion: a cache cannot be used with dropout; call model.eval() first.")
@@ -161,9 +166,8 @@ class DynamicExpansion(nn.Module):
         """All positions at once through the expanded sequence, which dropout acts on."""
         length = keys.shape[1]
         keys_t = keys.transpose(1, 2)
-        queries = at_least_float32(self.query_exp_vectors.weight) * self.scale
-        slot_scores = torch.matmul(queries, keys_t)  # (R, N, T)
-        own_scores = torch.matmul(conditions * self.scale, keys_t)  # (R, T, T)
+        slot_scores = torch.matmul(at_least_float32(self.query_exp_vectors.weight), keys_t)  # (R, N, T)
+        own_scores = torch.matmul(conditions, keys_t)  # (R, T, T)
         # (R, T, N, T): position i, slot e, token j
         scores = self.dropout(slot_scores[:, None] + own_scores[:, :, None])
         causal = torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()[:, None, :]  # j <= i
@@ -187,38 +191,38 @@ class DynamicExpansion(nn.Module):
         negative: torch.Tensor,
         cache: ExpansionCacheLayer | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """T new positions after the P cached ones, S = P + T in all; only scalars carry the slot index."""
-        new_conditions, new_keys = conditions, keys
+        """T new positions after the P cached ones, S = P + T in all; only scalars carry the slot index. Both classes
+        are computed side by side, because the operations are small."""
         queries, bias = map(at_least_float32, (self.query_exp_vectors.weight, self.bias_exp_vectors.weight))
-        new_slot_scores = torch.matmul(queries, new_keys.transpose(1, 2))  # (R, N, T)
+        length, new_keys, new_conditions = keys.shape[1], keys, conditions
+        new_slot_scores = torch.matmul(new_keys, queries.t())  # (R, T, N)
         slot_scores = new_slot_scores
+        parts = keys, conditions, at_least_float32(positive), at_least_float32(negative)
+        projections = torch.stack(parts, dim=1)  # (R, 4, T, d)
         if cache is not None:
-            conditions = cache.append("conditions", new_conditions, 1)
-            keys = cache.append("keys", new_keys, 1)
-            slot_scores = cache.append("slot_scores", new_slot_scores, 2)
-            positive = cache.append("positive", positive, 1)
-            negative = cache.append("negative", negative, 1)
-        length, total = new_keys.shape[1], keys.shape[1]
+            slot_scores = cache.append("slot_scores", slot_scores, dim=1)  # (R, S, N)
+            projections = cache.append("projections", projections, dim=2)  # (R, 4, S, d)
+        keys, conditions, positive, negative = projections.unbind(1)  # (R, S, d)
 
         # forward: the new positions' slots over all tokens up to their own; (R, T, N, S)
         own = torch.matmul(new_conditions, keys.transpose(1, 2))  # (R, T, S)
-        forward_scores = (slot_scores[:, None] + own[:, :, None]) * self.scale
+        forward_scores = slot_scores.transpose(1, 2)[:, None] + own[:, :, None]
         # backward: the new tokens over the slots of all positions up to their own; (R, T, S, N)
         own = torch.matmul(new_keys, conditions.transpose(1, 2))  # (R, T, S)
-        backward_scores = (new_slot_scores.transpose(1, 2)[:, :, None] + own[..., None]) * self.scale
+        backward_scores = new_slot_scores[:, :, None] + own[..., None]
         if length > 1:  # a single new position sees everything
+            total = keys.shape[1]
             past = torch.ones(length, total, dtype=torch.bool, device=keys.device).tril(total - length)
             forward_scores = forward_scores.masked_fill(~past[:, None, :], 0.0)
             backward_scores = backward_scores.masked_fill(~past[..., None], 0.0)
 
-        def one_class(sign: int, values: torch.Tensor, name: str) -> torch.Tensor:
-            forward = _normalize((sign * forward_scores).relu(), 3, self.eps)
-            if cache is not None:
-                forward = cache.append_weights(name, forward)  # (R, S, N, S)
-            backward = _normalize((sign * backward_scores).relu(), (2, 3), self.eps)  # (R, T, S, N)
-            tokens = torch.matmul(backward.flatten(2), forward.flatten(1, 2))  # (R, T, S)
-            mixed = torch.matmul(tokens, at_least_float32(values))
-            mixed = mixed + torch.matmul(backward.sum(2), bias)
-            return mixed + torch.matmul(backward.sum(3), conditions)
-
-        return one_class(1, positive, "positive_weights"), one_class(-1, negative, "negative_weights")
+        forward = _normalize(_both_faces(forward_scores), 4, self.eps)  # (R, 2, T, N, S)
+        backward = _normalize(_both_faces(backward_scores), (3, 4), self.eps)  # (R, 2, T, S, N)
+        weights = forward if cache is None else cache.append_weights(forward)  # (R, 2, S, N, S)
+        tokens = torch.matmul(backward.flatten(3), weights.flatten(2, 3))  # (R, 2, T, S)
+        of_bias = torch.matmul(backward.sum(3), bias).flatten(1, 2)  # (R, 2 * T, d)
+        mixed = torch.baddbmm(of_bias, backward.sum(4).flatten(1, 2), conditions)  # (R, 2 * T, d)
+        return (
+            torch.baddbmm(mixed[:, :length], tokens[:, 0], positive),
+            torch.baddbmm(mixed[:, length:], tokens[:, 1], negative),
+        )

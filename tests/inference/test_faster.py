@@ -19,6 +19,7 @@ from hf_captioners import optimize_for_inference
 from hf_captioners.cli.main import main
 from hf_captioners.families import family_of
 from hf_captioners.inference import faster
+from hf_captioners.modeling.expansion_expansionnet_v2 import ScoreLinear
 
 OURS = ["expansionnet_v2", "satic", "dico", "clip_gpt2"]
 
@@ -64,6 +65,27 @@ def test_packed_layers_write_the_same_captions(kind, tmp_path):
     assert not any(type(module) in (nn.Linear, Conv1D) for module in model.modules())
     assert torch.equal(written(model, inputs, **options), expected)
     torch.testing.assert_close(scores(model, inputs, expected), expected_scores, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", [(6, 9), (9, 6)])
+@pytest.mark.parametrize("shape", [(6,), (1, 1), (2, 3), (3, 2, 1)])
+@pytest.mark.parametrize("for_words", [True, False])
+def test_a_packed_layer_of_one_row_and_of_several(features, shape, for_words):
+    torch.manual_seed(0)
+    layer, hidden = nn.Linear(*features), torch.randn(*shape[:-1], features[0])
+    expected = hidden.double() @ layer.weight.double().T + layer.bias.double()
+    with torch.no_grad():
+        found = faster.PackedLinear(layer, for_words)(hidden)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_layers_that_must_not_be_rounded_are_packed_only(tmp_path):
+    packed, rounded = (of_kind("expansionnet_v2", tmp_path)[0] for _ in range(2))
+    optimize_for_inference(packed, "exact")
+    optimize_for_inference(rounded, "int8")
+    layers = packed.decoders[0].dyn_exp.key_linear, rounded.decoders[0].dyn_exp.key_linear
+    assert isinstance(layers[0], faster.PackedLinear)
+    assert isinstance(layers[1], ScoreLinear)
 
 
 @pytest.mark.parametrize("kind", [*OURS, "blip", "vision-encoder-decoder"])
