@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from hf_captioners import SaticConfig, SaticForImageCaptioning
+from hf_captioners import SaticConfig, SaticForImageCaptioning, optimize_for_inference
 
 WORDS_OF_A_CAPTION = (9.4, 2.0)  # mean of the authors' captions of the COCO test server, and about their deviation
 BATCHES = 4
@@ -141,6 +141,8 @@ class Floor:
 def measure(args: argparse.Namespace, model: SaticForImageCaptioning, clock: Clock) -> Iterator[list[Any]]:
     """The rows of the first table."""
     floor = Floor(model, clock)
+    if args.fast:
+        optimize_for_inference(model, "exact")
     for batch in args.batch_sizes:
         encoded = model.encode_images(image_features=torch.rand(batch, args.regions, 2048, device=model.device))
 
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=50, help="regions of a picture (default: 50)")
     parser.add_argument("--tokens", type=int, default=20, help="words to write (default: 20)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds whose median counts (default: 3)")
+    parser.add_argument("--fast", action="store_true", help="with packed linear layers, as `caption --fast`")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, on a machine that is busy")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -26,7 +26,7 @@ RUNS = {
     "bench_reward_training": "--only scst --repeats 1 --pictures 2 --samples 2 --words 3 --vocabulary 60 --grid 4",
     "bench_rivals": "--others git --systems satic --tokens 2 --num-beams 2 --repeats 1 --width 32 --image-size 32 "
     f"--sizes {SATIC}",
-    "bench_satic": "--batch-sizes 2 --group-sizes 1 2 --regions 3 --tokens 2 --repeats 1",
+    "bench_satic": "--fast --batch-sizes 2 --group-sizes 1 2 --regions 3 --tokens 2 --repeats 1",
     "bench_scdnet": f"speed --batch-sizes 1 --steps 2 1 --repeats 1 --sizes {SCDNET}",
 }
 
