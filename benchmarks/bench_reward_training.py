@@ -27,7 +27,7 @@ import platform
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -56,9 +56,22 @@ METHODS = {
     "_reference_log_probs": "reference",
     "_policy_log_probs": "policy, forward",
 }
-PARTS = [*METHODS.values(), "backward", "optimizer"]
+PARTS = [*METHODS.values(), "forward", "backward", "optimizer"]
 COMMON: dict[str, Any] = {"max_grad_norm": 0.0, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 PIXELS = 224
+SMALL: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+SMALL_TOWER = {**SMALL, "hidden_size": 8, "image_size": PIXELS, "patch_size": 112}
+SMALL_CLIP: dict[str, Any] = {"vision_config": SMALL_TOWER, "text_config": {**SMALL, "hidden_size": 8}}
+SMALL_CAPTIONER: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "vision_config": {"model_type": "clip_vision_model", **SMALL_TOWER},
+}
 NEGLIGIBLE = 1e-3  # seconds; smaller times are not printed
 Times = dict[str, float]
 
@@ -121,14 +134,15 @@ class TrainerStep:
     """Optimizer steps of a trainer, one at a time.
 
     Args:
-        trainer ([`RewardTrainer`]): before `train`.
+        trainer ([`CaptionerTrainer`]): before `train`.
         clock ([`Clock`]): the step's parts are added there.
+        methods (`Mapping[str, str]`): the trainer's methods that make up a step, and the names of the parts.
     """
 
-    def __init__(self, trainer: Any, clock: Clock) -> None:
+    def __init__(self, trainer: Any, clock: Clock, methods: Mapping[str, str] = METHODS) -> None:
         self.trainer, self.clock = trainer, clock
         trainer.create_optimizer()
-        for name, part in METHODS.items():
+        for name, part in methods.items():
             setattr(trainer, name, clock.timed(part, getattr(trainer, name)))
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
 
@@ -260,8 +274,12 @@ def dico_rounds(args: argparse.Namespace, policy: Any, reward: ClipReward) -> It
 
 def dico_steps(args: argparse.Namespace, clock: Clock) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The steps of the second table, and their batches in each round."""
-    policy = DicoForImageCaptioning(DicoCaptionerConfig()).eval()
-    clip = CLIPModel(CLIPConfig(text_config={"bos_token_id": 49406, "eos_token_id": 49407}))
+    captioner, evaluator = (
+        (SMALL_CAPTIONER, SMALL_CLIP) if args.small else ({}, {"vision_config": {}, "text_config": {}})
+    )
+    policy = DicoForImageCaptioning(DicoCaptionerConfig(**captioner)).eval()
+    evaluator["text_config"] |= {"bos_token_id": 49406, "eos_token_id": 49407}
+    clip = CLIPModel(CLIPConfig(**evaluator))
     scorer = PacScorer(
         clip, device=args.device, prefix="", clip_negative=False, pad_token_id=policy.config.pad_token_id
     )
@@ -335,6 +353,7 @@ def main() -> None:
     group.add_argument("--dico-images", type=int, default=2, help="of a step (default: 2)")
     group.add_argument("--beams", type=int, default=5, help="captions of a picture (default: 5)")
     group.add_argument("--length", type=int, default=30, help="of a caption in tokens, start included (default: 30)")
+    group.add_argument("--small", action="store_true", help="models of no use, to try the benchmark")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

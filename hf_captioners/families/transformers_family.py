@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from ..modeling.captioner_layers import ended_before, token_entropies, token_log_probs
+from ..modeling.captioner_layers import ended_before
+from ..modeling.captioner_log_probs import token_log_probs
 from ..modeling.captioner_losses import smoothed_cross_entropy
 from .base import CaptionFamily
 from .model_parts import learns
@@ -151,8 +152,8 @@ class TransformersFamily(CaptionFamily):
         targets = sequences[:, 1:]
         logits = self.logits(model, sequences, encoder_outputs)
         ended = ended_before(targets, self.tokens.eos_token_id)
-        scores = token_log_probs(logits, targets), token_entropies(logits)
-        return scores[0].masked_fill(ended, 0.0), scores[1].masked_fill(ended, 0.0)
+        log_probs, entropies = token_log_probs(logits, targets)
+        return log_probs.masked_fill(ended, 0.0), entropies.masked_fill(ended, 0.0)
 
     def caption_loss(
         self, model: Any, batch: Mapping[str, Any], num_items: torch.Tensor | int | None, smoothing: float | None

@@ -247,9 +247,8 @@ def find(keys: np.ndarray, parent: np.ndarray, word: np.ndarray) -> np.ndarray:
     """
     node = np.full(len(parent), -1)
     rows = np.flatnonzero(parent >= 0)
-    queries = pack(parent[rows], word[rows])
-    by_key = np.argsort(queries)  # a search for sorted keys reads neighbouring memory: ten times as fast
-    rows, queries = rows[by_key], queries[by_key]
+    # a search for sorted keys reads neighbouring memory: ten times as fast
+    queries, rows = _sorted(pack(parent[rows], word[rows]), rows)
     at = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
     is_node = keys[at] == queries
     node[rows[is_node]] = at[is_node]

@@ -5,7 +5,8 @@ is not torch's cross-entropy, `word_loss` or `caption_loss`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from transformers.cache_utils import Cache
 from .captioner_base import CaptionerPreTrainedModel
 from .captioner_beam_search import BeamSearch, LogProbabilities, behind_start, loop_of
 from .captioner_cache import CaptionerCache
-from .captioner_layers import ended_before, token_entropies, token_log_probs
+from .captioner_layers import ended_before, values_are_known
+from .captioner_log_probs import token_log_probs
 from .captioner_losses import smoothed_cross_entropy
 from .captioner_options import ARGUMENTS, NEUTRAL, OWN_BEAMS, OWN_WORDS, check_numbers, refuse_options
 from .captioner_outputs import CaptionerEncoderOutput, CaptionerOutput
@@ -52,8 +54,9 @@ class DecodeOptions(NamedTuple):
 class AutoregressiveCaptioner(CaptionerPreTrainedModel):
     """Base of the captioners that write word by word.
 
-    Its `loss_inputs` are `smoothing` (`float`, *optional*, defaults to `config.label_smoothing`), see `caption_loss`,
-    and what a model adds.
+    Its `loss_inputs` are `smoothing` (`float`, *optional*, defaults to `config.label_smoothing`), see `caption_loss`;
+    `skip_logits` (`bool`, defaults to `False`): compute no scores at places without a target, and return none; and what
+    a model adds.
 
     Attributes:
         decodings (`dict[str, Decoding]`): ways of decoding by name; `"paper"` is the model's own, `"standard"`
@@ -61,7 +64,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         word_loss (`Callable`): one of `captioner_losses.py`.
     """
 
-    loss_inputs: ClassVar[tuple[str, ...]] = ("smoothing",)
+    loss_inputs: ClassVar[tuple[str, ...]] = ("smoothing", "skip_logits")
     decodings: ClassVar[Mapping[str, Decoding]] = {"standard": Decoding()}
     word_loss: ClassVar[Callable[..., torch.Tensor]] = staticmethod(smoothed_cross_entropy)
 
@@ -99,7 +102,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         """The training loss; by default the model's `word_loss`.
 
         Args:
-            logits (`torch.Tensor` of shape `(N, T, V)`): scores.
+            logits (`torch.Tensor` of shape `(N, T, V)`): scores; `(M, V)` of the M `target_places` only.
             labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
             num_items (`int` or `torch.Tensor`, *optional*): what the sum is divided by; the number of targets by
                 default.
@@ -110,6 +113,10 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
             `torch.Tensor` of shape `()`: in nats per target.
         """
         return self.word_loss(logits, labels, smoothing, num_items)
+
+    def target_places(self, labels: torch.Tensor, **loss_inputs: Any) -> torch.Tensor:
+        """Places of `labels` (N, T) whose scores the loss reads, (N, T)."""
+        return labels != -100
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -137,6 +144,7 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         use_cache: bool,
         num_items_in_batch: torch.Tensor | int | None,
         smoothing: float | None = None,
+        skip_logits: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         logits_to_keep: int = 0,
@@ -152,14 +160,30 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         memory = self._row_per_image(encoder_outputs, past_key_values)
         self._check_captions(decoder_input_ids, memory, past_key_values)
         options = DecodeOptions(logits_to_keep, output_hidden_states, output_attentions, labels is not None)
-        output = self.decode(decoder_input_ids, memory, past_key_values, options)
+        places = self.target_places(labels, **loss_inputs) if labels is not None and skip_logits else None
+        with self._words_at(places):
+            output = self.decode(decoder_input_ids, memory, past_key_values, options)
         loss = None
         if labels is not None:
             smoothing = self.config.label_smoothing if smoothing is None else smoothing
             loss = self.caption_loss(
                 output.logits, labels, num_items_in_batch, memory, smoothing=smoothing, **loss_inputs
             )
-        return dataclasses.replace(output, loss=loss, past_key_values=past_key_values)
+        logits: Any = output.logits if places is None else None
+        return dataclasses.replace(output, loss=loss, logits=logits, past_key_values=past_key_values)
+
+    @contextmanager
+    def _words_at(self, places: torch.Tensor | None) -> Iterator[None]:
+        """Scores of the words at M places (N, T) only, as (M, V), for the time of a block."""
+        if places is None:
+            yield
+            return
+        head = self.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, hidden: hidden[0][places])  # (N, T, d) to (M, d)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _row_per_image(
         self, encoder_outputs: CaptionerEncoderOutput, cache: CaptionerCache | None
@@ -196,13 +220,15 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of every token of captions given those before it; see `CaptionerPreTrainedModel`."""
         targets = sequences[:, 1:]
-        output = self(decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, **images)
-        log_probs = token_log_probs(output.logits, targets)
-        ended = ended_before(targets, self.generation_config.eos_token_id)
-        log_probs = log_probs.masked_fill(ended, 0.0)
-        if not return_entropies:
-            return log_probs
-        return log_probs, token_entropies(output.logits).masked_fill(ended, 0.0)
+        places = ~ended_before(targets, self.generation_config.eos_token_id)
+        with self._words_at(places if values_are_known(places) else None):
+            logits = self(decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, **images).logits
+        if logits.ndim == 2:
+            found = token_log_probs(logits, targets[places])
+            log_probs, entropies = (part.new_zeros(targets.shape).masked_scatter(places, part) for part in found)
+        else:  # in or of a graph, which must not depend on values
+            log_probs, entropies = (part.masked_fill(~places, 0.0) for part in token_log_probs(logits, targets))
+        return (log_probs, entropies) if return_entropies else log_probs
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

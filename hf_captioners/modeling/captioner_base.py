@@ -23,6 +23,7 @@ from transformers.utils.generic import can_return_tuple
 from typing_extensions import Self
 
 from .captioner_backbone import GridBackbone, check_whole
+from .captioner_dropout import draw_masks_faster
 from .captioner_layers import LARGEST_FEATURE, check_features, initialize, values_are_known
 from .captioner_new import NewCaptioner
 from .captioner_options import check_numbers
@@ -76,6 +77,7 @@ class CaptionerPreTrainedModel(NewCaptioner, PreTrainedModel, GenerationMixin):
     def post_init(self) -> None:
         """Set the paper's decoding besides, which a checkpoint's `generation_config.json` replaces."""
         super().post_init()
+        draw_masks_faster(self)
         names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
         tokens = {name: getattr(self.config, name) for name in names}
         self.generation_config = GenerationConfig(**self.default_decoding(), **tokens)

@@ -29,34 +29,6 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of tokens, without those of all the others in memory.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
-        targets (`torch.LongTensor` of shape `(N, T)`): tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(N, T)`: in nats, in float32 or float64, with gradient.
-    """
-    logits = at_least_float32(logits)
-    return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-@torch.no_grad()
-def token_entropies(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of each distribution over the words, row by row, so that no second copy of the scores is made.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
-
-    Returns:
-        `torch.Tensor` of shape `(N, T)`: in nats, in float32 or float64.
-    """
-    rows = [torch.distributions.Categorical(logits=at_least_float32(row), validate_args=False) for row in logits]
-    return torch.stack([row.entropy() for row in rows])
-
-
 def ended_before(tokens: torch.Tensor, eos_token_id: int | list[int]) -> torch.Tensor:
     """Positions at which a caption is over already.
 

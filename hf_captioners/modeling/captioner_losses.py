@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
-from .captioner_layers import at_least_float32
+from .captioner_log_probs import TokenScores, token_scores
 
 
 def smoothed_cross_entropy(
@@ -16,7 +15,7 @@ def smoothed_cross_entropy(
     """Cross-entropy with mass spread evenly over *all* words, as torch has it; its minimum is not 0.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
+        logits (`torch.Tensor` of shape `(N, T, V)` or `(M, V)`): scores; of all places, or of those with words only.
         labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
         smoothing (`float`): mass that is spread, in [0, 1).
         num_items (`int` or `torch.Tensor`, *optional*): what to divide the sum by; the number of targets by default.
@@ -24,10 +23,11 @@ def smoothed_cross_entropy(
     Returns:
         `torch.Tensor` of shape `()`: in nats per target.
     """
-    loss = nn.functional.cross_entropy(
-        at_least_float32(logits).flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing
-    )
-    return loss / ((labels != -100).sum() if num_items is None else num_items)
+    words = _words(logits, labels)
+    expected = (1 - smoothing) * words.log_probs.sum()
+    if smoothing:
+        expected = expected + smoothing / logits.shape[-1] * words.sums.sum()
+    return -expected / (len(words.log_probs) if num_items is None else num_items)
 
 
 def smoothed_divergence(
@@ -38,7 +38,7 @@ def smoothed_divergence(
     The target distribution is `1 - smoothing` on the right word and `smoothing / (V - 1)` on each of the *others*.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, T, V)`): scores.
+        logits (`torch.Tensor` of shape `(N, T, V)` or `(M, V)`): scores; of all places, or of those with words only.
         labels (`torch.LongTensor` of shape `(N, T)`): words; -100 where there is none.
         smoothing (`float`): mass of the other words, in [0, 1).
         num_items (`int` or `torch.Tensor`, *optional*): what to divide the sum by; the number of targets by default.
@@ -46,12 +46,16 @@ def smoothed_divergence(
     Returns:
         `torch.Tensor` of shape `()`: in nats per target.
     """
-    targets = labels != -100
-    log_probs = at_least_float32(logits[targets]).log_softmax(-1)  # (M, V): of the M targets only
-    right = log_probs.gather(-1, labels[targets][:, None])[:, 0]  # (M,)
+    words = _words(logits, labels)
     other = smoothing / (logits.shape[-1] - 1)
-    expected = (1 - smoothing - other) * right
+    expected = (1 - smoothing - other) * words.log_probs
     if smoothing:
-        expected = expected + other * log_probs.sum(-1) - (1 - smoothing) * math.log(1 - smoothing)
+        expected = expected + other * words.sums - (1 - smoothing) * math.log(1 - smoothing)
         expected = expected - smoothing * math.log(other)
-    return -expected.sum() / (targets.sum() if num_items is None else num_items)
+    return -expected.sum() / (len(words.log_probs) if num_items is None else num_items)
+
+
+def _words(logits: torch.Tensor, labels: torch.Tensor) -> TokenScores:
+    """Numbers of the M words of captions."""
+    places = labels != -100
+    return token_scores(logits if logits.ndim == 2 else logits[places], labels[places])

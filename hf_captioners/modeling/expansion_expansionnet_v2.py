@@ -172,14 +172,16 @@ class DynamicExpansion(nn.Module):
         scores = self.dropout(slot_scores[:, None] + own_scores[:, :, None])
         causal = torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()[:, None, :]  # j <= i
         later = torch.ones(length, length, dtype=torch.bool, device=keys.device).triu()[:, None, :]  # i <= t
-        # (R, T, N, d), outside the dropout of f
-        bias = (self.bias_exp_vectors.weight + conditions[:, :, None]).to(positive.dtype)
+        bias = at_least_float32(self.bias_exp_vectors.weight)
 
         def one_class(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             forward = _normalize(part * causal, 3, self.eps).flatten(1, 2)  # (R, T*N, T)
-            slots = self.dropout(torch.matmul(forward.to(values.dtype), values)) + bias.flatten(1, 2)
-            backward = _normalize(part * later, (1, 2), self.eps).flatten(1, 2).transpose(1, 2)  # (R, T, T*N)
-            return self.dropout(torch.matmul(backward.to(values.dtype), slots))
+            slots = self.dropout(torch.matmul(forward.to(values.dtype), values))  # (R, T*N, d)
+            backward = _normalize(part * later, (1, 2), self.eps)  # (R, T, N, T)
+            mixed = torch.matmul(backward.flatten(1, 2).transpose(1, 2).to(values.dtype), slots)
+            # what every slot adds to its values, bias and condition, outside of their dropout
+            mixed = mixed + torch.matmul(backward.sum(1).transpose(1, 2), bias)
+            return self.dropout(mixed + torch.matmul(backward.sum(2).transpose(1, 2), conditions))
 
         return one_class(scores.relu(), positive), one_class((-scores).relu(), negative)
 

@@ -144,7 +144,7 @@ class ClipGpt2ForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     processor_class = ClipGpt2Processor
     decodings = {"paper": Decoding(beams=ClipCapBeams), "standard": Decoding()}
     image_inputs = (*AutoregressiveCaptioner.image_inputs, "anchor_ids")
-    loss_inputs = ("smoothing", "tag_targets")
+    loss_inputs = (*AutoregressiveCaptioner.loss_inputs, "tag_targets")
     backbone_reader = PooledBackbone
     input_embeddings, output_embeddings = "gpt.transformer.wte", "gpt.lm_head"
     # GPT-2's attention projections: a good first choice for `LoraConfig(target_modules=…)`

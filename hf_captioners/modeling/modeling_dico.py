@@ -193,7 +193,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
     _no_split_modules = ["GPT2Block", "BertLayer", "CLIPEncoderLayer"]
     processor_class = DicoProcessor
     decodings = {"paper": Decoding(beams=DicoBeams), "standard": Decoding()}
-    loss_inputs = ("smoothing", "pad_in_loss")
+    loss_inputs = (*AutoregressiveCaptioner.loss_inputs, "pad_in_loss")
     input_embeddings, output_embeddings = "decoder.transformer.wte", "decoder.lm_head"
     # Attention projections of encoder and decoder: a good first choice for `LoraConfig(target_modules=…)`
     LORA_TARGET_MODULES = (
@@ -311,6 +311,13 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
             encoder_hidden_states=memory,
         )
 
+    def _learns_padding(self, pad_in_loss: bool | None) -> bool:
+        return self.config.pad_in_loss if pad_in_loss is None else pad_in_loss
+
+    def target_places(self, labels: torch.Tensor, pad_in_loss: bool | None = None, **loss_inputs: Any) -> torch.Tensor:
+        """Places of words, or all."""
+        return (labels != -100) & (labels != self.config.pad_token_id) | self._learns_padding(pad_in_loss)
+
     def caption_loss(
         self,
         logits: torch.Tensor,
@@ -323,7 +330,7 @@ class DicoForImageCaptioning(AutoregressiveCaptioner, GenerationMixin):
         """Cross-entropy of the words, or also of the padding behind them; `num_items` counts words in both cases."""
         pad = cast(int, self.config.pad_token_id)
         words = labels.masked_fill(labels == pad, -100)
-        if not (self.config.pad_in_loss if pad_in_loss is None else pad_in_loss):
+        if not self._learns_padding(pad_in_loss):
             return super().caption_loss(logits, words, num_items, *args, **options)
         if num_items is not None:  # so that a batch's mean over all places counts by its words
             num_items = num_items * labels.numel() / (words != -100).sum()

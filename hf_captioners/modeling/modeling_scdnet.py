@@ -42,10 +42,9 @@ from .captioner_layers import (
     ended_before,
     initialize,
     padding_mask,
-    token_entropies,
-    token_log_probs,
     values_are_known,
 )
+from .captioner_log_probs import token_log_probs
 from .captioner_losses import smoothed_divergence
 from .captioner_options import NEUTRAL, WORD_BY_WORD, refuse_options
 from .captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
@@ -726,8 +725,8 @@ class ScdnetForImageCaptioning(CaptionerPreTrainedModel, GenerationMixin):
         logits, _ = self._predict_once(encoded, ids, seeds, timesteps, noise, self_conditioning)
         logits = logits[:, : words.shape[1]]
         ended = ended_before(words, cast(int, self.config.eos_token_id))
-        log_probs = token_log_probs(logits, words).masked_fill(ended, 0.0)
-        return (log_probs, token_entropies(logits).masked_fill(ended, 0.0)) if return_entropies else log_probs
+        log_probs, entropies = (part.masked_fill(ended, 0.0) for part in token_log_probs(logits, words))
+        return (log_probs, entropies) if return_entropies else log_probs
 
     # -- captions that are written -----------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class CiderDReward:
         new = [(key, row) for key, row in first_row.items() if key not in self._prepared]
         if new:
             references = [captions[row] for _, row in new]
-            flat = iter(self.words.of_references(references, [row for _, row in new]))
+            flat = iter(self.words.of_references(references, [row for _, row in new], checked=True))
             prepared = self.scorer.prepare(
                 [list(islice(flat, len(image_references))) for image_references in references]
             )

@@ -102,6 +102,8 @@ class XETrainer(CaptionerTrainer):
         """The model's loss, or its family's, with `label_smoothing_factor`."""
         if not isinstance(self.family, CaptionerFamily):
             return self._family_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "skip_logits" in getattr(without_adapters(self.model), "loss_inputs", ()):
+            inputs = {**inputs, "skip_logits": True}
         if self.args.label_smoothing_factor is not None:
             inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -27,6 +27,7 @@ RUNS = {
     "bench_rivals": "--others git --systems satic --tokens 2 --num-beams 2 --repeats 1 --width 32 --image-size 32 "
     f"--sizes {SATIC}",
     "bench_satic": "--fast --batch-sizes 2 --group-sizes 1 2 --regions 3 --tokens 2 --repeats 1",
+    "bench_xe_training": "--cases 2x1 1x2 --repeats 1 --vocabulary 60 --grid 4",
     "bench_scdnet": f"speed --batch-sizes 1 --steps 2 1 --repeats 1 --sizes {SCDNET}",
 }
 
@@ -38,10 +39,16 @@ def logs_again():
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_prints_a_table_of_numbers(name, monkeypatch, capsys):
+# further tables of the same benchmarks
+OTHER_RUNS = [
+    ("bench_reward_training", "--only dico --small --repeats 1 --dico-images 2 --beams 2 --length 4"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), [*RUNS.items(), *OTHER_RUNS])
+def test_prints_a_table_of_numbers(name, words, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(sys, "argv", [name, *RUNS[name].split()])
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
     importlib.import_module(name).main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) > 2 and any(character.isdigit() for character in rows[-1])

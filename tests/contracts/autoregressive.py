@@ -94,6 +94,23 @@ class AutoregressiveContract(CaptionerContract):
         gold = expected.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0.0)
         torch.testing.assert_close(log_probs, gold)
 
+    def test_loss_without_scores_of_padding_is_the_same(self, model, features, labels):
+        labels = labels.clone()
+        labels[0, 1:] = -100
+        losses, gradients = [], []
+        for options in ({}, {"skip_logits": True}):
+            model.zero_grad()
+            output = model(image_features=features, labels=labels, **options)
+            output.loss.backward()
+            assert (output.logits is None) == bool(options)
+            losses.append(output.loss.detach())
+            gradients.append({name: part.grad for name, part in model.named_parameters() if part.grad is not None})
+        torch.testing.assert_close(*losses)
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, expected in gradients[0].items():
+            close = {"atol": 1e-5 * float(expected.abs().max()) + 1e-7, "rtol": 1e-5}
+            torch.testing.assert_close(gradients[1][name], expected, **close)
+
     def test_attention_to_the_picture(self, model, features, labels):
         """Weights of every layer, each row a distribution over what is real, the same as without and with a cache."""
         mask = torch.ones(3, 7, dtype=torch.long)

@@ -28,7 +28,8 @@ from hf_captioners import (
 from hf_captioners.families import family_of
 from hf_captioners.inference.captioning import caption_rows
 from hf_captioners.modeling.captioner_base import CaptionerPreTrainedModel
-from hf_captioners.modeling.captioner_layers import ended_before, padding_mask, token_entropies, token_log_probs
+from hf_captioners.modeling.captioner_layers import ended_before, padding_mask
+from hf_captioners.modeling.captioner_log_probs import token_log_probs
 from hf_captioners.modeling.captioner_losses import smoothed_divergence
 from hf_captioners.modeling.captioner_outputs import CandidateOutput, CaptionerEncoderOutput, CaptionerOutput
 from hf_captioners.modeling.configuration_captioner import CaptionerConfig
@@ -102,8 +103,8 @@ class SlotCaptioner(CaptionerPreTrainedModel, GenerationMixin):
         targets = sequences[:, 1:]
         logits = self.scores(encoder_outputs.last_hidden_state, *targets.shape)
         ended = ended_before(targets, self.config.eos_token_id)
-        log_probs = token_log_probs(logits, targets).masked_fill(ended, 0.0)
-        return (log_probs, token_entropies(logits).masked_fill(ended, 0.0)) if return_entropies else log_probs
+        log_probs, entropies = (part.masked_fill(ended, 0.0) for part in token_log_probs(logits, targets))
+        return (log_probs, entropies) if return_entropies else log_probs
 
     def write_candidates(self, encoder_outputs, num_candidates, max_length, seeds, greedy=False, **kwargs):
         memory = encoder_outputs.last_hidden_state.repeat_interleave(num_candidates, dim=0)

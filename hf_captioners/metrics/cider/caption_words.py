@@ -117,12 +117,15 @@ class CaptionWords:
             words.append(" ".join(map(str, ids)))
         return words
 
-    def of_references(self, references: Sequence[Sequence[Any]], names: Sequence[Any]) -> list[str]:
+    def of_references(
+        self, references: Sequence[Sequence[Any]], names: Sequence[Any], checked: bool = False
+    ) -> list[str]:
         """The words of all references of all images, one after another.
 
         Args:
             references (`Sequence[Sequence[str]]` or `Sequence[Sequence[Sequence[int]]]`): the references of each image.
             names (`Sequence`): of the images, for messages.
+            checked (`bool`, defaults to `False`): `check_references` has seen them.
 
         Returns:
             `list[str]`
@@ -130,7 +133,7 @@ class CaptionWords:
         Raises:
             MetricInputError: an image without references, or one with something else than captions. It is named.
         """
-        for name, image_references in zip(names, references, strict=True):
+        for name, image_references in zip(names, [] if checked else references, strict=not checked):
             self.check_references(image_references, name)
         if not self.token_ids:
             return self.of_texts([reference for image_references in references for reference in image_references])
