@@ -7,10 +7,10 @@ not affected.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias, TypedDict
@@ -174,7 +174,7 @@ def _records(
     pool = ThreadPoolExecutor(num_workers or MOST_WORKERS, thread_name_prefix="open_image")
     plural = "num_return_sequences" in captioner.options
     try:
-        with _short_turns():
+        with _short_turns:
             for slices in _open_ahead(pool, captioner, rows, batch_size, num_workers):
                 names = [name for part in slices for name in part.names]
                 outcomes = _caption_slices(captioner, slices)
@@ -186,15 +186,32 @@ def _records(
         pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _short_turns() -> Iterator[None]:
-    """The model's thread asks for Python between any two operations; let it wait less for those that open images."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(min(usual, _TURN))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+class _ShortTurns:
+    """The model's thread asks for Python between any two operations; let it wait less for those that open images.
+
+    Python has one such time for all threads: the last of several runs to end gives the usual one back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._usual = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._runs == 0:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._usual, _TURN))
+            self._runs += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._runs -= 1
+            if self._runs == 0:
+                sys.setswitchinterval(self._usual)
+
+
+_short_turns = _ShortTurns()
 
 
 def name_of(row: _Row) -> CaptionRecord:

@@ -33,7 +33,8 @@ def decoding_settings(model: Any, **options: Any) -> dict[str, Any]:
     """
     given = {name: value for name, value in options.items() if value is not None}
     left_out = {*_OF_WORDS, *_SAME_CAPTIONS, *(("max_length",) if "max_new_tokens" in given else ())}
-    settings = {"num_beams": 1, **model.generation_config.to_diff_dict(), **given}
+    own = getattr(model, "generation_config", None)  # models with code of their own may have none
+    settings = {"num_beams": 1, **({} if own is None else own.to_diff_dict()), **given}
     settings = {name: settings[name] for name in sorted(settings) if name not in left_out}
     models = getattr(model, "models", [model])
     prompt = vars(models[0].config).get("captioning_prompt")

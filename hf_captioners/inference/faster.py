@@ -49,13 +49,22 @@ class PackedLinear(nn.Module):
         """(…, in_features) -> (…, out_features)"""
         if self.row_weight is not None and hidden.numel() == self.in_features:
             return nn.functional.linear(hidden, self.row_weight, self.bias)
-        output = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
-        return cast(torch.Tensor, output)
+        product = _outside_product if torch.compiler.is_compiling() else _product
+        return product(hidden, self.packed, self.bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
         """Refuse what `half`, `to`, `cuda` and the like would do to the weights."""
         _check_stays(fn)
         return self
+
+
+def _product(hidden: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A linear layer of weights in oneDNN's layout."""
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""))
+
+
+# torch.compile takes the operation only with weights that it has laid out itself
+_outside_product = torch.compiler.disable(_product)
 
 
 class QuantizedLinear(torch.ao.nn.quantized.dynamic.Linear):
@@ -93,8 +102,8 @@ def optimize_for_inference(model: Any, linear: str | None = None, backbone_dtype
 
     Raises:
         AdapterError: a captioner with adapters, which must be merged before.
-        ValueError: an unknown way; layers that are not in float32 on a CPU; adapters, which must be merged before; a
-            captioner without a vision tower, or of transformers, whose towers have the precision of the rest.
+        ValueError: an unknown way; `"exact"` in a build of torch without oneDNN; layers that are not in float32 on a
+            CPU; a captioner without a vision tower, or of transformers, whose towers have the precision of the rest.
 
     Example:
 
@@ -139,6 +148,8 @@ def check_optimization(model: Any, linear: str | None = None, backbone_dtype: to
 def _check_linears(model: Any, linear: str) -> None:
     if linear not in _WAYS:
         raise ValueError(f"linear must be one of {', '.join(_WAYS)}, not {linear!r}.")
+    if linear == "exact" and not torch.backends.mkldnn.is_available():
+        raise ValueError("oneDNN is not in this build of torch, and exact faster layers are its own.")
     if without_adapters(model) is not model or "peft_config" in vars(model):
         raise AdapterError(
             "faster linear layers are for a captioner without adapters; merge them first (merge_and_unload)."

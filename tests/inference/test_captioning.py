@@ -5,6 +5,7 @@ sizes, generation options) with the tiny captioner.
 """
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -207,6 +208,19 @@ class TestStreaming:
         assert threading.active_count() > before
         records.close()  # type: ignore[attr-defined]
         assert threading.active_count() == before
+
+
+def test_runs_beside_each_other_give_the_usual_turns_of_threads_back(make):
+    usual = sys.getswitchinterval()
+    paths = make(10, 20)
+    first, second = caption(ShadeModel(), paths, batch_size=1), caption(ShadeModel(), paths, batch_size=1)
+    next(first)
+    next(second)
+    assert sys.getswitchinterval() < usual
+    list(first)
+    assert sys.getswitchinterval() < usual  # the second run goes on
+    second.close()
+    assert sys.getswitchinterval() == pytest.approx(usual)
 
 
 class TestTinyCaptioner:

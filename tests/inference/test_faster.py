@@ -67,6 +67,24 @@ def test_packed_layers_write_the_same_captions(kind, tmp_path):
     torch.testing.assert_close(scores(model, inputs, expected), expected_scores, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
+def test_packed_layers_in_a_compiled_model():
+    torch.manual_seed(0)
+    plain, hidden = nn.Sequential(nn.Linear(6, 9), nn.ReLU()), torch.randn(3, 6)
+    packed = nn.Sequential(faster.PackedLinear(plain[0]), plain[1])
+    with torch.no_grad():
+        found = torch.compile(packed, backend="aot_eager")(hidden)
+        torch.testing.assert_close(found, plain(hidden))
+
+
+def test_exact_layers_without_onednn(monkeypatch):
+    model = tiny_policy("satic").eval()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="oneDNN is not in this build of torch"):
+        optimize_for_inference(model, "exact")
+    assert not any(isinstance(module, faster.PackedLinear) for module in model.modules())
+
+
 @pytest.mark.parametrize("features", [(6, 9), (9, 6)])
 @pytest.mark.parametrize("shape", [(6,), (1, 1), (2, 3), (3, 2, 1)])
 @pytest.mark.parametrize("for_words", [True, False])
