@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -97,6 +98,10 @@ class CaptionerEnsemble(AutoregressiveCaptioner, GenerationMixin):
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
         return self.models[0]._prepare_generation_config(*args, **kwargs)
+
+    def _words_at(self, places: torch.Tensor | None) -> AbstractContextManager[None]:
+        """Scores at all places: the output layers are the members'."""
+        return nullcontext()
 
     def _check_length(self, *args: Any) -> None:
         self.models[0]._check_length(*args)

@@ -7,6 +7,7 @@ is not torch's cross-entropy, `word_loss` or `caption_loss`.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -178,8 +179,14 @@ class AutoregressiveCaptioner(CaptionerPreTrainedModel):
         if places is None:
             yield
             return
-        head = self.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda _, hidden: hidden[0][places])  # (N, T, d) to (M, d)
+        # hooks are of all threads, and of the replicas of nn.DataParallel; a graph has one thread
+        thread = None if torch.compiler.is_compiling() else get_ident()
+
+        def choose(_: Any, hidden: tuple[torch.Tensor]) -> torch.Tensor | None:
+            """(N, T, d) to (M, d)"""
+            return hidden[0][places] if thread is None or thread == get_ident() else None
+
+        handle = self.get_output_embeddings().register_forward_pre_hook(choose)
         try:
             yield
         finally:
