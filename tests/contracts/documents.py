@@ -161,6 +161,9 @@ def check_script(words: list[str]) -> None:
         assert words[1] == "pytest", words
         assert all((ROOT / word).exists() for word in words[2:] if not word.startswith("-")), words
         return
+    if "--" in words:  # behind it, another script of the folder
+        words, other = words[: words.index("--")], words[words.index("--") + 1 :]
+        check_script([str(Path(words[0]).with_name(other[0])), *other[1:]])
     source = (ROOT / words[0]).read_text("utf-8")
     method = re.search(r'train_example\("(\w+)"', source)
     if method:
