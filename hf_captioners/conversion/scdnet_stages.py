@@ -66,9 +66,8 @@ def _facts(model: Any, out_dir: Path, first: str, second: str) -> CardFacts:
     """Facts for the card: the stages, and what their own cards say of licence, base models and limits."""
     before, known = inherited_facts(first), inherited_facts(second)
     terms = ("licence", "licence_name", "licence_link")
-    licences = [tuple(map(one.get, terms)) for one in (before, known) if one.get("licence") is not None]
-    if len({*licences}) > 1:
-        logger.warning("the stages have different licences, and the card of the cascade has none")
+    if len({tuple(map(one.get, terms)) for one in (before, known)}) > 1:
+        logger.warning("the stages do not name the same licence, and the card of the cascade names none")
         before, known = ({name: one[name] for name in one if name not in terms} for one in (before, known))
     bases = dict.fromkeys([*before.get("base_models", ()), *known.get("base_models", ())])
     return CardFacts(

@@ -92,6 +92,7 @@ def _texts(text: str, facts: CardFacts) -> dict[str, str]:
     texts = {}
     for name, heading in _SECTIONS.items():
         section = mine.get(heading, "")
-        if section and section != made.get(heading):
-            texts[name] = _CODE.sub("", section.removeprefix(heading)).strip()
+        written = _CODE.sub("", section.removeprefix(heading)).strip()
+        if written and section != made.get(heading):
+            texts[name] = written
     return texts
