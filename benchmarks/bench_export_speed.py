@@ -10,6 +10,7 @@ round, and the median counts. Each ratio is torch's time in float32 divided by t
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--captioners", nargs="+", choices=list(CAPTIONERS), default=list(CAPTIONERS))
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=["onnx"])
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts (default: 5)")
+    parser.add_argument(
+        "--sizes", type=json.loads, default={}, help="JSON, fields of the configurations (default: released)"
+    )
     return parser.parse_args()
 
 
@@ -119,7 +123,7 @@ def main() -> None:
     for name in args.captioners:
         torch.manual_seed(0)
         config_class, model_class = captioner_classes(name)[:2]
-        config = config_class()
+        config = config_class(**args.sizes)
         model, processor = model_class(config).eval(), ReleasedSize(config)
         with tempfile.TemporaryDirectory() as folder:
             seconds = measure(

@@ -8,6 +8,7 @@ Prints one Markdown table; every ratio is of two times of this one run. Times ar
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -44,8 +45,10 @@ def measure(args: argparse.Namespace) -> dict[tuple, float]:
     """Seconds by (part, precision, batch, cache)."""
     device = torch.device(args.device)
     torch.manual_seed(0)
-    model = ExpansionNetV2ForImageCaptioning(ExpansionNetV2Config()).eval().to(device)
-    pixels = torch.randn(max(args.batch_sizes), 3, 384, 384, device=device)
+    config = ExpansionNetV2Config(**args.sizes)
+    model = ExpansionNetV2ForImageCaptioning(config).eval().to(device)
+    side = config.vision_config.image_size
+    pixels = torch.randn(max(args.batch_sizes), 3, side, side, device=device)
     seconds: dict[tuple, float] = {}
     for name, dtype in DTYPES.items():
         model.to(dtype)
@@ -95,6 +98,9 @@ def main() -> None:
     parser.add_argument("--num-beams", type=int, default=5, help="beams besides greedy (default: 5)")
     parser.add_argument("--tokens", type=int, default=20, help="words to write (default: 20)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts (default: 3)")
+    parser.add_argument(
+        "--sizes", type=json.loads, default={}, help="JSON, fields of the configuration (default: released)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     seconds = measure(args)
