@@ -26,7 +26,7 @@ SATIC = json.dumps(
 EXPANSIONNET = json.dumps(
     {
         **{"d_model": 16, "ffn_dim": 16, "num_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1},
-        **{"encoder_expansion_groups": [2], "decoder_expansion_size": 2, "vocab_size": 80},
+        **{"encoder_expansion_groups": [2], "decoder_expansion_size": 2, "vocab_size": 90},
         "vision_config": {
             **{"model_type": "swin", "image_size": 64, "embed_dim": 8},
             **{"depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
