@@ -47,7 +47,8 @@ def measure(args: argparse.Namespace) -> dict[tuple, float]:
     torch.manual_seed(0)
     config = ExpansionNetV2Config(**args.sizes)
     model = ExpansionNetV2ForImageCaptioning(config).eval().to(device)
-    side = config.vision_config.image_size
+    vision: Any = config.vision_config
+    side = vision.image_size
     pixels = torch.randn(max(args.batch_sizes), 3, side, side, device=device)
     seconds: dict[tuple, float] = {}
     for name, dtype in DTYPES.items():
