@@ -82,7 +82,7 @@ class FeatureExtractor:
         self._name = name or backbone.config.model_type
         self._pooled = pooled and model is backbone
         self._precision: dict[str, str] = {}
-        if backbone_dtype is not None:
+        if backbone_dtype not in (None, backbone.dtype):
             cast(Any, backbone).to(dtype=backbone_dtype)
             self._precision["backbone_dtype"] = str(backbone_dtype).removeprefix("torch.")
 
