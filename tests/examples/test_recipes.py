@@ -26,6 +26,7 @@ NAMES = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*
 # What the benchmarks run the recipes of theirs with
 OF_BENCHMARKS = {
     "clip_gpt2/flickr8k_mini.yaml": "xe",
+    "dico/flickr8k_mini.yaml": "xe",
     "dico/flickr8k_mini_dico.yaml": "dico",
     "expansionnet_v2/flickr8k_mini.yaml": "xe",
     "expansionnet_v2/flickr8k_mini_scst.yaml": "scst",

@@ -282,6 +282,7 @@ class TestFiles:
             "captioner_shipping.py",
             "captioner_adapters.py",
             "captioner_detector.py",
+            "captioner_hub.py",
             "captioner_trust.py",
             "configuration_captioner.py",
         }
