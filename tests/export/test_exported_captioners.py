@@ -118,6 +118,22 @@ class TestScdnetOnOpenVino(TestScdnetCascade):
         return super().captioner()
 
 
+class TestSaticOnOpenVino:
+    """Word by word, up to lengths at which OpenVINO 2026.4 confuses what it has prepared for several."""
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_long_captions_are_the_same_ids(self, tmp_path, beams):
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+        torch.manual_seed(0)
+        config = SaticConfig(**{**SMALL, "d_model": 64}, **LAYERS, **WORDS, group_size=1, num_attention_heads=2)
+        model = SaticForImageCaptioning(config).eval()
+        export_captioner(model, FixedSize(), tmp_path / "exported", export_format="openvino")
+        exported = ExportedCaptioner.from_pretrained(tmp_path / "exported")
+        inputs = {"image_features": torch.randn(2, 9, 12)}
+        words = {"num_beams": beams, "min_new_tokens": 18, "max_new_tokens": 18}
+        assert torch.equal(model.generate(**inputs, **words), exported.generate(**inputs, **words))
+
+
 class TestOpenVino(ExportedCaptionerContract):
     options = {"export_format": "openvino"}
 
