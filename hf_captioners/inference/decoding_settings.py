@@ -24,7 +24,7 @@ def decoding_settings(model: Any, **options: Any) -> dict[str, Any]:
     ```python
     >>> from hf_captioners import SaticConfig, SaticForImageCaptioning
     >>> from hf_captioners.inference.decoding_settings import decoding_settings
-    >>> model = SaticForImageCaptioning(SaticConfig(vocab_size=9, d_model=8, num_attention_heads=2, features_only=True))
+    >>> model = SaticForImageCaptioning(SaticConfig(vocab_size=9, unk_token_id=8, d_model=8, features_only=True))
     >>> settings = decoding_settings(model, num_beams=3, max_new_tokens=None)
     >>> settings["num_beams"], settings["dtype"]
     (3, 'float32')
