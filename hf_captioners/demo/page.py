@@ -28,9 +28,17 @@ from .visit import (
 TITLE = "Image captioning"
 _FONTS = ["system-ui", "sans-serif"]  # of the visitor's machine
 _STYLE = """
-.shown { width: 100%; border-collapse: collapse }
-.shown th, .shown td { text-align: left; vertical-align: top; padding: .3em .6em; border-bottom: 1px solid #8884 }
-"""
+.captions table.shown { width: 100%; border-collapse: collapse }
+.captions table.shown, .captions table.shown * { border: 0 }
+.captions table.shown :is(th, td) {
+  text-align: left; vertical-align: top; padding: .3em .6em; border-bottom: 1px solid #8884
+}
+.images { height: auto !important }
+.images .grid-wrap { height: auto !important; min-height: 0; max-height: none; overflow-y: auto }
+.images .grid-container { padding-top: 2em; grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) }
+#examples .grid-wrap { max-height: 360px }
+#maps .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) }
+"""  # galleries have as many columns as there is room for, and are as high as their pictures
 
 
 def build_page(exhibition: Exhibition, title: str = TITLE) -> Any:
@@ -125,8 +133,8 @@ def _add_examples(exhibition: Exhibition, image: Any) -> None:
     if examples is None:
         return
     gallery = gradio.Gallery(
-        examples.thumbnails(), label="Or one of these", columns=4, height=180, allow_preview=False, interactive=False,
-        elem_id="examples",
+        examples.thumbnails(), label="Or one of these", allow_preview=False, interactive=False, elem_id="examples",
+        elem_classes="images",
     )  # fmt: skip
 
     def choose(event: gradio.SelectData) -> Any:  # Gradio reads the annotation
@@ -188,7 +196,7 @@ def _add_words(exhibition: Exhibition, given: list[Any]) -> None:
     with gradio.Accordion("Where each word looked", open=False):
         name = gradio.Dropdown(names, value=names[0], label="Captioner", visible=len(names) > 1)
         button, method = gradio.Button("Show", elem_id="words"), gradio.Markdown()
-        gallery = gradio.Gallery(label="Words of the likeliest caption", columns=4, height=560, elem_id="maps")
+        gallery = gradio.Gallery(label="Words of the likeliest caption", elem_id="maps", elem_classes="images")
 
     def show(chosen: str, path: str | None, *settings: Any) -> list[Any]:
         decoding, sentence, image = _given(path, settings)

@@ -26,7 +26,8 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "examples").mkdir()
     Image.effect_mandelbrot((60, 40), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(folder / "picture.png")
-    shutil.copy(folder / "picture.png", folder / "examples" / "one.png")
+    for name in ("one", "two", "three", "four", "five", "six"):
+        shutil.copy(folder / "picture.png", folder / "examples" / f"{name}.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing of a picture")
     (folder / "secret.txt").write_text("hidden words")
     return folder
@@ -79,6 +80,16 @@ def upload(tab, path):
     tab.locator("#picture img").wait_for()
 
 
+def cut_off(tab, gallery) -> list[int]:
+    """The pictures of a gallery that are not in its width as a whole."""
+    box = tab.locator(gallery).bounding_box()
+    boxes = [one.bounding_box() for one in tab.locator(f"{gallery} .gallery-item").all()]
+    assert boxes
+    return [
+        n for n, one in enumerate(boxes) if one["x"] < box["x"] or one["x"] + one["width"] > box["x"] + box["width"]
+    ]
+
+
 def test_upload_and_caption(tab, place, exhibition):
     upload(tab, place / "picture.png")
     tab.locator("#caption").click()
@@ -88,9 +99,12 @@ def test_upload_and_caption(tab, place, exhibition):
         tab.get_by_text(rows[0][0]).filter(visible=True).first.wait_for()
     wide = tab.evaluate("document.documentElement.scrollWidth")
     assert wide <= tab.viewport_size["width"]
+    assert cut_off(tab, "#examples") == []
     tab.get_by_text("Where each word looked").click()
     tab.locator("#words").click()
     tab.get_by_text("What is shown: cross-attention").filter(visible=True).wait_for()
+    tab.locator("#maps .gallery-item img").first.wait_for()
+    assert cut_off(tab, "#maps") == []
     tab.get_by_text("How the sentence becomes clear").click()
     tab.locator("#steps").click()
     last = step_rows(exhibition.denoising[0], open_upload(str(place / "picture.png")), decoding)[-1]
