@@ -2,9 +2,10 @@
 
 On a CPU most of a caption's time is linear layers: of the vision tower, where arithmetic counts, and of the decoder,
 which reads all its weights again for every word, so that their bytes count. `"exact"` lays the weights out for oneDNN
-once, and once more for single rows in layers outside of the tower; captions stay as they are. `"int8"` makes 8-bit
-integers of them, and of what goes into each layer when it runs: a quarter of the bytes, and other captions now and
-then. `benchmarks/bench_fast.py` has the times, and what a trained captioner loses.
+once, and once more for single rows in layers outside of the tower, and makes one layer of those that read the same
+where a captioner says which these are; captions stay as they are. `"int8"` makes 8-bit integers of them, and of what
+goes into each layer when it runs: a quarter of the bytes, and other captions now and then.
+`benchmarks/bench_fast.py` has the times, and what a trained captioner loses.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class PackedLinear(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, in_features) -> (…, out_features)"""
         if self.row_weight is not None and hidden.numel() == self.in_features:
-            return nn.functional.linear(hidden, self.row_weight, self.bias)
+            row = hidden.reshape(-1)
+            found = self.row_weight.mv(row) if self.bias is None else torch.addmv(self.bias, self.row_weight, row)
+            return found.view(*hidden.shape[:-1], -1)
         product = _outside_product if torch.compiler.is_compiling() else _product
         return product(hidden, self.packed, self.bias)
 
@@ -165,6 +168,8 @@ def _replace(model: Any, linear: str) -> None:
     """Put faster layers in the place of those in float32; the tower, if it has another precision, keeps its own."""
     backbone = family_of(model).backbone(model)
     of_tower = set() if backbone is None else set(backbone.modules())
+    if linear == "exact":
+        _join(model)
     for module, name, layer in _linears(model, rounded=linear == "int8"):
         if layer.weight.dtype != torch.float32:
             continue
@@ -172,6 +177,19 @@ def _replace(model: Any, linear: str) -> None:
             setattr(module, name, _quantized(_as_linear(layer)))
         elif layer.weight.numel() >= _FEWEST:
             setattr(module, name, PackedLinear(_as_linear(layer), for_words=layer not in of_tower))
+
+
+def _join(model: nn.Module) -> None:
+    """Make one layer of those that read the same, in modules that say which these are (`same_input`)."""
+    for module in model.modules():
+        names = getattr(type(module), "same_input", ())
+        layers = [getattr(module, name) for name in names]
+        if layers and sum(layer.weight.numel() for layer in layers) >= _FEWEST:
+            weight = torch.cat([layer.weight.detach() for layer in layers])
+            bias = torch.cat([layer.bias.detach() for layer in layers])
+            module.joined = PackedLinear(_linear_of(weight, nn.Parameter(bias)))
+            for name in names:
+                delattr(module, name)
 
 
 def _linears(model: nn.Module, rounded: bool) -> Iterator[tuple[nn.Module, str, Any]]:

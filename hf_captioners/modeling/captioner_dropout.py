@@ -35,8 +35,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Drop numbers of `hidden`, of any shape, in training."""
+        if not self.training:
+            return hidden  # as `nn.Dropout` does, which asks first
         dropped = round(self.p * 2**BITS)
-        if not (self.training and hidden.device.type == "cpu" and 0 < dropped < 2**BITS and values_are_known(hidden)):
+        if not (hidden.device.type == "cpu" and 0 < dropped < 2**BITS and values_are_known(hidden)):
             return super().forward(hidden)
         chance = random_lanes(hidden.numel()).view(hidden.shape)
         mask = torch.empty_like(hidden, memory_format=torch.contiguous_format, requires_grad=False)

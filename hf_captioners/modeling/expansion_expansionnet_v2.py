@@ -130,7 +130,13 @@ class StaticExpansion(nn.Module):
 
 
 class DynamicExpansion(nn.Module):
-    """Expansion of the decoder: each position adds `size` slots conditioned on itself; causal in both directions."""
+    """Expansion of the decoder: each position adds `size` slots conditioned on itself; causal in both directions.
+
+    `joined` is one layer in the place of those of `same_input`, their outputs side by side: it is made for inference,
+    where a word waits for one large layer less long than for five small ones.
+    """
+
+    same_input = ("cond_embed", "key_linear", "class_a_embed", "class_b_embed", "selector_embed")
 
     def __init__(self, d_model: int, size: int, dropout: float, eps: float) -> None:
         super().__init__()
@@ -144,20 +150,30 @@ class DynamicExpansion(nn.Module):
         self.class_a_embed = nn.Linear(d_model, d_model)
         self.class_b_embed = nn.Linear(d_model, d_model)
         self.selector_embed = nn.Linear(d_model, d_model)
+        self.joined: nn.Module | None = None
         self.dropout = nn.Dropout(dropout)
+
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The layers of `same_input`: (R, T, d) to (R, T, d) each; those of the scores are float32."""
+        if self.joined is None:
+            values = self.class_a_embed(hidden), self.class_b_embed(hidden), self.selector_embed(hidden)
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self.cond_embed(hidden), self.key_linear(hidden), *values
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.joined(hidden).chunk(len(self.same_input), dim=-1)
 
     def forward(self, hidden: torch.Tensor, cache: ExpansionCacheLayer | None = None) -> torch.Tensor:
         """Expand `hidden` (R, T, d), the positions that follow those in `cache`. Returns (R, T, d)."""
-        gate = torch.sigmoid(self.selector_embed(hidden))
-        values = self.class_a_embed(hidden), self.class_b_embed(hidden)
+        conditions, keys, positive, negative, selected = self.project(hidden)
+        gate = torch.sigmoid(selected)
         with torch.autocast(hidden.device.type, enabled=False):
-            conditions, keys = self.cond_embed(hidden), self.key_linear(hidden) * self.scale
+            keys = keys * self.scale
             if self.training and self.dropout.p > 0:
                 if cache is not None:
                     raise ValueError("DynamicExpansion: a cache cannot be used with dropout; call model.eval() first.")
-                positive, negative = self._with_dropout(conditions, keys, *values)
+                positive, negative = self._with_dropout(conditions, keys, positive, negative)
             else:
-                positive, negative = self._incremental(conditions, keys, *values, cache)
+                positive, negative = self._incremental(conditions, keys, positive, negative, cache)
         return (gate * positive + (1 - gate) * negative).to(hidden.dtype)
 
     def _with_dropout(

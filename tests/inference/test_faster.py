@@ -101,9 +101,23 @@ def test_layers_that_must_not_be_rounded_are_packed_only(tmp_path):
     packed, rounded = (of_kind("expansionnet_v2", tmp_path)[0] for _ in range(2))
     optimize_for_inference(packed, "exact")
     optimize_for_inference(rounded, "int8")
-    layers = packed.decoders[0].dyn_exp.key_linear, rounded.decoders[0].dyn_exp.key_linear
+    layers = packed.decoders[0].dyn_exp.joined, rounded.decoders[0].dyn_exp.key_linear
     assert isinstance(layers[0], faster.PackedLinear)
     assert isinstance(layers[1], ScoreLinear)
+
+
+def test_layers_of_the_same_input_become_one(tmp_path):
+    plain, packed = (of_kind("expansionnet_v2", tmp_path)[0] for _ in range(2))
+    packed.load_state_dict(plain.state_dict())
+    optimize_for_inference(packed, "exact")
+    expansion, joined = plain.decoders[0].dyn_exp, packed.decoders[0].dyn_exp
+    hidden = torch.randn(2, 3, plain.config.d_model)
+    with torch.no_grad():
+        expected = [getattr(expansion, name)(hidden) for name in expansion.same_input]
+        with torch.autocast("cpu", torch.bfloat16):  # scores are float32 there, too
+            found = joined.project(hidden)
+    torch.testing.assert_close(found, tuple(expected))
+    assert [name for name, _ in joined.named_children() if name in expansion.same_input] == []
 
 
 @pytest.mark.parametrize("kind", [*OURS, "blip", "vision-encoder-decoder"])
