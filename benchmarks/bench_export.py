@@ -13,7 +13,6 @@ With `--greedy-graph` decoding is greedy, and one graph from pictures to words (
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -32,12 +31,16 @@ from hf_captioners.export.writing import FORMATS, write_export
 from hf_captioners.inference.loading import load_captioners
 from hf_captioners.metrics.cider.cider import cider_d
 
-PRECISIONS = {"float32": False, "int8": True}
-LOADED: dict[str, dict[str, dict[str, Any]]] = {
-    "onnx": {"": {}},
-    "openvino": {"": {}, ", in bfloat16": {"config": {"INFERENCE_PRECISION_HINT": "bf16"}}},
+PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "onnx": {"float32": {}, "int8": {"int8": True}},
+    "openvino": {
+        "float32": {},
+        "float32, in bfloat16": {"bf16": True},
+        "int8": {"int8": True},
+        "int8, in bfloat16": {"int8": True, "bf16": True},
+    },
 }
-"""How exports of a format are loaded."""
+"""By format, in which precisions a captioner is exported."""
 
 
 def parse() -> argparse.Namespace:
@@ -102,13 +105,12 @@ def measure(name: str, rows: Any, formats: list[str], greedy: str | None) -> lis
     results = {"torch float32": caption(in_steps(model, decoding), processor, rows)}
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_export(model, processor, "features" if model.config.features_only else "pixels")
-        for export_format, precision in itertools.product(formats, PRECISIONS):
-            out = Path(folder) / f"{export_format}_{precision}"
-            form = greedy if (export_format, precision) == ("onnx", "float32") else None
-            write_export(plan, out, export_format, PRECISIONS[precision], form)
-            for loaded, options in LOADED[export_format].items():
-                exported = ExportedCaptioner.from_pretrained(out, **options)
-                results[f"{export_format} {precision}{loaded}"] = caption(in_steps(exported, decoding), processor, rows)
+        for export_format, precision in [(one, precision) for one in formats for precision in PRECISIONS[one]]:
+            way = f"{export_format} {precision}"
+            out, form = Path(folder) / way, greedy if way == "onnx float32" else None
+            write_export(plan, out, export_format, greedy=form, **PRECISIONS[export_format][precision])
+            exported = ExportedCaptioner.from_pretrained(out)
+            results[way] = caption(in_steps(exported, decoding), processor, rows)
             if form is not None:
                 results[f"onnx float32, one graph ({form})"] = caption(in_one_graph(out), processor, rows)
     first, times = results["torch float32"]

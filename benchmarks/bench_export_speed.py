@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_export import LOADED, PRECISIONS
+from bench_export import PRECISIONS
 from PIL import Image
 
 from hf_captioners import CaptionerImageProcessor
@@ -76,12 +76,10 @@ def exports(model: Any, processor: Any, formats: list[str], folder: Path) -> dic
     plan = plan_export(model, processor, "features" if model.config.features_only else "pixels")
     ways: dict[str, Any] = {"torch float32": model}
     for export_format in formats:
-        for precision, int8 in PRECISIONS.items():
-            out = folder / f"{export_format}_{precision}"
-            write_export(plan, out, export_format, int8)
-            for loaded, options in LOADED[export_format].items():
-                exported = ExportedCaptioner.from_pretrained(out, **options)
-                ways[f"{export_format} {precision}{loaded}"] = exported
+        for precision, options in PRECISIONS[export_format].items():
+            way = f"{export_format} {precision}"
+            write_export(plan, folder / way, export_format, **options)
+            ways[way] = ExportedCaptioner.from_pretrained(folder / way)
     return ways
 
 

@@ -43,6 +43,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--int8", action="store_true", help="8-bit weights: smaller and faster on CPUs; a caption can differ"
     )
     parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="of OpenVINO: compute in bfloat16 on processors that have it, else in float32; a caption can differ",
+    )
+    parser.add_argument(
         "--input", choices=INPUTS, help="what the graphs take: pictures, or cached features (what the captioner sees)"
     )
     parser.add_argument(
@@ -68,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
         from ..export.writing import export_captioner
 
         rows = rows_to_compare(args)
+        lossy = "" if args.force else " ".join(["--int8"] * args.int8 + ["--bf16"] * args.bf16)
         model, processor = load_captioners([args.model], "cpu", "float32", args.trust_remote_code)
         report = export_captioner(
-            model, processor, args.out, args.format, image_input=args.input, int8=args.int8, greedy=args.greedy_graph,
-            accept=quality_check(rows, model, processor, args.int8 and not args.force),
+            model, processor, args.out, args.format, image_input=args.input, int8=args.int8, bf16=args.bf16,
+            greedy=args.greedy_graph, accept=quality_check(rows, model, processor, lossy),
         )  # fmt: skip
     sizes = {f"{name}_bytes": count for name, count in report.num_bytes.items()}
     print(json.dumps({"out_dir": str(args.out), **sizes}))

@@ -11,7 +11,7 @@ from typing import Any
 
 from .common import UsageError, refuse_unread
 
-MOST_LOST = 1.0  # CIDEr-D points that a quantised export may lose, of 100 * CIDEr-D
+MOST_LOST = 1.0  # CIDEr-D points that an export in less than float32 may lose, of 100 * CIDEr-D
 
 
 def add_quality_options(parser: argparse._ActionsContainer) -> None:
@@ -19,8 +19,8 @@ def add_quality_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--annotations",
         metavar="PATH",
-        help="captioned pictures, in any layout that training reads: both are scored on them, and an --int8 export "
-        f"that loses more than {MOST_LOST:g} point of CIDEr-D is refused",
+        help="captioned pictures, in any layout that training reads: both are scored on them, and an --int8 or --bf16 "
+        f"export that loses more than {MOST_LOST:g} point of CIDEr-D is refused",
     )
     parser.add_argument("--image-root", metavar="DIR", help="folder of their pictures")
     parser.add_argument("--split", metavar="NAME", help="of them (default: val, of a folder validation if it has that)")
@@ -53,27 +53,36 @@ def rows_to_compare(args: argparse.Namespace) -> Any:
     return rows
 
 
-def quality_check(rows: Any, model: Any, processor: Any, refuse: bool) -> Callable[[Path], None] | None:
-    """Make what compares an export in a folder with its captioner; see [`compare`]. `None` without rows."""
+def quality_check(rows: Any, model: Any, processor: Any, lossy: str) -> Callable[[Path], None] | None:
+    """Make what compares an export in a folder with its captioner; see [`compare`]. `None` without rows.
+
+    What it makes raises a `UsageError` too if this processor computes in float32 what shall be scored in bfloat16.
+    """
     if rows is None:
         return None
 
     def check(folder: Path) -> None:
-        from ..export import ExportedCaptioner
+        from ..export.runtime import ExportedCaptioner, computes_in_bfloat16
 
-        compare(rows, [model, ExportedCaptioner.from_pretrained(folder)], processor, refuse)
+        exported = ExportedCaptioner.from_pretrained(folder)
+        if "--bf16" in lossy and not computes_in_bfloat16(exported):
+            raise UsageError(
+                "--bf16: this processor has no bfloat16, so that captions can be scored in float32 alone; --force "
+                "writes it anyway"
+            )
+        compare(rows, [model, exported], processor, lossy)
 
     return check
 
 
-def compare(rows: Any, captioners: Sequence[Any], processor: Any, refuse: bool) -> dict[str, float]:
+def compare(rows: Any, captioners: Sequence[Any], processor: Any, lossy: str = "") -> dict[str, float]:
     """Score captions of a captioner and of its export, and say both in a line on stderr.
 
     Args:
         rows (`datasets.Dataset`): with `captions`, and `image` or what else the captioner looks at.
         captioners (`Sequence`): the captioner, and the export.
         processor (`ProcessorMixin`): of both.
-        refuse (`bool`): whether a loss above [`MOST_LOST`] is an error.
+        lossy (`str`, defaults to `""`): options that make a loss above [`MOST_LOST`] an error, as `"--int8"`; none.
 
     Returns:
         `dict[str, float]`: `cider_d` and `exported_cider_d`, 100 times CIDEr-D; `same`, the share of equal captions.
@@ -96,9 +105,9 @@ def compare(rows: Any, captioners: Sequence[Any], processor: Any, refuse: bool) 
     same = sum(one == other for one, other in zip(*written, strict=True)) / len(references)
     result = {"cider_d": scores[0], "exported_cider_d": scores[1], "same": same}
     print(json.dumps({name: round(value, 4) for name, value in result.items()}), file=sys.stderr)
-    if refuse and scores[0] - scores[1] > MOST_LOST:
+    if lossy and scores[0] - scores[1] > MOST_LOST:
         raise UsageError(
-            f"--int8 loses {scores[0] - scores[1]:.2f} points of CIDEr-D on {len(references)} pictures "
+            f"{lossy} loses {scores[0] - scores[1]:.2f} points of CIDEr-D on {len(references)} pictures "
             f"({scores[0]:.2f} to {scores[1]:.2f}), more than {MOST_LOST:g}; --force writes it anyway"
         )
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 FILE = "export.json"
@@ -24,12 +24,15 @@ class Manifest:
             number of captions. Empty of SCD-Net, which does not write word by word.
         starts_with_image (`bool`): whether the graph of the pictures gives the state that captions start from, and the
             scores of their first words.
+        bfloat16 (`bool`, defaults to `False`): whether OpenVINO computes in bfloat16 on processors that have it. Those
+            exported before there was this choice do not.
     """
 
     image_input: str
     step: int
     state: dict[str, list[int]]
     starts_with_image: bool
+    bfloat16: bool = False
 
     def write(self, folder: Path) -> None:
         """Add this to the file that transformers has written.
@@ -53,7 +56,8 @@ class Manifest:
         """
         try:
             content = json.loads(path.read_text("utf-8"))[_KEY]
-            return cls(**{one.name: content[one.name] for one in fields(cls)})
+            given = {one.name: content[one.name] for one in fields(cls) if one.default is MISSING}
+            return cls(**given, bfloat16=bool(content.get("bfloat16")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: describes no captioner exported by `hf-captioners export` (of this version)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from ..captioner_table import CAPTIONERS, captioner_classes
 from ..extras import require
@@ -22,6 +22,9 @@ from .running import stand_in
 from .scdnet_runtime import ExportedScdnet
 from .words_runtime import ExportedGroups, ExportedWords
 
+logger = logging.get_logger(__name__)
+
+PRECISION = "INFERENCE_PRECISION_HINT"  # of OpenVINO
 _MIXINS: dict[type, type] = {SaticForImageCaptioning: ExportedGroups, ScdnetForImageCaptioning: ExportedScdnet}
 
 
@@ -52,9 +55,9 @@ class ExportedCaptioner:
             device (`str` or `torch.device`, *optional*): by default a GPU if ONNX Runtime can use one; of OpenVINO the
                 CPU.
             options: of `transformers.exporters.ExportedModel.from_pretrained`, as `revision`, `subfolder`, `providers`
-                of ONNX Runtime, its `session_options`, or `config` of OpenVINO's compilation, such as
-                `{"INFERENCE_PRECISION_HINT": "bf16"}` in the place of float32. Both use torch's number of threads
-                unless these say another.
+                of ONNX Runtime, its `session_options`, or `config` of OpenVINO's compilation. Both use torch's number
+                of threads unless these say another. An `INFERENCE_PRECISION_HINT` in `config` that is not what the
+                captioner was exported for is used, with a warning.
 
         Returns:
             the captioner, a subclass of its own class
@@ -72,7 +75,9 @@ class ExportedCaptioner:
         manifest = Manifest.read(found)
         if export_format(found) == "openvino":
             require("openvino")
-            options["config"] = {**_exact(str(device or "cpu")), **options.get("config", {})}
+            own = _openvino_settings(str(device or "cpu"), manifest)
+            options["config"] = {**own, **options.get("config", {})}
+            _warn_of_precision(str(source), own[PRECISION], options["config"][PRECISION])
             graphs = ExportedModel.from_pretrained(source, device=device or "cpu", **options)
         else:
             require("onnx", "onnxscript", "onnxruntime")
@@ -116,14 +121,33 @@ def check_providers(chosen: list[str], providers: list[Any] | None, device: Any)
         )
 
 
-def _exact(device: str) -> dict[str, Any]:
-    """Settings with which OpenVINO computes what the graphs say."""
+def _openvino_settings(device: str, manifest: Manifest) -> dict[str, Any]:
+    """Settings with which OpenVINO computes what the graphs say, in the precision that they were exported for."""
     # what they say about their precision is not heeded by every version
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = {PRECISION: "bf16" if manifest.bfloat16 else "f32"}
     if device.lower().startswith("cpu"):
         # 2026.4 takes what it has prepared for one length of past words for another, without AVX-512
         settings |= {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "CPU_RUNTIME_CACHE_CAPACITY": "0"}
     return settings
+
+
+def _warn_of_precision(name: str, exported: str, asked: Any) -> None:
+    asked = asked if isinstance(asked, str) else asked.get_type_name()  # an openvino.Type
+    if asked not in ("f32", exported):
+        logger.warning(
+            f"{name} was exported to be computed in {exported}: in {asked} captions can be others, and worse. "
+            "`hf-captioners export openvino MODEL --bf16 --annotations PATH` scores them in bfloat16 first."
+        )
+
+
+def computes_in_bfloat16(model: Any) -> bool:
+    """Tell whether OpenVINO computes an exported captioner in bfloat16, which needs a processor that has it.
+
+    Args:
+        model: of [`ExportedCaptioner.from_pretrained`], from OpenVINO, for the CPU.
+    """
+    compiled = model.graphs.runners["decoder"].compiled_model
+    return str(compiled.get_property(PRECISION).get_type_name()) == "bf16"
 
 
 def _find(source: str | Path, options: dict[str, Any]) -> tuple[Path, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def export_captioner(
     *,
     image_input: str | None = None,
     int8: bool = False,
+    bf16: bool = False,
     greedy: str | None = None,
     accept: Callable[[Path], None] | None = None,
 ) -> ExportReport:
@@ -67,6 +68,8 @@ def export_captioner(
             itself.
         int8 (`bool`, defaults to `False`): 8-bit integers for the weights of linear layers, and with ONNX for their
             inputs when they run: a quarter of the size, and other in the last digits, which can change a caption.
+        bf16 (`bool`, defaults to `False`): compute in bfloat16 on processors that have it, of OpenVINO alone; this can
+            change a caption, too.
         greedy (`str`, *optional*): also write `greedy.onnx`, one graph from pictures to words: `"loop"`, or
             `"unrolled"` without a `Loop`; see [`~hf_captioners.export.greedy_graph`].
         accept (`Callable[[Path], None]`, *optional*): gets the finished folder before it is put in its place; an error
@@ -90,15 +93,18 @@ def export_captioner(
     """
     target = Path(out_dir).resolve()
     image_input = image_input or ("features" if getattr(model.config, "features_only", False) else "pixels")
-    _check(model, target, export_format, image_input, greedy)
-    return write_export(plan_export(model, processor, image_input), target, export_format, int8, greedy, accept)
+    _check(model, target, export_format, image_input, bf16, greedy)
+    plan = plan_export(model, processor, image_input)
+    return write_export(plan, target, export_format, int8=int8, bf16=bf16, greedy=greedy, accept=accept)
 
 
 def write_export(
     plan: ExportPlan,
     target: Path,
     export_format: str = "onnx",
+    *,
     int8: bool = False,
+    bf16: bool = False,
     greedy: str | None = None,
     accept: Callable[[Path], None] | None = None,
 ) -> ExportReport:
@@ -107,7 +113,7 @@ def write_export(
     Args:
         plan ([`ExportPlan`]): of the captioner.
         target (`Path`): an absolute path, new or an empty folder.
-        export_format, int8, greedy, accept: see [`export_captioner`].
+        export_format, int8, bf16, greedy, accept: see [`export_captioner`].
 
     Returns:
         [`ExportReport`]
@@ -124,7 +130,7 @@ def write_export(
     with working_folder(target.parent, f".{target.name}.", ".new") as folder:
         ExportedModel(components, export_format, config, plan.model.generation_config).save_pretrained(folder)
         plan.processor.save_pretrained(folder)
-        plan.manifest.write(folder)
+        replace(plan.manifest, bfloat16=bf16).write(folder)
         if rule is not None and greedy is not None:
             save_greedy_graph(greedy_graph(components, plan.manifest, rule, greedy), folder)
         names = [*components, *["greedy"] * (greedy is not None)]
@@ -135,7 +141,7 @@ def write_export(
     return ExportReport(target, {name: _count(component) for name, component in components.items()}, sizes)
 
 
-def _check(model: Any, target: Path, export_format: str, image_input: str, greedy: str | None) -> None:
+def _check(model: Any, target: Path, export_format: str, image_input: str, bf16: bool, greedy: str | None) -> None:
     kinds: Any = (*CUTS, ScdnetForImageCaptioning)
     if export_format not in FORMATS:
         raise ExportError(f"export_format must be one of {', '.join(FORMATS)}, not {export_format!r}")
@@ -152,6 +158,8 @@ def _check(model: Any, target: Path, export_format: str, image_input: str, greed
         raise ExportError("a captioner with a tag predictor cannot be exported: its anchors are no part of the graphs")
     if model.dtype != torch.float32:
         raise ExportError(f"the captioner is in {model.dtype}; load it with dtype=torch.float32")
+    if bf16 and export_format != "openvino":
+        raise ExportError("bfloat16 is a choice of OpenVINO: give export_format='openvino'")
     if greedy is not None:
         _check_greedy(model, export_format, greedy)
     check_can_be_made(target)

@@ -130,10 +130,8 @@ def _load_exported(
     from ..export.runtime import ExportedCaptioner
 
     try:
-        if dtype not in ("auto", "float32"):
-            raise ValueError(f"it was exported in float32 or int8 and cannot run in {dtype}")
-        if in_bits:
-            raise ValueError("its precision is that of the export (`hf-captioners export --int8`)")
+        if in_bits or dtype not in ("auto", "float32"):
+            raise ValueError("its precision is that of the export (`hf-captioners export --int8`, for OpenVINO --bf16)")
         model = ExportedCaptioner.from_pretrained(name, device="cpu" if device.type == "cpu" else None)
         return model, load_processor(model, split_name(name)[0], trust_remote_code)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

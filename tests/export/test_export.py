@@ -114,7 +114,7 @@ class TestVerbs:
     def test_quality(self, folder, tiny_captioner_dir, pictures):
         out, int8 = folder
         model, processor = load_captioners([str(tiny_captioner_dir)], "cpu", "float32")
-        found = compare(pictures, [model, ExportedCaptioner.from_pretrained(out)], processor, refuse=False)
+        found = compare(pictures, [model, ExportedCaptioner.from_pretrained(out)], processor)
         assert int8 or (found["same"] == 1 and found["cider_d"] == found["exported_cider_d"])
 
     def test_mistakes(self, folder, tiny_captioner_dir, capfd):
@@ -123,7 +123,7 @@ class TestVerbs:
             (["export", "onnx", out, "--out", out / "again"], "an exported one already"),
             (["push", out, "me/mine", "--dry-run", out / "again"], "and push that one"),
             (["export", "onnx", tiny_captioner_dir, "--out", out], "must be a new or an empty folder"),
-            (["caption", "x.png", "--model", out, "--dtype", "bfloat16"], "float32 or int8 and cannot run in bfloat16"),
+            (["caption", "x.png", "--model", out, "--dtype", "bfloat16"], "its precision is that of the export"),
             (["caption", "x.png", "--model", out, tiny_captioner_dir], "captions alone, in no ensemble"),
         ):
             assert main([*map(str, words)]) == 2
@@ -163,11 +163,29 @@ def test_a_loss_is_refused(tiny_captioner_dir, pictures, monkeypatch, tmp_path, 
     metric = importlib.import_module("hf_captioners.metrics.cider.cider")
     monkeypatch.setattr(metric, "cider_d", lambda *_: SimpleNamespace(corpus={"cider_d": next(scores)}))
     with pytest.raises(UsageError, match=r"loses 150.00 points of CIDEr-D on 3 pictures \(200.00 to 50.00\)"):
-        compare(pictures, [model, model], processor, refuse=True)
-    assert compare(pictures, [model, model], processor, refuse=True)["cider_d"] == 50.5
+        compare(pictures, [model, model], processor, "--int8")
+    assert compare(pictures, [model, model], processor, "--int8")["cider_d"] == 50.5
     words = ["export", "onnx", tiny_captioner_dir, "--out", tmp_path / "new", "--int8", "--force"]
     assert main([*map(str, words)]) == 2
     assert "without --annotations nothing is compared" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("there_is", [True, False])
+def test_bfloat16_is_scored_in_bfloat16_or_refused(
+    there_is, tiny_captioner_dir, pictures, monkeypatch, tmp_path, capfd
+):
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    scores = iter([2.0, 0.5, 2.0, 0.5])
+    metric = importlib.import_module("hf_captioners.metrics.cider.cider")
+    monkeypatch.setattr(metric, "cider_d", lambda *_: SimpleNamespace(corpus={"cider_d": next(scores)}))
+    monkeypatch.setattr("hf_captioners.export.runtime.computes_in_bfloat16", lambda _: there_is)
+    out = tmp_path / "exported"
+    words = [*map(str, ["export", "openvino", tiny_captioner_dir, "--out", out, "--bf16", "--annotations", tmp_path])]
+    assert main(words) == 2
+    said = "--bf16 loses 150.00 points" if there_is else "--bf16: this processor has no bfloat16"
+    assert said in capfd.readouterr().err and not out.exists()
+    assert main([*words, "--force"]) == 0
+    assert json.loads((out / "export.json").read_text())["captioner"]["bfloat16"] is True
 
 
 def test_without_the_libraries(tiny_captioner_dir, tmp_path, monkeypatch, capfd):

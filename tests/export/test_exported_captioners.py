@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from hf_captioners import (
 )
 from hf_captioners.export import ExportedCaptioner, ExportError, export_captioner
 from hf_captioners.export.greedy_graph import GreedyRule
+from hf_captioners.export.manifest import Manifest
+from hf_captioners.export.runtime import PRECISION
 from hf_captioners.export.writing import write_export
 
 WORDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
@@ -145,6 +149,37 @@ class TestOpenVino(ExportedCaptionerContract):
         runner = pair[1].graphs.runners["decoder"]
         assert runner.compiled_model.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
+    def test_bfloat16_is_chosen_when_exporting(self, pair, plan, tmp_path, monkeypatch):
+        import openvino
+
+        asked, said = [], []
+        compile_model = openvino.Core.compile_model
+        monkeypatch.setattr(
+            openvino.Core,
+            "compile_model",
+            lambda core, model, device, config: asked.append(config[PRECISION]) or compile_model(core, model, device),
+        )
+        monkeypatch.setattr("hf_captioners.export.runtime.logger.warning", said.append)
+        write_export(plan, tmp_path / "bfloat16", "openvino", bf16=True)
+        exact = pair[1].name_or_path
+        for folder, config, precision in (
+            (tmp_path / "bfloat16", {}, "bf16"),
+            (tmp_path / "bfloat16", {PRECISION: "f32"}, "f32"),
+            (exact, {}, "f32"),
+        ):
+            ExportedCaptioner.from_pretrained(folder, config=config)
+            assert asked == [precision] * 2 and not said
+            asked.clear()
+        for value in ("bf16", openvino.Type.bf16):
+            ExportedCaptioner.from_pretrained(exact, config={PRECISION: value})
+            assert "was exported to be computed in f32: in bf16 captions can be others" in said.pop()
+
+    def test_exports_before_this_choice_are_in_float32(self, pair, tmp_path):
+        content = json.loads((Path(pair[1].name_or_path) / "export.json").read_text("utf-8"))
+        del content["captioner"]["bfloat16"]
+        (tmp_path / "export.json").write_text(json.dumps(content))
+        assert Manifest.read(tmp_path / "export.json") == pair[1].manifest
+
     def test_weights_are_integers(self, pair, plan, tmp_path):
         pytest.importorskip("nncf", reason="needs the extra openvino")
         write_export(plan, tmp_path / "int8", "openvino", int8=True)
@@ -166,6 +201,7 @@ def test_refusals(tmp_path):
         (new_satic(), {"greedy": "tree"}, "greedy must be one of loop, unrolled, not 'tree'"),
         (new_satic(), {"greedy": "loop", "export_format": "openvino"}, "a greedy graph is an ONNX graph"),
         (new_satic(), {"export_format": "coreml"}, "export_format must be one of onnx, openvino, not 'coreml'"),
+        (new_satic(), {"bf16": True}, "bfloat16 is a choice of OpenVINO"),
         (new_satic(), {"image_input": "pixels"}, "reads features and sees no pixels"),
         (new_satic().half(), {}, "is in torch.float16; load it with dtype=torch.float32"),
         (new_satic(), {"image_input": "words"}, "image_input must be one of pixels, features, not 'words'"),
