@@ -1,12 +1,14 @@
 """Ways to caption faster on a CPU: what they gain at released sizes, and what a trained captioner loses by them.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_fast.py speed
+    OMP_NUM_THREADS=1 python benchmarks/bench_fast.py words
     OMP_NUM_THREADS=1 python benchmarks/bench_fast.py quality runs/expansionnet_v2 \\
         --annotations flickr8k_mini/dataset_karpathy.json --image-root flickr8k_mini/images
 
-`speed` has random weights and one picture at a time (SATIC: 36 regions), and words of a given number. Every ratio is of
-two times of this one run, taken in turns: processor time of this process, the best of `--repeats`. `quality` captions
-the pictures of a split with the captioner's own decoding in every way: identical captions, their CIDEr-D, milliseconds.
+`speed` has random weights and one picture at a time (SATIC: 36 regions), and words of a given number. Every ratio is
+of two times of this one run, taken in turns: processor time of this process, the best of `--repeats`. `words` is the
+decoder alone, of pictures that are encoded already. `quality` captions the pictures of a split with the captioner's
+own decoding in every way: identical captions, their CIDEr-D, milliseconds.
 """
 
 from __future__ import annotations
@@ -55,6 +57,24 @@ RELEASED: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "satic": (SaticForImageCaptioning, SaticConfig, {"features_only": True}),
 }
 REGIONS = 36
+EXPANSIONNET = ("expansionnet_v2", {"features_only": True, "feature_size": 1536}, 144)
+CLIP_GPT2 = ("clip_gpt2", {"features_only": True, "feature_size": 512}, 1)
+DICO = ("dico", {"features_only": True, "feature_size": 1024}, 257)
+# what is measured: the captioner, what it differs in from the released one, tokens of a picture; pictures, beams
+WORDS: dict[str, tuple[tuple[str, dict[str, Any], int], int, int]] = {
+    "ExpansionNet v2, greedy, batch 1": (EXPANSIONNET, 1, 1),
+    "ExpansionNet v2, 5 beams, batch 1": (EXPANSIONNET, 1, 5),
+    "ExpansionNet v2, 5 beams, batch 4": (EXPANSIONNET, 4, 5),
+    "ExpansionNet v2, 5 beams, batch 16": (EXPANSIONNET, 16, 5),
+    "CLIP-GPT2, greedy, batch 1": (CLIP_GPT2, 1, 1),
+    "CLIP-GPT2, 5 beams, batch 1": (CLIP_GPT2, 1, 5),
+    "DiCO, greedy, batch 1": (DICO, 1, 1),
+    "DiCO, 5 beams, batch 1": (DICO, 1, 5),
+    **{
+        f"SATIC, greedy, batch 10, K = {size}": (("satic", {"group_size": size}, REGIONS), 10, 1)
+        for size in (1, 2, 4, 6)
+    },
+}
 
 
 def released(kind: str, sizes: dict[str, Any]) -> Any:
@@ -110,6 +130,31 @@ def measure_speed(args: argparse.Namespace) -> None:
             print(f"| {kind} | {way} | {' | '.join(cells)} |", flush=True)
 
 
+def measure_words(args: argparse.Namespace) -> None:
+    """The table of the decoders alone."""
+    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s), {args.tokens} words")
+    print("| case | float32, ms | exact, ms | ratio | int8, ms | ratio |\n|---|---|---|---|---|---|")
+    for case, ((kind, settings, tokens), pictures, beams) in WORDS.items():
+        if not any(name in case for name in args.cases):
+            continue
+        models = variants(released(kind, {**settings, **args.sizes}))
+        size = models["float32"].config.feature_size
+        with torch.inference_mode():
+            encoded = models["float32"].encode_images(image_features=torch.randn(pictures, tokens, size))
+            options = {"encoder_outputs": encoded, "num_beams": beams, "max_new_tokens": args.tokens}
+            length = models["float32"].generate(**options).shape[1]
+            if length != 1 + args.tokens:
+                raise SystemExit(
+                    f"{case}: captions of {length - 1} words and not of {args.tokens}; take another number"
+                )
+            took = in_turns(models, args.repeats, methodcaller("generate", **options))
+        cells = [f"{took['float32']:.1f}"]
+        cells += [
+            cell for way in ("exact", "int8") for cell in (f"{took[way]:.1f}", f"{took['float32'] / took[way]:.2f}")
+        ]
+        print(f"| {case} | {' | '.join(cells)} |", flush=True)
+
+
 def measure_quality(args: argparse.Namespace) -> None:
     """The table of what a trained captioner loses."""
     rows = load_karpathy(args.annotations, args.image_root, args.split)
@@ -138,11 +183,15 @@ def main() -> None:
     parts = parser.add_subparsers(required=True)
     speed = parts.add_parser("speed", help="at released sizes, with random weights")
     speed.add_argument("--systems", nargs="+", choices=RELEASED, default=list(RELEASED))
-    speed.add_argument("--sizes", type=json.loads, default={}, metavar="JSON", help="fields of the configuration "
-                       "in the place of the released ones")  # fmt: skip
-    speed.add_argument("--tokens", type=int, default=20, help="words to write (default: 20)")
-    speed.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts (default: 3)")
     speed.set_defaults(run=measure_speed)
+    words = parts.add_parser("words", help="the decoder alone, from random encoded pictures")
+    words.add_argument("--cases", nargs="+", default=[""], metavar="TEXT", help="cases whose names have one of these")
+    words.set_defaults(run=measure_words)
+    for one in (speed, words):
+        one.add_argument("--sizes", type=json.loads, default={}, metavar="JSON", help="fields of the configuration in "
+                         "the place of the released ones")  # fmt: skip
+        one.add_argument("--tokens", type=int, default=20, help="words to write (default: 20)")
+        one.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts (default: 3)")
     quality = parts.add_parser("quality", help="of trained captioners")
     quality.add_argument("models", nargs="+", help="folders of captioners")
     quality.add_argument("--annotations", required=True, help="JSON in Karpathy's layout")
@@ -151,7 +200,7 @@ def main() -> None:
     quality.add_argument("--limit", type=int, metavar="N", help="only the first pictures")
     quality.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
     quality.set_defaults(run=measure_quality)
-    for one in (speed, quality):
+    for one in (speed, words, quality):
         one.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 WORD_BITS = 32
-WORD_MASK = (1 << WORD_BITS) - 1
 CAPTIONS_AT_ONCE = 16_384  # words are split and looked up in pieces, so that millions of captions fit in memory
 
 
@@ -156,12 +155,12 @@ def count_ngrams(words: Words, group: np.ndarray, groups: int, n: int) -> Iterat
     group_of_node = np.arange(groups)
     for order in range(n):
         start = np.flatnonzero(remaining > order)
-        key, start = _sorted(pack(node[start], words.word[start + order]), start)
+        key, bits, start = _sorted(node[start], words.word[start + order], start)
         is_new = changes(key)
         number = np.cumsum(is_new) - 1
         node[start] = number
         entry = np.flatnonzero(is_new | changes(owner[start]))
-        parent, word = unpack(key[is_new])
+        parent, word = unpack(key[is_new], bits)
         group_of_node = group_of_node[parent]
         count = np.diff(entry, append=len(start))
         yield Level(parent, word, group_of_node, number[entry], owner[start[entry]], count)
@@ -176,24 +175,29 @@ def number_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         `tuple[np.ndarray, np.ndarray]`: int64 of shape (different keys,) and (n,).
     """
-    ordered, position = _sorted(keys, np.arange(len(keys)))
+    ordered, bits, position = _sorted(*unpack(keys), np.arange(len(keys)))
     is_new = changes(ordered)
     number = np.empty(len(keys), np.int64)
     number[position] = np.cumsum(is_new) - 1
-    return ordered[is_new], number
+    return pack(*unpack(ordered[is_new], bits)), number
 
 
-def _sorted(key: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys in ascending order, equal ones in that of their starts, and the starts."""
-    parent, word = unpack(key)
-    bits = [int(part.max(initial=0)).bit_length() for part in (parent, word, start)]
-    if sum(bits) > 63:
+def _sorted(parent: np.ndarray, word: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Keys in ascending order, equal ones in that of their starts, the bits of a word in these keys, and the starts."""
+    bits = [int(part.max(initial=0)).bit_length() for part in (word, start)]
+    if int(parent.max(initial=0)).bit_length() + sum(bits) > 63:
+        key = pack(parent, word)
         by_key = np.argsort(key, kind="stable")
-        return key[by_key], start[by_key]
+        return key[by_key], WORD_BITS, start[by_key]
     # all three in one integer: sorting numbers is several times as fast as sorting their positions
-    packed = np.sort(((parent << bits[1] | word) << bits[2]) | start)
-    parent_and_word = packed >> bits[2]
-    return pack(parent_and_word >> bits[1], parent_and_word & ((1 << bits[1]) - 1)), packed & ((1 << bits[2]) - 1)
+    packed = parent << bits[0]
+    packed |= word
+    packed <<= bits[1]
+    packed |= start
+    packed.sort()
+    start = packed & ((1 << bits[1]) - 1)
+    packed >>= bits[1]
+    return packed, bits[0], start
 
 
 def build_tree(ngrams: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -248,7 +252,8 @@ def find(keys: np.ndarray, parent: np.ndarray, word: np.ndarray) -> np.ndarray:
     node = np.full(len(parent), -1)
     rows = np.flatnonzero(parent >= 0)
     # a search for sorted keys reads neighbouring memory: ten times as fast
-    queries, rows = _sorted(pack(parent[rows], word[rows]), rows)
+    key, bits, rows = _sorted(parent[rows], word[rows], rows)
+    queries = pack(*unpack(key, bits))
     at = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
     is_node = keys[at] == queries
     node[rows[is_node]] = at[is_node]
@@ -260,9 +265,9 @@ def pack(parent: np.ndarray, word: np.ndarray) -> np.ndarray:
     return (parent << WORD_BITS) | word
 
 
-def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Parents and words of keys."""
-    return keys >> WORD_BITS, keys & WORD_MASK
+def unpack(keys: np.ndarray, bits: int = WORD_BITS) -> tuple[np.ndarray, np.ndarray]:
+    """Parents and words of keys, in which a word has that many bits."""
+    return keys >> bits, keys & ((1 << bits) - 1)
 
 
 def changes(values: np.ndarray) -> np.ndarray:

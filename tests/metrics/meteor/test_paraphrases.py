@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hf_captioners.metrics.meteor.paraphrases import MeteorDataError, ParaphraseTable, load_paraphrases
-from hf_captioners.metrics.ngrams import WORD_BITS, WORD_MASK
+from hf_captioners.metrics.ngrams import unpack
 
 PAIRS = [("a lot of", "many"), ("a lot of", "much"), ("many", "a lot of"), ("café", "bar"), ("dog", "canine friend")]
 
@@ -26,8 +26,8 @@ def write(path, pairs):
 def paraphrases_of(table):
     """Phrase -> its paraphrases, in their order."""
     texts = [""]
-    for key in table.keys[1:].tolist():
-        texts.append(f"{texts[key >> WORD_BITS]} {table.words[key & WORD_MASK]}".strip())
+    for parent, word in zip(*map(np.ndarray.tolist, unpack(table.keys[1:])), strict=True):
+        texts.append(f"{texts[parent]} {table.words[word]}".strip())
     others = [texts[node] for node in table.paraphrases.tolist()]
     return {
         text: others[start:end]
