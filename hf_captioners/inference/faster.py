@@ -60,6 +60,14 @@ class PackedLinear(nn.Module):
         _check_stays(fn)
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and other processes: oneDNN's layout has no storage that torch could copy."""
+        return _packed, (self.packed.to_dense(), self.bias, self.row_weight is not None)
+
+
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None, for_words: bool) -> PackedLinear:
+    return PackedLinear(_linear_of(weight, None if bias is None else nn.Parameter(bias)), for_words)
+
 
 def _product(hidden: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """A linear layer of weights in oneDNN's layout."""
@@ -157,7 +165,10 @@ def _check_linears(model: Any, linear: str) -> None:
         raise AdapterError(
             "faster linear layers are for a captioner without adapters; merge them first (merge_and_unload)."
         )
-    weights = [layer.weight for _, _, layer in _linears(model, rounded=False)]
+    # those of a tower with a precision of its own keep it
+    of_tower = _tower_modules(model)
+    layers = [layer for _, _, layer in _linears(model, rounded=False)]
+    weights = [layer.weight for layer in layers if layer not in of_tower or layer.weight.dtype == torch.float32]
     strange = next((one for one in weights if one.device.type != "cpu" or one.dtype != torch.float32), None)
     if not weights or strange is not None:
         found = "the captioner has none" if strange is None else f"these are {strange.dtype} on {strange.device}"
@@ -166,8 +177,7 @@ def _check_linears(model: Any, linear: str) -> None:
 
 def _replace(model: Any, linear: str) -> None:
     """Put faster layers in the place of those in float32; the tower, if it has another precision, keeps its own."""
-    backbone = family_of(model).backbone(model)
-    of_tower = set() if backbone is None else set(backbone.modules())
+    of_tower = _tower_modules(model)
     if linear == "exact":
         _join(model)
     for module, name, layer in _linears(model, rounded=linear == "int8"):
@@ -177,6 +187,11 @@ def _replace(model: Any, linear: str) -> None:
             setattr(module, name, _quantized(_as_linear(layer)))
         elif layer.weight.numel() >= _FEWEST:
             setattr(module, name, PackedLinear(_as_linear(layer), for_words=layer not in of_tower))
+
+
+def _tower_modules(model: Any) -> set[nn.Module]:
+    backbone = family_of(model).backbone(model)
+    return set() if backbone is None else set(backbone.modules())
 
 
 def _join(model: nn.Module) -> None:

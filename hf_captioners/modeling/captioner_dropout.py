@@ -67,6 +67,6 @@ def draw_masks_faster(model: nn.Module) -> None:
     Args:
         model (`nn.Module`): changed in place; its numbers without dropout stay what they are.
     """
-    for name, module in list(model.named_modules()):
+    for name, module in list(model.named_modules(remove_duplicate=False)):  # one may have several parents
         if type(module) is nn.Dropout and name:
             model.set_submodule(name, Dropout(module.p, module.inplace))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 
 import pytest
@@ -163,6 +165,29 @@ def test_the_tower_alone_in_bfloat16(kind, tmp_path):
         expected = model.encode_images(image_features=features.float())
     assert features.dtype == torch.bfloat16
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+
+
+@pytest.mark.parametrize("linear", ["exact", "int8"])
+def test_a_tower_in_bfloat16_first_and_other_layers_later(linear, tmp_path):
+    (at_once, inputs), (in_turn, _) = of_kind("expansionnet_v2", tmp_path), of_kind("expansionnet_v2", tmp_path)
+    in_turn.load_state_dict(at_once.state_dict())
+    optimize_for_inference(at_once, linear, torch.bfloat16)
+    optimize_for_inference(in_turn, backbone_dtype=torch.bfloat16)
+    optimize_for_inference(in_turn, linear)
+    expected, found = (written(model, inputs, max_new_tokens=6) for model in (at_once, in_turn))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("linear", ["exact", "int8"])
+@pytest.mark.parametrize("kind", ["expansionnet_v2", "clip_gpt2"])
+def test_copies_and_other_processes(kind, linear, tmp_path):
+    model, inputs = of_kind(kind, tmp_path)
+    optimize_for_inference(model, linear)
+    expected = written(model, inputs, max_new_tokens=6)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(written(copied, inputs, max_new_tokens=6), expected)
+        with pytest.raises(ValueError, match="save the one it was made of"):
+            copied.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

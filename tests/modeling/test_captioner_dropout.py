@@ -89,3 +89,10 @@ def test_dropouts_of_transformers_too():
     other = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.2), nn.AlphaDropout(0.2)))
     draw_masks_faster(other)
     assert isinstance(other[1][0], Dropout) and other[1][0].p == 0.2 and type(other[1][1]) is nn.AlphaDropout
+
+
+def test_a_dropout_of_two_parents():
+    shared = nn.Dropout(0.3)
+    model = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared))
+    draw_masks_faster(model)
+    assert [type(part[0]) for part in model] == [Dropout, Dropout]
