@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 _INT8_LAYERS = ["MatMul", "Gemm"]
+_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # else ONNX Runtime advises to prepare what is folded here
 
 
 def to_onnx(graph: nn.Module, inputs: dict[str, torch.Tensor], dynamic_shapes: dict[str, Any]) -> ExportedComponent:
@@ -46,6 +47,7 @@ def to_onnx(graph: nn.Module, inputs: dict[str, torch.Tensor], dynamic_shapes: d
     module: Any = graph  # any module will do
     program, metadata = OnnxExporter().export_program(module, dict(inputs), config)
     _fold(program)
+    program.metadata_props[_PREPARED[0]] = _PREPARED[1]
     metadata.export_config = {"opset_version": OPSET, "int8": False}
     return ExportedComponent(program, metadata)
 

@@ -17,6 +17,7 @@ from .greedy_graph import FORMS, GreedyRule, greedy_graph, save_greedy_graph
 from .onnx_graph import quantized, to_onnx
 from .openvino_graph import compressed, to_openvino
 from .planning import ExportPlan, plan_export
+from .silence import silence
 
 INPUTS = ("pixels", "features")
 FORMATS = {"onnx": (to_onnx, quantized), "openvino": (to_openvino, compressed)}
@@ -122,9 +123,10 @@ def write_export(
 
     trace, in_bits = FORMATS[export_format]
     rule = None if greedy is None else GreedyRule.of(plan.model, plan.inputs["encoder"])
-    components = dict(plan.traced(trace))
-    if int8:
-        components = {name: in_bits(component, plan.inputs[name]) for name, component in components.items()}
+    with silence():
+        components = dict(plan.traced(trace))
+        if int8:
+            components = {name: in_bits(component, plan.inputs[name]) for name, component in components.items()}
     config = copy.deepcopy(plan.model.config)
     config.architectures = [type(plan.model).__name__]
     with working_folder(target.parent, f".{target.name}.", ".new") as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,20 @@ class TestVerbs:
         ):
             assert main([*map(str, words)]) == 2
             assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("export_format", "options", "library"),
+    [("onnx", ["--int8", "--greedy-graph"], "onnxscript"), ("openvino", ["--int8"], "nncf")],
+)
+def test_libraries_say_nothing(export_format, options, library, tiny_captioner_dir, tmp_path):
+    pytest.importorskip(library)
+    words = ["export", export_format, str(tiny_captioner_dir), "--out", "exported", *options]
+    command = [sys.executable, "-m", "hf_captioners", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["out_dir"] == "exported"
 
 
 def test_over_the_hub(tiny_plan, tiny_captioner_dir, pictures, tmp_path, monkeypatch, capfd):
