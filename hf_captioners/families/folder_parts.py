@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..modeling.captioner_adapters import nor_on_hub
+
 _PARTS = {  # of a captioner's folder: patterns of file names, and what to do where there is none
     "configuration (config.json)": (
         ("config.json", "adapter_config.json"),
@@ -35,7 +37,7 @@ def missing_part(folder: Path, of_processor: bool = False) -> str | None:
         `str` or `None`: `None` if nothing is known to be missing.
     """
     if not folder.is_dir():
-        return None if folder.exists() else "there is no such folder, nor can it be had from the Hub"
+        return None if folder.exists() else f"there is no such folder{nor_on_hub(str(folder))}"
     for part, (patterns, advice) in list(_PARTS.items())[2 if of_processor else 0 :]:
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             return f"the folder has no {part}; {advice}"

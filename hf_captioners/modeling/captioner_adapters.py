@@ -26,6 +26,11 @@ def may_be_on_hub(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
+def nor_on_hub(name: str) -> str:
+    """Addition to the message about a folder that is not there, where its name could be one of the Hub."""
+    return ", nor can it be had from the Hub" if may_be_on_hub(name) else ""
+
+
 class AdapterError(ValueError):
     """Adapters whose captioner is not there. The message names both."""
 
@@ -83,10 +88,9 @@ def absent_base(folder: str | os.PathLike[str], base: str) -> str:
         folder (`str` or `os.PathLike`): of the adapters.
         base (`str`): what they belong to.
     """
-    hub = ", nor can it be had from the Hub" if may_be_on_hub(base) else ""
     return (
         f"{folder}: the adapters belong to {base}: there is no such folder of a captioner, neither from here nor from "
-        f"the adapters{hub}; set base_model_name_or_path in its {ADAPTER_CONFIG_NAME}."
+        f"the adapters{nor_on_hub(base)}; set base_model_name_or_path in its {ADAPTER_CONFIG_NAME}."
     )
 
 

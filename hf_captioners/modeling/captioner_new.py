@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from typing_extensions import Self
 
+from .captioner_adapters import nor_on_hub
 from .captioner_hub import HubOutOfReachError
 from .captioner_trust import RemoteCodeError, foreign_code, load_pretrained, refuse_kernels
 from .image_processing_captioner import CaptionerImageProcessor
@@ -95,7 +96,7 @@ def loading_problem(source: Any, error: OSError) -> str:
     if isinstance(error, HubOutOfReachError):
         return said
     if not Path(str(source)).exists():
-        absent = "there is no such file or folder, nor can it be had from the Hub"
+        absent = f"there is no such file or folder{nor_on_hub(str(source))}"
         return f"{absent}: {said}" if "gated" in said or "token" in said else absent
     lacking = _LACKING.search(said)
     return f"the folder has no {lacking[1]}" if lacking else said

@@ -127,7 +127,7 @@ def test_missing_picture(arguments, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--model", "{tmp}/none", "could be loaded: there is no such file or folder, nor can it be had"),
+        ("--model", "{tmp}/none", "could be loaded: there is no such file or folder"),
         ("--annotations", "{tmp}/none.json", "file of captions not found: "),
         ("--annotations", "{tmp}/images/0.png", "0.png: line 1: not UTF-8"),
         ("--image-root", "{tmp}/none", "no such folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 import hf_captioners
 from hf_captioners.cli.main import main
+from hf_captioners.families.folder_parts import missing_part
 from hf_captioners.families.loading import load_processor
 from hf_captioners.modeling.captioner_adapters import AdapterError, base_of
 from hf_captioners.modeling.captioner_trust import load_pretrained
@@ -143,3 +145,9 @@ class TestRefusals:
             assert base_of(source) is None
         shutil.copytree(tmp_path / "runs/captioner", tmp_path / "runs/adapters", dirs_exist_ok=True)
         assert base_of("runs/adapters") is None
+
+
+def test_only_what_may_be_on_the_hub_is_said_to_be_absent_there(tmp_path):
+    for path in (tmp_path / "none", Path("a/b/none"), Path("../none")):
+        assert missing_part(path) == "there is no such folder"
+    assert missing_part(Path("no/such")) == "there is no such folder, nor can it be had from the Hub"
