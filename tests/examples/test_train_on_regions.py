@@ -15,6 +15,7 @@ from contracts import colour_detector
 from hf_captioners import BottomUpConfig, BottomUpForRegionFeatures, BottomUpImageProcessor, FeatureStore, pipeline
 from hf_captioners.cli.main import main
 from hf_captioners.data.drawn.world import write_sample_world
+from hf_captioners.hub.facts import read_facts
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_satic.py"
 TRAINING = {
@@ -65,7 +66,9 @@ def test_drawn_pictures(tmp_path):
     run = train(tmp_path, SMALL, annotations=data["annotations"], features=tmp_path / "store")
     width = json.loads((run / "config.json").read_text())["feature_size"]
     assert width == BottomUpForRegionFeatures.from_pretrained(detector).config.feature_size + 5
-    (tested,) = (row for row in json.loads(data["annotations"].read_text())["images"] if row["split"] == "test")
+    rows = {row["split"]: row for row in json.loads(data["annotations"].read_text())["images"]}
+    tested = rows["test"]
+    assert [sample.image for sample in read_facts(run).samples] == [rows["val"]["filename"]]  # no number of a picture
     seen = pipeline(model=run, detector=detector)(str(world / "images" / tested["filename"]))
     assert seen == pipeline(model=run)(store[tested["imgid"]])
 

@@ -89,7 +89,7 @@ def _captioned(trainer: Any) -> list[tuple[str, SheetItem]]:
     items = []
     for caption, row in zip(captions, undecoded(some), strict=True):
         image = row.get("image")
-        name = Path(file_name(image) or str(row["image_id"])).name
+        name = Path(file_name(image) or row.get("file_name") or str(row["image_id"])).name
         source = (image["path"] if image["bytes"] is None else image["bytes"]) if isinstance(image, dict) else image
         items.append((name, SheetItem(source, caption, row["captions"])))
     return items
