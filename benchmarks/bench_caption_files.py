@@ -1,18 +1,21 @@
 """Captioning picture files from end to end: what it costs beside the model, and whether memory stays flat.
 
     python benchmarks/bench_caption_files.py speed --sizes small released
+    python benchmarks/bench_caption_files.py features --sizes small released
     python benchmarks/bench_caption_files.py memory --pictures 36000
 
 `speed` compares what `hf-captioners caption --out` does (find, open, decode and preprocess files, generate, write
 records) with the bare loop of `generate` over the same pictures, preprocessed beforehand, in the same batches. Both run
 in turn, and each ratio is of two runs that follow each other; 1 would be no cost at all. On a CPU the model and the
-opening of files share the cores, and process time tells what is spent in all. `memory` captions so many files and tells
+opening of files share the cores, and process time tells what is spent in all. `features` is the same for `hf-captioners
+features` and the bare loop of the vision tower. `memory` captions so many files and tells
 the memory of the process as they go by. Pictures are drawn, weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import resource
@@ -26,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -42,6 +46,7 @@ from hf_captioners import (
 from hf_captioners.demo.quickstart import small_captioner
 from hf_captioners.inference.caption_run import CaptionRun
 from hf_captioners.inference.captioning import caption_rows
+from hf_captioners.inference.extract_features import FeatureExtractor, write_features
 from hf_captioners.inference.image_archives import image_rows
 from hf_captioners.inference.image_files import find_images
 from hf_captioners.modeling.processing_captioner import open_row, prepare_rows
@@ -119,8 +124,8 @@ def generation(args: argparse.Namespace) -> dict[str, Any]:
     return {"num_beams": args.num_beams, "min_new_tokens": args.tokens, "max_new_tokens": args.tokens}
 
 
-def compare(args: argparse.Namespace, size: str, root: Path) -> list[tuple[Times, Times]]:
-    """Times of the bare loop and of the whole, in turn."""
+def compare_captioning(args: argparse.Namespace, size: str, root: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The bare loop of `generate`, and captioning as a whole."""
     model, processor = captioner(size)
     model.to(args.device)
     folder, options = root / size, generation(args)
@@ -128,19 +133,40 @@ def compare(args: argparse.Namespace, size: str, root: Path) -> list[tuple[Times
     rows = [open_row(processor, {"image": path}) for path in find_images(folder)]
     chunks = [rows[start : start + args.batch_size] for start in range(0, len(rows), args.batch_size)]
     batches = [prepare_rows(processor, chunk).to(args.device) for chunk in chunks]
-    runs = []
-    for turn in range(args.repeats + 1):
-        bare = timed(partial(bare_loop, model, batches, options))
-        whole = caption(model, processor, folder, root / f"{size}-{turn}.jsonl", args.batch_size, options)
-        runs.append((bare, timed(partial(deque, whole, maxlen=0))))
-    return runs[1:]  # the first does not count
+    turns = itertools.count()
+
+    def whole() -> None:
+        out = root / f"{size}-{next(turns)}.jsonl"
+        deque(caption(model, processor, folder, out, args.batch_size, options), maxlen=0)
+
+    return partial(bare_loop, model, batches, options), whole
+
+
+def compare_features(args: argparse.Namespace, size: str, root: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The bare loop of the vision tower, and writing features as a whole."""
+    model, processor = captioner(size)
+    extractor = FeatureExtractor(model.to(args.device), processor.image_processor)
+    draw(root / size, args.pictures, PICTURES[size])
+    paths = list(find_images(root / size))
+    dataset = datasets.Dataset.from_dict({"image_id": range(len(paths)), "image": list(map(str, paths))})
+    dataset = dataset.cast_column("image", datasets.Image())
+    pixels = prepare_rows(processor, [{"image": path} for path in paths])["pixel_values"]
+    turns = itertools.count()
+
+    def bare() -> None:
+        for batch in pixels.split(args.batch_size):
+            extractor(batch).cpu()
+
+    return bare, lambda: write_features(extractor, dataset, root / f"{size}-{next(turns)}", batch_size=args.batch_size)
 
 
 def speed(args: argparse.Namespace, root: Path) -> str:
-    """The table of `speed`."""
-    lines = ["| size | batch | pictures a second | of bare `generate`, clock | process |", "|---|---|---|---|---|"]
+    """The table of `speed` or `features`: each round is a bare run and a whole one; the first does not count."""
+    compare, what = {"speed": (compare_captioning, "generate"), "features": (compare_features, "tower")}[args.measure]
+    lines = [f"| size | batch | pictures a second | of bare `{what}`, clock | process |", "|---|---|---|---|---|"]
     for size in args.sizes:
-        runs = compare(args, size, root)
+        both = compare(args, size, root)
+        runs = [tuple(map(timed, both)) for _ in range(args.repeats + 1)][1:]
         clock = median(bare.clock / whole.clock for bare, whole in runs)
         process = median(bare.process / whole.process for bare, whole in runs)
         rate = args.pictures / median(whole.clock for _, whole in runs)
@@ -182,7 +208,7 @@ def memory(args: argparse.Namespace, root: Path) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measure", choices=("speed", "memory"))
+    parser.add_argument("measure", choices=("speed", "features", "memory"))
     parser.add_argument(
         "--sizes", nargs="+", choices=PICTURES, default=["small"], help="of the captioner (default: small)"
     )
@@ -202,7 +228,7 @@ def main() -> None:
         f"{args.num_beams} beams, {args.tokens} words"
     )
     with tempfile.TemporaryDirectory() as folder:
-        print({"speed": speed, "memory": memory}[args.measure](args, Path(folder)))
+        print((memory if args.measure == "memory" else speed)(args, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -164,12 +164,34 @@ class _Images(Dataset[tuple[ImageId, "Tensor | str"]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[ImageId, Tensor | str]:
-        row = self.rows[index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[ImageId, Tensor | str]]:
+        """A batch, prepared in one call; PyTorch's `DataLoader` asks for it by this name."""
+        columns = self.rows[indices]
+        images = [self._open(image) for image in columns["image"]]
+        opened = [image for image in images if not isinstance(image, str)]
         try:
-            image = open_for_processor(row["image"], self.image_processor)
-            return row["image_id"], self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+            prepared = iter(self._prepare(opened) if opened else ())
+        except (ValueError, OSError):  # of one of them, or they are of different sizes
+            prepared = iter([self._prepare_alone(image) for image in opened])
+        found = [image if isinstance(image, str) else next(prepared) for image in images]
+        return list(zip(columns["image_id"], found, strict=True))
+
+    def _open(self, source: Any) -> Any:
+        try:
+            return open_for_processor(source, self.image_processor)
         except (ValueError, OSError) as error:
-            return row["image_id"], str(error)
+            return str(error)
+
+    def _prepare(self, images: list[Any]) -> Any:
+        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+
+    def _prepare_alone(self, image: Any) -> Tensor | str:
+        try:
+            return self._prepare([image])[0]
+        except (ValueError, OSError) as error:
+            return str(error)
 
 
 def write_features(

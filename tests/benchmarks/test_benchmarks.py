@@ -61,6 +61,7 @@ def logs_again():
 
 # further tables of the same benchmarks
 OTHER_RUNS = [
+    ("bench_caption_files", "features --pictures 3 --batch-size 2 --repeats 1"),
     ("bench_fast", f"words --cases SATIC --tokens 2 --repeats 1 --sizes {SATIC}"),
     ("bench_reward_training", "--only dico --small --repeats 1 --dico-images 2 --beams 2 --length 4"),
 ]
