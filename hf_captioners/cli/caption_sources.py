@@ -119,13 +119,12 @@ def _sources_of_stream(args: argparse.Namespace) -> tuple[Sources, int | None]:
     if args.paths:
         raise UsageError("give paths or --dataset, one of them")
     with needed():
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
+        from ..data.captions.captioned import load_named
 
     from ..inference.image_streams import ImageStream
 
-    with mistakes(ValueError, OSError, DatasetsError):
-        rows = load_dataset(args.dataset, args.dataset_config, split=args.split or "train", streaming=True)
+    with mistakes(ValueError):
+        rows = load_named(args.dataset, args.dataset_config, args.split, streaming=True)
         try:
             stream = ImageStream(rows, args.image_column, args.id_column, share_of_process())
         except ValueError as error:

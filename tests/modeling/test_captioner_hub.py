@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
+from functools import partial
 
 import pytest
 from contracts.loopback_hub import LoopbackHub
 from huggingface_hub import constants
 from transformers import AutoConfig
 
+from hf_captioners.cli.main import main
 from hf_captioners.cli.training.captioner_arguments import CaptionerArguments, load_captioner
+from hf_captioners.data.captions.captioned import load_named, split_names
 from hf_captioners.inference.loading import CaptionerLoadError, load_captioners
 from hf_captioners.modeling import captioner_hub
 from hf_captioners.modeling.captioner_hub import HubOutOfReachError, at_once
@@ -37,6 +41,14 @@ def test_all_loading_by_name_is_refused_at_once(out_of_reach):
         load_captioner(CaptionerArguments(model="no/such"))
     with pytest.raises(ValueError, match=f"backbone='no/such': {SAID}"):
         load_captioner(CaptionerArguments(model_type="satic", backbone="no/such"), [{"captions": ["a dog"] * 5}])
+
+
+def test_data_sets_by_name_are_refused_at_once(out_of_reach, capsys):
+    for load in (load_named, partial(load_named, streaming=True), split_names):
+        with pytest.raises(ValueError, match=f"^no/such: {SAID}"):
+            load("no/such")
+    assert main(["caption", "--model", "x", "--dataset", "no/such"]) == 2
+    assert re.search(f"no/such: {SAID}", capsys.readouterr().err)
 
 
 def test_other_errors_and_folders_stay_as_they_are(out_of_reach, tmp_path):

@@ -20,6 +20,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ...extras import of_extra
+from ...modeling.captioner_hub import at_once
 from ..bad_rows import BadRows
 from ..image_check import read_header
 from ..row_stream import BUFFER_SIZE, RowStream
@@ -329,7 +330,8 @@ def load_named(
     >>> load_named("nlphuji/flickr30k", split="test")  # doctest: +SKIP
     ```
     """
-    with _reading(name):
+    # a builder of datasets, such as "parquet", is no name of the Hub
+    with _reading(name), at_once(name if data_files is None else None):
         return datasets.load_dataset(
             os.fspath(name), config, data_files=data_files, split=split or "train", streaming=streaming
         )
@@ -337,7 +339,7 @@ def load_named(
 
 def split_names(name: str | os.PathLike[str], config: str | None = None) -> list[str]:
     """The names of the splits of a data set; arguments and errors are those of [`load_named`]."""
-    with _reading(name):
+    with _reading(name), at_once(name):
         return list(datasets.get_dataset_split_names(os.fspath(name), config))
 
 
