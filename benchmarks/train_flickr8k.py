@@ -21,8 +21,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,6 +32,7 @@ from flickr8k import (
     Run,
     add_arguments,
     call,
+    caption_for_student,
     caption_test_images,
     choose_images,
     options_of,
@@ -90,11 +89,7 @@ def satic(args: argparse.Namespace) -> Iterator[TrainedRun]:
     teacher = TrainedRun(args, "satic_teacher", "satic/flickr8k_mini_teacher.yaml", backbone=backbone)
     yield teacher
     captions = teacher.folder / "captions_of_train.jsonl"
-    if not captions.exists():
-        command = ["caption", "--model", teacher.captioner, "--annotations", args.annotations, "--split", "train"]
-        command += ["--features", teacher.features, "--num-beams", 5, "--num-return-sequences", 5, "--batch-size", 50]
-        program = [sys.executable, "-m", "hf_captioners", *map(str, command)]
-        captions.write_bytes(subprocess.run(program, stdout=subprocess.PIPE, check=True).stdout)
+    caption_for_student(teacher.captioner, args.annotations, teacher.features, captions)
     student = {"model": teacher.captioner, "distilled": captions}
     for size in args.group_sizes:
         recipe = "satic/flickr8k_mini_student.yaml"
