@@ -105,7 +105,7 @@ def _add_backbone_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--backbone-dtype", choices=DTYPES, help="precision that it computes in (default: that of its weights)"
     )
-    group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (%(default)s)")
+    group.add_argument("--num-workers", type=count, default=0, help="processes that read pictures (default: threads)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add_trust_option(group)
 

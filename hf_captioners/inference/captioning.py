@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias, TypedDict
@@ -22,10 +20,8 @@ from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_image_source import describe_source
 from ..modeling.processing_captioner import move_images, open_row, prepare_images
 from .image_files import is_url
+from .opening_threads import MOST_WORKERS, idle_cores, short_turns
 
-MOST_WORKERS = 4
-_TURN = 1e-4
-"""Seconds for which a thread that opens images may keep Python to itself; Python's own are 5e-3."""
 _Row: TypeAlias = Mapping[str, Any]
 
 
@@ -101,19 +97,6 @@ def caption_rows(
     return _records(Captioner(model, processor, options), rows, batch_size, num_workers)
 
 
-def idle_cores(device: torch.device) -> int:
-    """Processor cores for other work than a model's: those that its threads leave, at least one, at most 4.
-
-    Args:
-        device (`torch.device`): of the model.
-
-    Returns:
-        `int`
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - (torch.get_num_threads() if device.type == "cpu" else 0), 1), MOST_WORKERS)
-
-
 class Captioner:
     """A model with its processor and generation options: rows or model inputs to captions.
 
@@ -174,7 +157,7 @@ def _records(
     pool = ThreadPoolExecutor(num_workers or MOST_WORKERS, thread_name_prefix="open_image")
     plural = "num_return_sequences" in captioner.options
     try:
-        with _short_turns:
+        with short_turns:
             for slices in _open_ahead(pool, captioner, rows, batch_size, num_workers):
                 names = [name for part in slices for name in part.names]
                 outcomes = _caption_slices(captioner, slices)
@@ -184,34 +167,6 @@ def _records(
                 yield from (_record(name, outcome, plural) for name, outcome in zip(names, outcomes, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class _ShortTurns:
-    """The model's thread asks for Python between any two operations; let it wait less for those that open images.
-
-    Python has one such time for all threads: the last of several runs to end gives the usual one back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs = 0
-        self._usual = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._runs == 0:
-                self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._usual, _TURN))
-            self._runs += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._runs -= 1
-            if self._runs == 0:
-                sys.setswitchinterval(self._usual)
-
-
-_short_turns = _ShortTurns()
 
 
 def name_of(row: _Row) -> CaptionRecord:
