@@ -37,6 +37,7 @@ OF_BENCHMARKS = {
     "satic/flickr8k_mini_teacher.yaml": "xe",
     "starter/1_xe.yaml": "xe",
     "starter/2_scst.yaml": "scst",
+    "starter/distilled_xe.yaml": "xe",
 }
 TRANSLATED = {"report_to", "tau"}  # into other values, when the options are checked
 LISTS = {"features"}  # options of several values, of which a recipe may give one
