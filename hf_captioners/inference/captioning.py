@@ -7,11 +7,11 @@ not affected.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias, TypedDict
+from contextlib import closing
+from functools import partial
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 
@@ -20,7 +20,7 @@ from ..modeling.captioner_image_io import ImageError
 from ..modeling.captioner_image_source import describe_source
 from ..modeling.processing_captioner import move_images, open_row, prepare_images
 from .image_files import is_url
-from .opening_threads import MOST_WORKERS, idle_cores, short_turns
+from .opening_threads import MOST_WORKERS, idle_cores, opened_ahead
 
 _Row: TypeAlias = Mapping[str, Any]
 
@@ -144,29 +144,24 @@ class Captioner:
         return [captions[start : start + per_image] for start in range(0, len(captions), per_image)]
 
 
-class _Slice(NamedTuple):
-    """A part of a batch that a thread opens: names of its rows, and the rows to be, or why they cannot be opened."""
-
-    names: list[CaptionRecord]
-    rows: Future[list[_Row | ImageError]]
-
-
 def _records(
     captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int | None
 ) -> Iterator[CaptionRecord]:
-    pool = ThreadPoolExecutor(num_workers or MOST_WORKERS, thread_name_prefix="open_image")
     plural = "num_return_sequences" in captioner.options
-    try:
-        with short_turns:
-            for slices in _open_ahead(pool, captioner, rows, batch_size, num_workers):
-                names = [name for part in slices for name in part.names]
-                outcomes = _caption_slices(captioner, slices)
-                if captioner.fault is not None and not captioner.has_worked:
-                    raise captioner.fault
-                captioner.fault = None
-                yield from (_record(name, outcome, plural) for name, outcome in zip(names, outcomes, strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    usual = idle_cores(captioner.model.device)
+
+    def workers(batch: Sequence[_Row]) -> int:
+        return num_workers or (MOST_WORKERS if any(map(_is_far, batch)) else usual)
+
+    batches = opened_ahead(rows, batch_size, partial(_opened, captioner), workers, num_workers or MOST_WORKERS)
+    with closing(batches):
+        for slices in batches:
+            names = [name_of(row) for part, _ in slices for row in part]
+            outcomes = _caption_slices(captioner, slices)
+            if captioner.fault is not None and not captioner.has_worked:
+                raise captioner.fault
+            captioner.fault = None
+            yield from (_record(name, outcome, plural) for name, outcome in zip(names, outcomes, strict=True))
 
 
 def name_of(row: _Row) -> CaptionRecord:
@@ -204,35 +199,15 @@ def _opened(captioner: Captioner, rows: Sequence[_Row]) -> list[_Row | ImageErro
     return opened
 
 
-def _open_ahead(
-    pool: ThreadPoolExecutor, captioner: Captioner, rows: Iterable[_Row], batch_size: int, num_workers: int | None
-) -> Iterator[list[_Slice]]:
-    """Batches, in a slice for each thread, while those of the next batch are being opened."""
-    remaining, usual = iter(rows), idle_cores(captioner.model.device)
-    ahead: list[_Slice] = []
-    while batch := list(itertools.islice(remaining, batch_size)):
-        workers = num_workers or (MOST_WORKERS if any(map(_is_far, batch)) else usual)
-        size = -(-batch_size // workers)
-        slices = [batch[start : start + size] for start in range(0, len(batch), size)]
-        current, ahead = (
-            ahead,
-            [_Slice([*map(name_of, part)], pool.submit(_opened, captioner, part)) for part in slices],
-        )
-        if current:
-            yield current
-    if ahead:
-        yield ahead
-
-
 def _is_far(row: _Row) -> bool:
     """Tell whether the image of a row comes from a server, for which a thread waits."""
     image = row.get("image")
     return isinstance(image, str) and is_url(image)
 
 
-def _caption_slices(captioner: Captioner, slices: list[_Slice]) -> list[list[str] | ImageError]:
+def _caption_slices(captioner: Captioner, slices: list[Any]) -> list[list[str] | ImageError]:
     """The captions of each row of a batch, or why it has none. Empties the batch, to free the images."""
-    opened = [row for part in slices for row in part.rows.result()]
+    opened: list[_Row | ImageError] = [row for _, rows in slices for row in rows.result()]
     slices.clear()
     captions = iter(_caption_opened(captioner, [row for row in opened if not isinstance(row, ImageError)]))
     return [row if isinstance(row, ImageError) else next(captions) for row in opened]

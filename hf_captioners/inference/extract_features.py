@@ -8,7 +8,6 @@ are named and noted in the store, and the rest go on; an interrupted run continu
 import logging
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +35,7 @@ from ..modeling.configuration_captioner import CaptionerConfig
 from ..modeling.image_processing_captioner import open_for_processor
 from .device import choose_device
 from .digests import settings_sha256, weights_sha256
-from .opening_threads import idle_cores, short_turns
+from .opening_threads import idle_cores, opened_ahead
 
 with of_extra():
     import datasets
@@ -252,33 +251,23 @@ def write_features(
     with FeatureWriter(out_dir, dtype=dtype, shard_bytes=shard_bytes, metadata=extractor.metadata()) as writer:
         todo = [index for index, image_id in enumerate(ids) if image_id not in writer]
         images = _Images(rows.select(todo), extractor.image_processor)
-        device = extractor.model.device
-        loader = (
-            DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list)
-            if num_workers
-            else _opened_ahead(images, batch_size, idle_cores(device))
-        )
+        batches = _batches(images, batch_size, num_workers, extractor.model.device)
         with progress(total=len(ids), initial=len(ids) - len(todo), desc="features", unit="image") as bar:
-            for batch in loader:
+            for batch in batches:
                 errors |= _add_batch(writer, extractor, batch)
                 bar.update(len(batch))
     store = FeatureStore(out_dir)
     return FeatureSummary(str(store.folder), len(store), len(todo) - len(errors), store.num_bytes, errors)
 
 
-def _opened_ahead(images: _Images, batch_size: int, workers: int) -> Iterator[list[tuple[ImageId, Tensor | str]]]:
-    """Batches, in a slice for each thread, while the backbone works on the one before."""
-    size = -(-batch_size // workers)
-    ahead: list[Future[Any]] = []
-    with short_turns, ThreadPoolExecutor(workers, thread_name_prefix="open_image") as pool:
-        for start in range(0, len(images), batch_size):
-            batch = range(start, min(start + batch_size, len(images)))
-            slices = [list(batch[first : first + size]) for first in range(0, len(batch), size)]
-            current, ahead = ahead, [pool.submit(images.__getitems__, part) for part in slices]
-            if current:
-                yield [image for part in current for image in part.result()]
-        if ahead:
-            yield [image for part in ahead for image in part.result()]
+def _batches(images: _Images, batch_size: int, num_workers: int, device: torch.device) -> Iterator[list[Any]]:
+    """Pictures prepared by processes, or by threads on idle cores."""
+    if num_workers:
+        yield from DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list)
+        return
+    workers = idle_cores(device)
+    for slices in opened_ahead(range(len(images)), batch_size, images.__getitems__, lambda batch: workers):
+        yield [image for _, opened in slices for image in opened.result()]
 
 
 def _add_batch(
