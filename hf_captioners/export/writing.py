@@ -129,6 +129,7 @@ def write_export(
             components = {name: in_bits(component, plan.inputs[name]) for name, component in components.items()}
     config = copy.deepcopy(plan.model.config)
     config.architectures = [type(plan.model).__name__]
+    target.parent.mkdir(parents=True, exist_ok=True)
     with working_folder(target.parent, f".{target.name}.", ".new") as folder:
         ExportedModel(components, export_format, config, plan.model.generation_config).save_pretrained(folder)
         plan.processor.save_pretrained(folder)

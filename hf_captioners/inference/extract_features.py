@@ -227,7 +227,7 @@ def write_features(
 
     Raises:
         FeatureError: `out_dir` has features of another backbone, preprocessing or dtype.
-        ValueError: The dataset lacks a column or has an image twice.
+        ValueError: The dataset lacks a column or has an image twice, or `batch_size` is below 1.
 
     Example:
 
@@ -239,6 +239,8 @@ def write_features(
 
     ```
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
     absent = {"image", "image_id"} - set(dataset.column_names)
     if absent:
         raise ValueError(f"the dataset has no column {' and no column '.join(sorted(absent))}; expected both")

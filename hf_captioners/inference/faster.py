@@ -48,7 +48,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, in_features) -> (…, out_features)"""
-        if self.row_weight is not None and hidden.numel() == self.in_features:
+        hidden = hidden.float()  # under autocast it may be shorter
+        if self.row_weight is not None and hidden.numel() == self.in_features == hidden.shape[-1]:
             row = hidden.reshape(-1)
             found = self.row_weight.mv(row) if self.bias is None else torch.addmv(self.bias, self.row_weight, row)
             return found.view(*hidden.shape[:-1], -1)

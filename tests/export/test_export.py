@@ -60,7 +60,7 @@ def pictures(tmp_path):
 class TestVerbs:
     @pytest.fixture(scope="class", params=[False, True], ids=["float32", "int8"])
     def folder(self, request, tiny_plan, tiny_captioner_dir, tmp_path_factory):
-        out = tmp_path_factory.mktemp("verbs") / "onnx"
+        out = tmp_path_factory.mktemp("verbs") / "new" / "onnx"  # neither is there
         with pytest.MonkeyPatch.context() as patch:  # traced once for both
             patch.setattr("hf_captioners.export.writing.plan_export", lambda *_: tiny_plan)
             words = ["export", "onnx", str(tiny_captioner_dir), "--out", str(out), "--greedy-graph"]

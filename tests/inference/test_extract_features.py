@@ -207,6 +207,9 @@ class TestRefused:
     def test_dataset(self, swin_dir, pictures, tmp_path):
         extractor = FeatureExtractor.from_pretrained(swin_dir, "cpu")
         rows = rows_of(pictures)
+        for size in (0, -1):
+            with pytest.raises(ValueError, match=f"batch_size={size} must be 1 or more"):
+                write_features(extractor, rows, tmp_path / "out", batch_size=size)
         with pytest.raises(ValueError, match="the dataset has no column image_id"):
             write_features(extractor, rows.remove_columns("image_id"), tmp_path / "out")
         with pytest.raises(ValueError, match="4 rows but 3 different values of image_id"):

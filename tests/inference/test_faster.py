@@ -99,6 +99,17 @@ def test_a_packed_layer_of_one_row_and_of_several(features, shape, for_words):
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_a_packed_layer_under_autocast_and_of_another_width():
+    packed = faster.PackedLinear(nn.Linear(6, 9))
+    hidden = torch.randn(3, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = packed(hidden.bfloat16())
+    torch.testing.assert_close(found.float(), packed(hidden.bfloat16().float()), atol=2e-2, rtol=2e-2)
+    for shape in ((2, 3), (3, 5)):
+        with pytest.raises(RuntimeError):
+            packed(torch.randn(shape))
+
+
 def test_layers_that_must_not_be_rounded_are_packed_only(tmp_path):
     packed, rounded = (of_kind("expansionnet_v2", tmp_path)[0] for _ in range(2))
     optimize_for_inference(packed, "exact")

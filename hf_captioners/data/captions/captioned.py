@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import reprlib
+import tarfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -343,9 +345,16 @@ def split_names(name: str | os.PathLike[str], config: str | None = None) -> list
         return list(datasets.get_dataset_split_names(os.fspath(name), config))
 
 
+# what `datasets` raises about scripts of data sets, empty files and damaged archives has no class of its own
+_FAULTS = (
+    *(OSError, ValueError, RuntimeError, StopIteration, tarfile.TarError, zipfile.BadZipFile),
+    *(datasets.exceptions.DatasetsError, pyarrow.ArrowException),
+)
+
+
 @contextmanager
 def _reading(name: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{name}: {error}") from error
+    except _FAULTS as error:
+        raise ValueError(f"{name}: {error or f'it has nothing to read ({type(error).__name__})'}") from error

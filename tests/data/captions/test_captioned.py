@@ -60,6 +60,24 @@ def test_parquet_through_load_dataset(tmp_path):
         load_named(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("script/script.py", b"", "[Ss]cripts are no longer supported"),
+        ("empty/train.jsonl", b"", ""),
+        ("broken/train.tar", b"no archive" * 100, ""),
+        ("broken/train.zip", b"no archive" * 100, ""),
+    ],
+)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_data_sets_that_datasets_cannot_read(file, content, said, streaming, tmp_path):
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path.parent}: .*{said}"):
+        load_named(path.parent, streaming=streaming)
+
+
 MISTAKES = {
     "no captions": ({"image": ["a"], "x": [1]}, {}, r"mine: no column of captions .*its columns are 'image', 'x'"),
     "no picture": ({"photo": ["a"], "text": ["a"]}, {}, r"mine: no column 'image'; .* name one by --image_column"),
