@@ -41,7 +41,7 @@ class Dropout(nn.Dropout):
         if not (hidden.device.type == "cpu" and 0 < dropped < 2**BITS and values_are_known(hidden)):
             return super().forward(hidden)
         chance = random_lanes(hidden.numel()).view(hidden.shape)
-        # as numbers of 8 bits, with which torch multiplies three times as fast as with booleans, and which are kept
+        # numbers of 8 bits, which are kept for the gradient: torch multiplies with them faster than with booleans
         mask = (chance >= dropped - 2 ** (BITS - 1)).view(torch.int8)
         return (hidden * mask).mul_(2**BITS / (2**BITS - dropped))
 
