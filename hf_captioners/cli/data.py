@@ -22,7 +22,7 @@ examples:
   hf-captioners data check dataset_coco.json --image-root coco
   hf-captioners data check my_pictures --json > report.json
   hf-captioners data check "shards/{000000..000113}.tar"
-  hf-captioners data check --dataset nlphuji/flickr30k
+  hf-captioners data check --dataset org/name
   hf-captioners data export dataset_flickr8k.json --image-root images --out flickr8k
   hf-captioners data export my_pictures --out me/my-pictures --private"""
 

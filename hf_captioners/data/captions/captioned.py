@@ -329,7 +329,7 @@ def load_named(
 
     ```python
     >>> from hf_captioners.data.captions.captioned import load_named
-    >>> load_named("nlphuji/flickr30k", split="test")  # doctest: +SKIP
+    >>> load_named("org/name", split="test")  # doctest: +SKIP
     ```
     """
     # a builder of datasets, such as "parquet", is no name of the Hub
